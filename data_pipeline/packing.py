@@ -1,0 +1,181 @@
+"""Tokenised documents to training rows: sentence pairs as in BERT and TinyBERT, or full sentences.
+
+A row is one sequence with its special tokens, and the position where its second segment begins
+(its length where there is none). The pair algorithm is that of Devlin et al. 2019 (BERT), with
+TinyBERT's settings; every draw comes from the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from data_pipeline.vocabulary import Vocabulary
+
+Document = list[list[int]]  # token ids of each sentence
+
+
+@dataclass
+class MaskingConfig:
+    """Tokens replaced before training (80 % mask, 10 % random, 10 % kept).
+
+    Args:
+        probability: Share of tokens chosen; 0 masks none.
+        most: At most so many a row.
+        at_least_one: Choose one token even at probability 0, as the TinyBERT code does.
+    """
+
+    probability: float = 0.0
+    most: int = 20
+    at_least_one: bool = False
+
+
+@dataclass
+class PackingConfig:
+    """How sentences become rows.
+
+    Args:
+        method: `pairs` (two segments, the second one random half of the time),
+            `contiguous_pairs` (always the true next segment) or `full` (one segment).
+        max_length: Longest row in tokens, special tokens included.
+        short_probability: Share of pair rows that aim at a random shorter length.
+        masking: Masking of the input; none by default.
+    """
+
+    method: Literal["pairs", "contiguous_pairs", "full"] = "pairs"
+    max_length: int = 128
+    short_probability: float = 0.1
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+
+
+class Row(NamedTuple):
+    """One training sequence: ids with special tokens, and where the second segment begins."""
+
+    ids: list[int]
+    boundary: int
+
+
+def pack(
+    documents: list[Document],
+    config: PackingConfig,
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+) -> Iterator[Row]:
+    """Pack a window of documents into rows, all draws from `rng`."""
+    if config.method == "full":
+        rows = _full_rows(documents, config.max_length, vocabulary)
+    else:
+        rows = _pair_rows(documents, config, vocabulary, rng)
+    masking = config.masking
+    if masking.probability == 0 and not masking.at_least_one:
+        return rows
+    return (mask_row(row, masking, vocabulary, rng) for row in rows)
+
+
+def _full_rows(documents: list[Document], max_length: int, vocabulary: Vocabulary) -> Iterator[Row]:
+    room = max_length - 2
+    for document in documents:
+        current: list[int] = []
+        for sentence in document:
+            if current and len(current) + len(sentence) > room:
+                yield _single(current, vocabulary)
+                current = []
+            current = current + sentence
+            while len(current) > room:
+                yield _single(current[:room], vocabulary)
+                current = current[room:]
+        if current:
+            yield _single(current, vocabulary)
+
+
+def _single(tokens: list[int], vocabulary: Vocabulary) -> Row:
+    return Row([vocabulary.cls, *tokens, vocabulary.sep], len(tokens) + 2)
+
+
+def _pair_rows(
+    documents: list[Document],
+    config: PackingConfig,
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+) -> Iterator[Row]:
+    room = config.max_length - 2 - vocabulary.separators_between
+    contiguous = config.method == "contiguous_pairs" or len(documents) < 2
+    ends = np.cumsum([len(document) for document in documents])
+    for index, document in enumerate(documents):
+        position = 0
+        while position < len(document):
+            target = room
+            if rng.random() < config.short_probability:
+                target = int(rng.integers(2, room + 1))
+            chunk, taken = _take_chunk(document, position, target)
+            first_end = int(rng.integers(1, len(chunk))) if len(chunk) > 1 else 1
+            first = [token for sentence in chunk[:first_end] for token in sentence]
+            if not contiguous and (len(chunk) == 1 or rng.random() < 0.5):
+                other = _other_document(index, ends, rng)
+                second = _random_segment(documents[other], target - len(first), rng)
+                taken = first_end  # sentences that the random segment displaced are used again
+            else:
+                second = [token for sentence in chunk[first_end:] for token in sentence]
+            position += taken
+            _truncate(first, second, room, rng)
+            yield _join(first, second, vocabulary)
+
+
+def _take_chunk(document: Document, position: int, target: int) -> tuple[Document, int]:
+    """Sentences from `position` on until they reach `target` tokens, and how many they are."""
+    length, end = 0, position
+    while end < len(document) and length < target:
+        length += len(document[end])
+        end += 1
+    return document[position:end], end - position
+
+
+def _other_document(index: int, ends: np.ndarray, rng: np.random.Generator) -> int:
+    """A document other than `index`, drawn in proportion to its number of sentences."""
+    begin = ends[index - 1] if index else 0
+    draw = rng.integers(0, ends[-1] - (ends[index] - begin))
+    if draw >= begin:
+        draw += ends[index] - begin
+    return int(np.searchsorted(ends, draw, side="right"))
+
+
+def _random_segment(document: Document, target: int, rng: np.random.Generator) -> list[int]:
+    start = int(rng.integers(0, len(document)))
+    segment: list[int] = []
+    for sentence in document[start:]:
+        segment = segment + sentence
+        if len(segment) >= target:
+            break
+    return segment
+
+
+def _truncate(first: list[int], second: list[int], room: int, rng: np.random.Generator) -> None:
+    """Drop a token of the longer side, from a random end, until both fit."""
+    while len(first) + len(second) > room:
+        longer = first if len(first) > len(second) else second
+        longer.pop(0 if rng.random() < 0.5 else -1)
+
+
+def _join(first: list[int], second: list[int], vocabulary: Vocabulary) -> Row:
+    if not second:
+        return _single(first, vocabulary)
+    head = [vocabulary.cls, *first, *[vocabulary.sep] * vocabulary.separators_between]
+    return Row([*head, *second, vocabulary.sep], len(head))
+
+
+def mask_row(row: Row, config: MaskingConfig, vocabulary: Vocabulary, rng: np.random.Generator) -> Row:
+    """Mask a row's ordinary tokens as in BERT: 80 % mask, 10 % random token, 10 % unchanged."""
+    ids = np.array(row.ids)
+    ordinary = np.flatnonzero((ids != vocabulary.cls) & (ids != vocabulary.sep))
+    count = min(config.most, round(len(ids) * config.probability), len(ordinary))
+    if config.at_least_one and len(ordinary):
+        count = max(count, 1)
+    chosen = rng.permutation(ordinary)[:count]
+    draw = rng.random(count)
+    ids[chosen[draw < 0.8]] = vocabulary.mask
+    replaced = chosen[draw >= 0.9]
+    ids[replaced] = rng.integers(0, vocabulary.size, len(replaced))
+    return Row(ids.tolist(), row.boundary)

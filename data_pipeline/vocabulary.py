@@ -1,0 +1,115 @@
+"""The tokenizer of a model folder, its special tokens, and a fingerprint to compare folders by.
+
+Only the `tokenizers` library is needed for a folder with a `tokenizer.json`, so checks at the
+start of a job stay fast; older folders (`vocab.txt` alone) go through `transformers`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from data_pipeline.model_folder import model_folder
+
+SPECIAL = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
+ALIASES = {"cls_token": "bos_token", "sep_token": "eos_token"}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A fast tokenizer with the ids of its special tokens."""
+
+    tokenizer: Tokenizer
+    cls: int
+    sep: int
+    pad: int
+    mask: int
+    unk: int
+    size: int
+    fingerprint: str
+
+    @property
+    def separators_between(self) -> int:
+        """How many separators stand between two segments: 1 in BERT, 2 in RoBERTa."""
+        return self.tokenizer.num_special_tokens_to_add(True) - 2
+
+
+@cache
+def load_vocabulary(folder: str) -> Vocabulary:
+    """Read the tokenizer in `folder`. Raises ValueError where there is none that can be used."""
+    path = Path(model_folder(folder))
+    tokenizer = _read_tokenizer(path)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    names = _special_names(path)
+    ids = {}
+    for key in SPECIAL:
+        name = names.get(key) or names.get(ALIASES.get(key, ""))
+        token = tokenizer.token_to_id(name) if name else None
+        if token is None:
+            raise ValueError(f"{folder}: the tokenizer has no {key}; an encoder's tokenizer is needed")
+        ids[key] = token
+    entries = tokenizer.get_vocab(with_added_tokens=True)
+    identity = json.dumps([sorted(entries.items()), [ids[key] for key in SPECIAL]])
+    return Vocabulary(
+        tokenizer=tokenizer,
+        cls=ids["cls_token"],
+        sep=ids["sep_token"],
+        pad=ids["pad_token"],
+        mask=ids["mask_token"],
+        unk=ids["unk_token"],
+        size=max(entries.values()) + 1,
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
+    )
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if (path / "tokenizer.json").is_file():
+        try:
+            return Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exception on a malformed file
+            raise ValueError(f"{path}/tokenizer.json can't be read: {error}") from None
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(f"{path}: no tokenizer.json or vocabulary file there; give a model folder")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path)).backend_tokenizer
+
+
+def _special_names(path: Path) -> dict[str, str]:
+    """Names of the special tokens; BERT's where the folder does not say."""
+    names = {key: f"[{key.removesuffix('_token').upper()}]" for key in SPECIAL}
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (path / file).is_file():
+            continue
+        for key, value in json.loads((path / file).read_text(encoding="utf-8")).items():
+            content = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(content, str):
+                names[key] = content
+    return names
+
+
+def copy_tokenizer(source: str, target: Path) -> None:
+    """Put the tokenizer's files of the model `source` into the folder `target`."""
+    source = model_folder(source)
+    for name in TOKENIZER_FILES:
+        if os.path.isfile(os.path.join(source, name)):
+            shutil.copyfile(os.path.join(source, name), target / name)

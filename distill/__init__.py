@@ -1,0 +1,1 @@
+"""Everything that trains: teacher, student, objective, engine, and the jobs made of them."""

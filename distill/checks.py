@@ -1,0 +1,225 @@
+"""What each job refuses before it starts: read from files alone, without torch, nothing written.
+
+Every check raises ValueError with one line: what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data_pipeline.model_folder import model_folder
+from data_pipeline.order import CorpusReader
+from data_pipeline.shards import read_manifest
+from data_pipeline.tasks import TaskConfig, check_labels, label_set, read_examples
+from data_pipeline.vocabulary import load_vocabulary
+from distill.layer_map import layer_map
+from distill.settings import (
+    EngineConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    GeneralConfig,
+    ObjectiveConfig,
+    StageConfig,
+    StudentConfig,
+    TaskDistillConfig,
+)
+
+
+def check_general(config: GeneralConfig, processes: int) -> None:
+    """Refuse a general run that can't work."""
+    teacher = model_config(config.teacher.path, "teacher")
+    student = check_student(config.student, config.teacher.path)
+    check_stage("stage", config.stage, config.engine, processes)
+    check_objective("stage", config.stage.objective, student, teacher, ("attention", "hidden"))
+    manifest = read_manifest(config.shards)
+    if manifest.vocabulary != load_vocabulary(config.teacher.path).fingerprint:
+        raise ValueError(
+            f"shards: {config.shards} was made with another vocabulary than the teacher's, "
+            f"{config.teacher.path}; run pregenerate with --tokenizer {config.teacher.path}"
+        )
+    longest = min(positions(teacher), positions(student))
+    if manifest.max_length > longest:
+        raise ValueError(
+            f"shards: {config.shards} holds rows of {manifest.max_length} tokens and the models "
+            f"take {longest}; run pregenerate with --packing.max_length {longest}"
+        )
+    CorpusReader(config.shards, config.stage.batch_size, config.seed, 0, processes)
+
+
+def check_finetune(config: FinetuneConfig, processes: int) -> None:
+    """Refuse a fine-tuning that can't work."""
+    base = model_config(config.model, "model")
+    model = check_student(config.shape, config.model) if config.shape else base
+    check_stage("stage", config.stage, config.engine, processes)
+    check_terms("stage", config.stage.objective, ("labels",))
+    check_task(config.task, own_labels(base), positions(model), config.stage.batch_size)
+
+
+def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
+    """Refuse a task distillation that can't work."""
+    teacher = model_config(config.teacher.path, "teacher")
+    student = check_student(config.student, config.teacher.path)
+    check_classifier(config.teacher.path, teacher, config.task)
+    stages = {"intermediate": config.intermediate, "prediction": config.prediction}
+    if not any(stage.epochs for stage in stages.values()):
+        raise ValueError("intermediate.epochs and prediction.epochs are both 0: nothing to train")
+    for name, stage in stages.items():
+        if stage.epochs:
+            check_stage(name, stage, config.engine, processes)
+            terms = ("attention", "hidden", "logits", "labels")
+            check_objective(name, stage.objective, student, teacher, terms)
+    largest = max(stage.batch_size for stage in stages.values() if stage.epochs)
+    longest = min(positions(teacher), positions(student))
+    check_task(config.task, own_labels(teacher), longest, largest)
+
+
+def check_evaluate(config: EvaluateConfig, processes: int) -> None:
+    """Refuse an evaluation that can't work."""
+    if not config.models:
+        raise ValueError("models: none given; set --models '{NAME: [FOLDER, ...]}'")
+    if config.reference and config.reference not in config.models:
+        raise ValueError(f"reference: {config.reference} is none of {', '.join(config.models)}")
+    for name, paths in config.models.items():
+        if not paths or Path(name).name != name:
+            raise ValueError(f"models.{name}: give a plain name and one folder or more")
+        for path in paths:
+            model = model_config(path, f"models.{name}")
+            check_classifier(path, model, config.task)
+            load_vocabulary(path)
+            labels = label_set(config.task, own_labels(model))
+            check_labels(config.task.dev, config.task, labels)
+
+
+def model_config(path: str, name: str) -> dict:
+    """A model folder's config.json."""
+    file = Path(model_folder(path)) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{name}: {path} is no model folder (no config.json there); give one")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{name}: {file} is damaged; save the model again") from None
+
+
+def check_student(student: StudentConfig, teacher: str) -> dict:
+    """Refuse an impossible shape or another vocabulary; returns the student's config."""
+    if student.path:
+        shape = model_config(student.path, "student.path")
+        if load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
+            raise ValueError(
+                f"student.path: {student.path} has another vocabulary than the teacher's, "
+                f"{teacher}; distil a student of this teacher first"
+            )
+        return shape
+    load_vocabulary(teacher)
+    for name in ("layers", "hidden_size", "heads", "intermediate_size"):
+        if getattr(student, name) < 1:
+            raise ValueError(f"student.{name}: {getattr(student, name)}; give 1 or more")
+    if student.hidden_size % student.heads:
+        raise ValueError(
+            f"student.heads: {student.heads} heads don't divide the width {student.hidden_size}; "
+            "change student.heads or student.hidden_size"
+        )
+    if not 0 <= student.dropout < 1:
+        raise ValueError(f"student.dropout: {student.dropout}; give 0 or more, below 1")
+    return {
+        **model_config(teacher, "teacher"),
+        "num_hidden_layers": student.layers,
+        "hidden_size": student.hidden_size,
+        "num_attention_heads": student.heads,
+    }
+
+
+def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: int) -> None:
+    """Refuse a stage whose numbers don't fit one another."""
+    if stage.epochs <= 0 or stage.batch_size < 1:
+        raise ValueError(f"{name}: epochs must be above 0 and batch_size 1 or more")
+    if not stage.optimizer.lr > 0:
+        raise ValueError(f"{name}.optimizer.lr: {stage.optimizer.lr}; give a number above 0")
+    if not 0 <= stage.schedule.warmup <= 1:
+        raise ValueError(f"{name}.schedule.warmup: {stage.schedule.warmup}; give a share, 0 to 1")
+    if stage.optimizer.name == "bert_adam" and (engine.zero or engine.precision not in ("auto", "fp32")):
+        raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
+    micro_batch_size(stage.batch_size, engine, processes)
+
+
+def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...]) -> None:
+    """Refuse weights that are negative, all zero, or on terms this job does not have."""
+    weights = {term: getattr(objective, term) for term in ("attention", "hidden", "logits", "labels")}
+    for term, weight in weights.items():
+        if weight < 0 or (weight and term not in allowed):
+            raise ValueError(
+                f"{name}.objective.{term}: {weight}; this job takes {', '.join(allowed)}, 0 or more"
+            )
+    if not any(weights.values()):
+        raise ValueError(f"{name}.objective: every term is 0; give {' or '.join(allowed)} a weight")
+    if objective.temperature <= 0:
+        raise ValueError(f"{name}.objective.temperature: {objective.temperature}; give above 0")
+
+
+def check_objective(
+    name: str, objective: ObjectiveConfig, student: dict, teacher: dict, allowed: tuple[str, ...]
+) -> None:
+    """Refuse terms that this student can't learn from this teacher."""
+    check_terms(name, objective, allowed)
+    layer_map(objective.layer_map, student["num_hidden_layers"], teacher["num_hidden_layers"])
+    heads = student["num_attention_heads"], teacher["num_attention_heads"]
+    if objective.attention and heads[0] != heads[1]:
+        raise ValueError(
+            f"student.heads: {heads[0]}, but the teacher has {heads[1]}, and attention scores are "
+            f"compared head by head; give {heads[1]}, or set {name}.objective.attention 0"
+        )
+
+
+def check_classifier(path: str, model: dict, task: TaskConfig) -> None:
+    """Refuse a folder without a classification head for the task."""
+    heads = model.get("architectures") or []
+    if not any("SequenceClassification" in head for head in heads):
+        raise ValueError(f"{path} has no classification head; fine-tune it first (distillery finetune)")
+    outputs = len(model.get("id2label") or {0: "", 1: ""})
+    needed = 1 if task.kind == "regression" else len(label_set(task, own_labels(model)))
+    if outputs != needed:
+        raise ValueError(f"{path} has {outputs} outputs and the task needs {needed}; is it another task's?")
+
+
+def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_size: int) -> None:
+    """Refuse data that can't be read, labels outside the set, or too long sequences."""
+    if task.max_length > longest or task.max_length < 4:
+        raise ValueError(f"task.max_length: {task.max_length}; the model takes 4 to {longest}")
+    known = label_set(task, labels)
+    if task.kind == "classification" and len(known) < 2:
+        raise ValueError(f"task: {task.train} has one label only, {known}; nothing to learn")
+    check_labels(task.train, task, known)
+    check_labels(task.dev, task, known)
+    count = len(read_examples(task.train, task).labels)
+    if count < batch_size:
+        raise ValueError(
+            f"batch_size: {batch_size} is more than the {count} training examples; give a smaller one"
+        )
+
+
+def own_labels(model: dict) -> list[str] | None:
+    """Label names that a model was trained with; None where it has only numbers."""
+    names = model.get("id2label")
+    if not names:
+        return None
+    labels = [names[key] for key in sorted(names, key=int)]
+    return None if all(label.startswith("LABEL_") for label in labels) else labels
+
+
+def positions(model: dict) -> int:
+    """Longest sequence that a model takes."""
+    reserved = 2 if model.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
+    return model.get("max_position_embeddings", 512) - reserved
+
+
+def micro_batch_size(batch_size: int, config: EngineConfig, world: int) -> int:
+    """Sequences of one micro-batch. Raises ValueError where the batch can't be shared out."""
+    if batch_size % world:
+        raise ValueError(f"batch_size: {batch_size} can't be shared by {world} processes; give a multiple")
+    share = batch_size // world
+    size = min(config.micro_batch_size or share, share)
+    if size < 1 or share % size:
+        raise ValueError(f"engine.micro_batch_size: {size} does not divide a process's share, {share}")
+    return size

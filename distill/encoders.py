@@ -1,0 +1,214 @@
+"""Teachers and students: Hugging Face encoders, loaded, made smaller, run for their signal, saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from data_pipeline.model_folder import model_folder
+from data_pipeline.vocabulary import copy_tokenizer
+from distill.attention import Collector, QueryKey, collecting, install
+from distill.settings import StudentConfig, TeacherConfig
+
+PROJECTIONS = "projections.safetensors"
+
+
+@dataclass
+class Batch:
+    """Sequences of like lengths: ids, mask, segments (batch, length); labels (batch,) or None."""
+
+    ids: Tensor
+    mask: Tensor
+    segments: Tensor
+    labels: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`, copied without waiting."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        labels = None if self.labels is None else move(self.labels)
+        return Batch(move(self.ids), move(self.mask), move(self.segments), labels)
+
+
+@dataclass
+class Signal:
+    """What an encoder says of a batch. Layers count from 1; hidden layer 0 is the embedding."""
+
+    logits: Tensor | None = None  # (batch, classes)
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # (batch, length, width)
+    attention: dict[int, QueryKey] = field(default_factory=dict)
+
+
+def run_encoder(
+    model: PreTrainedModel,
+    collector: Collector,
+    batch: Batch,
+    hidden: Iterable[int] = (),
+    attention: Iterable[int] = (),
+) -> Signal:
+    """One forward pass, keeping the layers that are asked for."""
+    hidden, attention = list(hidden), list(attention)
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = batch.segments
+    with collecting(collector) as layers:
+        output = model(**inputs, output_hidden_states=bool(hidden))
+        kept = {layer: layers[layer - 1] for layer in attention}
+    return Signal(
+        getattr(output, "logits", None),
+        {layer: output.hidden_states[layer] for layer in hidden},
+        kept,
+    )
+
+
+class Teacher:
+    """A frozen source of a signal: eval mode, no gradients, cut after the last layer needed."""
+
+    def __init__(self, config: TeacherConfig, device: torch.device, layers: int | None = None):
+        """`layers`: load a backbone of so many layers; None loads the classifier, whole."""
+        path = model_folder(config.path)
+        if layers is None:
+            model = AutoModelForSequenceClassification.from_pretrained(path)
+        else:
+            model = AutoModel.from_pretrained(path, **_backbone(path, layers))
+        self.collector = install(model)
+        dtype = precision_of(config.precision, device)
+        self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
+        self.model.train(config.dropout)
+
+    @torch.no_grad()
+    def signal(self, batch: Batch, hidden: Iterable[int] = (), attention: Iterable[int] = ()) -> Signal:
+        """The teacher's signal for a batch. (`no_grad`: inference tensors can't be saved.)"""
+        return run_encoder(self.model, self.collector, batch, hidden, attention)
+
+
+def precision_of(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of a frozen model; `auto` is bf16 where matrix units for it exist."""
+    if precision == "auto":
+        precision = "bf16" if has_bf16_units(device) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster than fp32 ones: GPUs since Ampere, CPUs with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.cpu._is_amx_tile_supported()
+
+
+def read_config(path: str) -> PretrainedConfig:
+    """A model's configuration."""
+    return AutoConfig.from_pretrained(model_folder(path))
+
+
+def _backbone(path: str, layers: int | None = None) -> dict:
+    """Arguments that load a bare encoder: no pooler where the family has one, layers cut."""
+    config = read_config(path)
+    extra = {} if layers is None else {"num_hidden_layers": layers}
+    if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert"):
+        extra["add_pooling_layer"] = False
+    return extra
+
+
+def student_shape(student: StudentConfig, base: PretrainedConfig) -> PretrainedConfig:
+    """The student's configuration: the teacher's family and vocabulary in the student's shape."""
+    if student.path:
+        config = read_config(student.path)
+    else:
+        config = type(base)(**base.to_dict())
+        config.num_hidden_layers = student.layers
+        config.hidden_size = student.hidden_size
+        config.num_attention_heads = student.heads
+        config.intermediate_size = student.intermediate_size
+    return with_dropout(config, student.dropout)
+
+
+def with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
+    """Set every dropout of an encoder's configuration."""
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        if getattr(config, name, None) is not None:
+            setattr(config, name, dropout)
+    return config
+
+
+def build_backbone(student: StudentConfig, teacher: str) -> PreTrainedModel:
+    """A bare student encoder: trained weights from its path, or random ones."""
+    config = student_shape(student, read_config(teacher))
+    if student.path:
+        path = model_folder(student.path)
+        return AutoModel.from_pretrained(path, config=config, **_backbone(path))
+    return AutoModel.from_config(config, **_backbone(teacher))
+
+
+def build_classifier(path: str | None, config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
+    """A classifier (one output without labels: regression) from a folder, or random weights."""
+    config.num_labels = max(1, len(labels))
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification" if labels else "regression"
+    if path:
+        return AutoModelForSequenceClassification.from_pretrained(model_folder(path), config=config)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def save_model(
+    model: PreTrainedModel,
+    target: Path,
+    tokenizer: str,
+    weights: dict[str, Tensor],
+    projections: dict[str, Tensor],
+) -> None:
+    """Save a Hugging Face folder (safetensors, fp32, tokenizer), beside and renamed."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    config, implementation = model.config, model.config._attn_implementation
+    config._attn_implementation = "sdpa"  # ours is not known where the folder will be loaded
+    config.dtype = torch.float32
+    try:
+        model.save_pretrained(partial, state_dict={k: v.float() for k, v in weights.items()})
+    finally:
+        config._attn_implementation = implementation
+    copy_tokenizer(tokenizer, partial)
+    if projections:
+        tensors = {name: tensor.float() for name, tensor in projections.items()}
+        save_file(tensors, partial / PROJECTIONS)
+    replace_folder(partial, target)
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Put a finished folder in the place of an older one."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(partial, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_projections(path: str | None, projections: nn.Module) -> bool:
+    """Take the projections saved with a student where their shapes fit; says whether they did."""
+    file = Path(model_folder(path)) / PROJECTIONS if path else None
+    if file is None or not file.is_file():
+        return False
+    saved, own = load_file(file), projections.state_dict()
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in own.items()}:
+        return False
+    projections.load_state_dict(saved)
+    return True

@@ -1,0 +1,181 @@
+"""The training engine: DeepSpeed on CPU and GPU alike. The only file that knows DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor, nn
+
+from distill.optimizers import build_optimizer
+from distill.settings import EngineConfig, OptimizerConfig
+
+
+class Engine:
+    """A module under DeepSpeed: forward, backward, step, save and load.
+
+    Args:
+        module: What trains; its forward returns a dict with the key `loss`.
+        optimizer: The optimizer's settings.
+        config: ZeRO stage, precision, micro-batch.
+        accumulation: Micro-batches of a step.
+        micro_batch_size: Sequences of a micro-batch.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        config: EngineConfig,
+        accumulation: int,
+        micro_batch_size: int,
+    ):
+        self.accumulation = accumulation
+        self.zero = config.zero
+        precision = precision_name(config.precision)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=build_optimizer(module, optimizer),
+            config=deepspeed_config(optimizer, config.zero, precision, accumulation, micro_batch_size),
+        )
+        self.engine.checkpoint_engine = _SafeCheckpoints()
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself."""
+        return self.engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module lies."""
+        return torch.device(self.engine.device)
+
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
+        """The objective's terms for one micro-batch."""
+        return self.engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of `loss`, already divided by the global count.
+
+        DeepSpeed averages over processes and micro-batches; the factor turns that into a sum.
+        """
+        self.engine.backward(loss * (self.accumulation * world_size()))
+
+    def step(self, lr: float) -> None:
+        """Update the weights, at the end of a step's micro-batches, with learning rate `lr`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+
+    def train(self) -> None:
+        """Dropout on."""
+        self.engine.train()
+
+    def eval(self) -> None:
+        """Dropout off."""
+        self.engine.eval()
+
+    def full_state(self, part: nn.Module) -> dict[str, Tensor]:
+        """The whole weights of a part of the module, gathered under ZeRO 3. Every rank calls."""
+        parameters = list(part.parameters())
+        gathered = deepspeed.zero.GatheredParameters(parameters) if self.zero == 3 else nullcontext()
+        with gathered:
+            return {name: tensor.detach().cpu().clone() for name, tensor in part.state_dict().items()}
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """Write a checkpoint into `folder`, made of every rank's part. Every rank calls."""
+        self.engine.save_checkpoint(str(folder.parent), folder.name, state, save_latest=False)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Read a checkpoint; returns the state that was saved with it. Every rank calls."""
+        path, state = self.engine.load_checkpoint(str(folder.parent), folder.name)
+        if path is None:
+            raise ValueError(f"{folder} is no checkpoint that can be loaded; delete it and resume")
+        return state
+
+    def close(self) -> None:
+        """Let go of the module, so that another engine may take it."""
+        self.engine.destroy()
+
+
+def deepspeed_config(
+    optimizer: OptimizerConfig, zero: int, precision: str, accumulation: int, micro_batch_size: int
+) -> dict[str, Any]:
+    """DeepSpeed's own settings for a run."""
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0 if optimizer.name == "bert_adam" else optimizer.clip,
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
+        "zero_optimization": {"stage": zero},
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+class _SafeCheckpoints(TorchCheckpointEngine):
+    """DeepSpeed's checkpoints, read without running anything that a file may hide."""
+
+    SAFE = (OrderedDict, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, set)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(list(self.SAFE)):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def precision_name(precision: str) -> str:
+    """The student's precision; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    if precision != "auto":
+        return precision
+    return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def start_processes() -> torch.device:
+    """Join the process group described by the environment (torchrun's); returns this rank's device."""
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def rank() -> int:
+    """This process's number among all."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if world_size() > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
+@contextmanager
+def on_first_rank() -> Iterator[bool]:
+    """Runs everywhere, true on rank 0; the others leave only after rank 0 has."""
+    yield rank() == 0
+    barrier()

@@ -1,0 +1,61 @@
+"""Job `general`: distillation of a pretrained encoder over a corpus (TinyBERT's first half)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from data_pipeline.order import CorpusReader
+from distill.attention import install
+from distill.checks import micro_batch_size
+from distill.encoders import Teacher, build_backbone, load_projections, read_config, save_model
+from distill.engine import barrier, rank, start_processes, world_size
+from distill.layer_map import layer_map
+from distill.objective import Objective
+from distill.settings import GeneralConfig
+from distill.sources import CorpusSource
+from distill.trainer import Trainer
+
+
+def run(config: GeneralConfig, folder: Path) -> dict:
+    """Train and write `folder`/student, a Hugging Face encoder; returns the summary's figures."""
+    device = start_processes()
+    torch.manual_seed(config.seed)
+    stage = config.stage
+    student = build_backbone(config.student, config.teacher.path)
+    teacher_config = read_config(config.teacher.path)
+    layers = layer_map(
+        stage.objective.layer_map,
+        student.config.num_hidden_layers,
+        teacher_config.num_hidden_layers,
+    )
+    objective = Objective(student, install(student), stage.objective, layers, teacher_config.hidden_size)
+    load_projections(config.student.path, objective.projections)
+    reader = CorpusReader(config.shards, stage.batch_size, config.seed, rank(), world_size())
+    micro = micro_batch_size(stage.batch_size, config.engine, world_size())
+    trainer = Trainer(
+        name="general",
+        objective=objective,
+        teacher=Teacher(config.teacher, device, layers=max(teacher for _, teacher in layers)),
+        source=CorpusSource(reader, micro, config.pad_to_longest),
+        stage=stage,
+        engine_config=config.engine,
+        record=config.record,
+        seed=config.seed,
+        folder=folder,
+    )
+    trainer.fit()
+    save_student(trainer, folder / "student", config.teacher.path)
+    trainer.engine.close()
+    return {"steps": trainer.total, "processes": world_size(), "device": device.type}
+
+
+def save_student(trainer: Trainer, target: Path, tokenizer: str) -> None:
+    """Save the student with its projections. Every rank calls."""
+    objective, engine = trainer.objective, trainer.engine
+    weights = engine.full_state(objective.student)
+    projections = engine.full_state(objective.projections)
+    if rank() == 0:
+        save_model(objective.student, target, tokenizer, weights, projections)
+    barrier()

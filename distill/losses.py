@@ -1,0 +1,101 @@
+"""Distillation losses. Each returns a sum; the objective divides once, by the global count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distill.attention import QueryKey
+
+
+class _ScoreError(torch.autograd.Function):
+    """Sum over (batch, heads, i, j) of (Qs_i . Ks_j - Qt_i . Kt_j)^2 without a score tensor.
+
+    With A = [Qs, -Qt] and B = [Ks, Kt] the difference of the two score matrices is A B', and
+    ||A B'||^2 = <A'A, B'B>: small Gram matrices, so time and memory grow linearly with the
+    length. The gradients are 2 A (B'B) and 2 B (A'A), in the student's columns. Sequences
+    shorter than a Gram matrix is wide go by the scores themselves, which are then the smaller.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor) -> Tensor:
+        """All (batch, heads, length, head size), fp32, zero where masked."""
+        trained = qs.shape[-1]
+        a, b = torch.cat([qs, -qt], dim=-1), torch.cat([ks, kt], dim=-1)
+        if a.shape[-2] < a.shape[-1]:
+            error = a @ b.mT  # (batch, heads, length, length), length small
+            loss, grads = error.square().sum(), (error @ ks, error.mT @ qs)
+        else:
+            gram_a, gram_b = a.mT @ a, b.mT @ b  # (batch, heads, ds + dt, ds + dt)
+            loss = (gram_a * gram_b).sum()
+            grads = (a @ gram_b[..., :trained], b @ gram_a[..., :trained])
+        ctx.save_for_backward(*grads)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        for_query, for_key = ctx.saved_tensors
+        return 2 * grad * for_query, 2 * grad * for_key, None, None
+
+
+def attention_score_loss(
+    student: QueryKey, teacher: QueryKey, query_mask: Tensor, key_mask: Tensor
+) -> Tensor:
+    """Squared error of attention scores before softmax (Jiao et al. 2020, TinyBERT, eq. 7).
+
+    Args:
+        student: Scaled queries and keys, (batch, heads, length, student head size).
+        teacher: The same with as many heads and the teacher's head size; takes no gradient.
+        query_mask: (batch, length), 0 where a query's scores don't count.
+        key_mask: (batch, length), 0 where a key's don't.
+
+    Returns the sum over batch, heads, queries and keys, in fp32.
+    """
+    rows, columns = query_mask[:, None, :, None].float(), key_mask[:, None, :, None].float()
+    with torch.autocast(query_mask.device.type, enabled=False):
+        return _ScoreError.apply(
+            student[0].float() * rows,
+            student[1].float() * columns,
+            teacher[0].detach().float() * rows,
+            teacher[1].detach().float() * columns,
+        )
+
+
+def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Squared error of hidden states, summed (TinyBERT, eqs. 8 and 9).
+
+    Args:
+        student: Projected to the teacher's width, (batch, length, width).
+        teacher: (batch, length, width).
+        mask: (batch, length), 0 where a position doesn't count.
+    """
+    error = (student.float() - teacher.float()) * mask[..., None]
+    return error.square().sum()
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of softened class probabilities, times T^2, summed over rows.
+
+    T^2 keeps the gradient's size independent of the temperature (Hinton et al. 2015, section 2).
+
+    Args:
+        student: Logits, (batch, classes).
+        teacher: Logits, (batch, classes).
+        temperature: T.
+    """
+    scaled = functional.log_softmax(student.float() / temperature, dim=-1)
+    target = functional.log_softmax(teacher.float() / temperature, dim=-1)
+    return functional.kl_div(scaled, target, reduction="sum", log_target=True) * temperature**2
+
+
+def regression_loss(student: Tensor, target: Tensor) -> Tensor:
+    """Squared error of one number a row, summed. Both (batch,)."""
+    return (student.float() - target.float()).square().sum()
+
+
+def label_loss(student: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (batch, classes) with class indices (batch,), summed."""
+    return functional.cross_entropy(student.float(), labels, reduction="sum")

@@ -1,0 +1,110 @@
+"""What a model is worth on a task: predictions, metrics, size and latency."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from data_pipeline.tasks import Encoded, Metric
+from distill.encoders import Batch
+from distill.engine import rank, sum_over_ranks, world_size
+from distill.sources import task_batch
+
+
+@torch.no_grad()
+def predict(model: PreTrainedModel, data: Encoded, batch_size: int = 64) -> Tensor:
+    """Logits of every example, (examples, classes), on the CPU; shared out over the ranks.
+
+    Every rank runs as many batches as the others (ZeRO 3 gathers weights in step): the examples
+    are sorted by length and the last rows repeated where they don't come out even.
+    """
+    device = next(model.parameters()).device
+    order = np.argsort(data.lengths, kind="stable")
+    steps = -(-len(order) // (batch_size * world_size()))
+    padded = np.pad(order, (0, steps * batch_size * world_size() - len(order)), mode="edge")
+    mine = padded.reshape(steps, world_size(), batch_size)[:, rank()]
+    results = torch.zeros(len(data), model.config.num_labels + 1, device=device)  # last: times seen
+    for step in mine:
+        batch = task_batch(data, step).to(device)
+        logits = model(**model_inputs(model, batch)).logits
+        results[torch.from_numpy(step).to(device)] = functional.pad(logits.float(), (0, 1), value=1.0)
+    results = sum_over_ranks(results)
+    return (results[:, :-1] / results[:, -1:]).cpu()
+
+
+def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+    """A batch as the keyword arguments of a model; segments only where it has them."""
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = batch.segments
+    return inputs
+
+
+def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[str, float]:
+    """Metrics of a task, the one that selects among them.
+
+    Classification: accuracy, with f1 (of class 1) or matthews where that selects. Regression:
+    pearson, spearman and their mean, pearson_spearman.
+    """
+    if logits.shape[-1] == 1:
+        values = logits[:, 0].numpy()
+        pearson = _correlation(pearsonr, values, labels)
+        spearman = _correlation(spearmanr, values, labels)
+        mean = (pearson + spearman) / 2
+        return {"pearson": pearson, "spearman": spearman, "pearson_spearman": mean}
+    predicted = logits.argmax(dim=-1).numpy()
+    scores = {"accuracy": float(accuracy_score(labels, predicted))}
+    if selection == "f1":
+        average = "binary" if logits.shape[-1] == 2 else "macro"
+        scores["f1"] = float(f1_score(labels, predicted, average=average))
+    if selection == "matthews":
+        scores["matthews"] = float(matthews_corrcoef(labels, predicted))
+    return scores
+
+
+def _correlation(kind: Callable[..., Any], values: np.ndarray, labels: np.ndarray) -> float:
+    if np.ptp(values) == 0:  # a model that says one thing correlates with nothing
+        return 0.0
+    return float(kind(values, labels).statistic)
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Weights of a model, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def latencies(models: dict[str, PreTrainedModel], data: Encoded, repeats: int) -> dict[str, float]:
+    """Median milliseconds of a single-sentence forward, the models taking turns.
+
+    Every model sees the same `repeats` examples, evenly spread over the data; turns keep a
+    machine's drift from favouring one of them.
+    """
+    chosen = np.linspace(0, len(data) - 1, repeats).astype(int)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for turn, example in enumerate([*chosen[:5], *chosen]):
+        batch = task_batch(data, np.array([example]))
+        for name, model in models.items():
+            inputs = model_inputs(model, batch.to(model.device))
+            _synchronise(model)
+            begin = time.perf_counter()
+            model(**inputs)
+            _synchronise(model)
+            if turn >= 5:  # the first five warm up
+                times[name].append(1000 * (time.perf_counter() - begin))
+    return {name: median(values) for name, values in times.items()}
+
+
+def _synchronise(model: PreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

@@ -1,0 +1,138 @@
+"""The objective: student, projections and a short list of named, weighted terms in one module.
+
+DeepSpeed wraps this module, so projections train with the student and all gradients are reduced.
+Every term is a sum over this process's rows divided by a count over the whole global step, so
+that padding, micro-batches and the number of processes change nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distill.attention import Collector
+from distill.encoders import Batch, Signal, run_encoder
+from distill.layer_map import LayerMap
+from distill.losses import (
+    attention_score_loss,
+    hidden_loss,
+    label_loss,
+    regression_loss,
+    soft_target_loss,
+)
+from distill.settings import ObjectiveConfig
+
+TERMS = ("attention", "hidden", "logits", "labels")
+
+
+def count(batch: Batch, normalise: str) -> Tensor:
+    """What the terms are divided by: (rows, tokens, token pairs) of a batch, float64 (3,)."""
+    rows, length = batch.ids.shape
+    if normalise == "all":
+        return torch.tensor([rows, rows * length, rows * length**2], dtype=torch.float64)
+    lengths = batch.mask.sum(dim=1).double()
+    return torch.stack([torch.tensor(float(rows)).double(), lengths.sum(), lengths.square().sum()])
+
+
+class Objective(nn.Module):
+    """Runs the student and compares it with the teacher's signal.
+
+    Args:
+        student: A Hugging Face encoder, bare or with a classifier.
+        collector: What the student reports its queries and keys to.
+        config: Weights and kinds of the terms.
+        layers: The layer map.
+        teacher_width: Width of the teacher's hidden states, for the projections.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        collector: Collector,
+        config: ObjectiveConfig,
+        layers: LayerMap,
+        teacher_width: int,
+    ):
+        super().__init__()
+        self.student = student
+        self.collector = collector
+        self.config = config
+        self.layers = layers
+        projected = len(layers) if config.projection == "per_layer" else 1
+        self.projections = nn.ModuleList()
+        for _ in range(projected if config.hidden else 0):
+            projection = nn.Linear(student.config.hidden_size, teacher_width)
+            nn.init.normal_(projection.weight, std=student.config.initializer_range)
+            nn.init.zeros_(projection.bias)
+            self.projections.append(projection)
+
+    @property
+    def hidden_layers(self) -> LayerMap:
+        """Pairs of layers whose hidden states are compared."""
+        return self.layers if self.config.hidden else []
+
+    @property
+    def attention_layers(self) -> LayerMap:
+        """Pairs of layers whose attention scores are compared; the embedding has none."""
+        return [pair for pair in self.layers if pair[0]] if self.config.attention else []
+
+    def forward(self, batch: Batch, signal: Signal, counts: Tensor) -> dict[str, Tensor]:
+        """The loss and its weighted terms, by name.
+
+        Args:
+            batch: This process's micro-batch.
+            signal: The teacher's, of the same rows.
+            counts: (rows, tokens, pairs) of the whole global step.
+        """
+        own = run_encoder(
+            self.student,
+            self.collector,
+            batch,
+            hidden=[student for student, _ in self.hidden_layers],
+            attention=[student for student, _ in self.attention_layers],
+        )
+        terms: dict[str, Tensor] = {}
+        if self.config.attention:
+            terms["attention"] = self._attention(own, signal, batch) / counts[2]
+        if self.config.hidden:
+            terms["hidden"] = self._hidden(own, signal, batch) / counts[1]
+        if self.config.logits:
+            assert own.logits is not None
+            assert signal.logits is not None
+            terms["logits"] = self._logits(own.logits, signal.logits) / counts[0]
+        if self.config.labels:
+            assert own.logits is not None
+            assert batch.labels is not None
+            terms["labels"] = self._labels(own.logits, batch.labels) / counts[0]
+        weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
+        return {"loss": torch.stack(list(weighted.values())).sum(), **weighted}
+
+    def _attention(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
+        # Padding keys never count; padding queries do in the paper's code.
+        queries = torch.ones_like(batch.mask) if self.config.normalise == "all" else batch.mask
+        total = own.attention[self.attention_layers[0][0]][0].new_zeros((), dtype=torch.float32)
+        for student, teacher in self.attention_layers:
+            pair = own.attention[student], signal.attention[teacher]
+            total = total + attention_score_loss(*pair, queries, batch.mask) / pair[0][0].shape[1]
+        return total
+
+    def _hidden(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
+        mask = torch.ones_like(batch.mask) if self.config.normalise == "all" else batch.mask
+        total = torch.zeros((), device=batch.mask.device)
+        for index, (student, teacher) in enumerate(self.hidden_layers):
+            projection = self.projections[index if len(self.projections) > 1 else 0]
+            target = signal.hidden[teacher]
+            projected = projection(own.hidden[student])
+            total = total + hidden_loss(projected, target, mask) / target.shape[-1]
+        return total
+
+    def _logits(self, own: Tensor, teacher: Tensor) -> Tensor:
+        if own.shape[-1] == 1:
+            return regression_loss(own[:, 0], teacher[:, 0])
+        return soft_target_loss(own, teacher, self.config.temperature)
+
+    def _labels(self, own: Tensor, labels: Tensor) -> Tensor:
+        if own.shape[-1] == 1:
+            return regression_loss(own[:, 0], labels)
+        return label_loss(own, labels)

@@ -1,0 +1,525 @@
+"""The job `report`: run folders in, one self-contained `report.html` out.
+
+The page loads nothing: its style is inline and its charts are SVG (distill/charts.py).
+Whatever comes from a run folder is escaped on its way in.
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from distill.charts import LIMIT, Dot, Line, Point, legend, line_chart, scatter_chart
+from distill.run_folder import write_whole
+
+Row = dict[str, Any]
+
+STAGES = ("finetune", "general", "intermediate", "prediction")  # the order of a whole distillation
+NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", "lr", "sequences_per_s", "tokens_per_s"}
+
+
+@dataclass
+class ReportConfig:
+    """Turn run folders into one HTML page.
+
+    Attributes:
+        runs: Run folders; several are compared in the same charts.
+        out: The file to write; by default `report.html` in the first run folder.
+    """
+
+    runs: list[str]
+    out: str | None = None
+
+
+@dataclass
+class RunFolder:
+    """What a run folder says about itself; `summary` is None while the run is unfinished."""
+
+    name: str
+    summary: Row | None = None
+    metrics: list[Row] = field(default_factory=list)
+    config: str = ""
+    command: str = ""
+    versions: Row = field(default_factory=dict)
+    written: str = ""
+    notes: list[str] = field(default_factory=list)
+    parts: list["RunFolder"] = field(default_factory=list)
+
+
+Folders = Sequence[tuple[str, RunFolder]]  # with a name that is unique on the page
+
+
+def check(config: ReportConfig) -> None:
+    """Refuse folders that are no runs and hold none, before anything is read."""
+    if not config.runs:
+        raise ValueError("report: no run folder is given; name at least one in `runs`")
+    for folder in map(Path, config.runs):
+        if not folder.is_dir():
+            raise ValueError(f"report: {folder} is not a folder; give the folder that a run wrote")
+        if not _is_run(folder) and not _parts(folder):
+            raise ValueError(
+                f"report: {folder} has neither metrics.jsonl nor summary.json; "
+                "give the folder that a run wrote, once it has logged its first step"
+            )
+    if config.out and Path(config.out).is_dir():
+        raise ValueError(f"report: out={config.out} is a folder; name a file, such as report.html")
+
+
+def run(config: ReportConfig) -> None:
+    """Read the runs, write the page beside its place, rename it, print its path."""
+    check(config)
+    names = [Path(run).resolve().name for run in config.runs]
+    if len(set(names)) < len(names):
+        names = list(config.runs)
+    runs = [read_run(Path(run), name) for run, name in zip(config.runs, names, strict=True)]
+    out = Path(config.out or Path(config.runs[0]) / "report.html")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, render(runs))
+    print(out)
+
+
+# ---- reading
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "metrics.jsonl").is_file() or (path / "summary.json").is_file()
+
+
+def _parts(path: Path) -> list[Path]:
+    """The runs that are direct sub-folders, `seed2` before `seed10`."""
+    found = [child for child in path.iterdir() if child.is_dir() and _is_run(child)]
+    return sorted(found, key=lambda p: [t.zfill(9) for t in re.split(r"(\d+)", p.name)])
+
+
+def read_run(path: Path, name: str, with_parts: bool = True) -> RunFolder:
+    """A run folder and the runs inside it."""
+    files = [path / n for n in ("summary.json", "metrics.jsonl", "config.yaml", "command.txt")]
+    date = max((f.stat().st_mtime for f in files if f.is_file()), default=path.stat().st_mtime)
+    metrics, notes = read_metrics(path / "metrics.jsonl")
+    return RunFolder(
+        name=name,
+        summary=_read_json(path / "summary.json"),
+        metrics=metrics,
+        config=_read_text(path / "config.yaml"),
+        command=_read_text(path / "command.txt").strip(),
+        versions=_read_json(path / "versions.json") or {},
+        written=datetime.fromtimestamp(date, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        notes=notes,
+        parts=[read_run(p, p.name, False) for p in _parts(path)] if with_parts else [],
+    )
+
+
+def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
+    """The lines of metrics.jsonl and what to know about them; only the last may be broken."""
+    lines = _read_text(path).rstrip("\n").split("\n")
+    rows, notes = [], []
+    for number, line in enumerate(lines, start=1):
+        row = _object(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):
+            raise ValueError(f"{path}, line {number}: not a JSON object; repair or remove the line")
+        elif line:
+            notes.append("The last line of metrics.jsonl is cut off (a killed run?): skipped.")
+    lost = sum(isinstance(v, float) and not math.isfinite(v) for row in rows for v in row.values())
+    if lost:
+        notes.append(f"Logged values that are NaN or infinite: {lost}, left out of the charts.")
+    return rows, notes
+
+
+def _object(text: str) -> Row | None:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _read_json(path: Path) -> Row | None:
+    if not path.is_file():
+        return None
+    value = _object(_read_text(path))
+    if value is None:
+        raise ValueError(f"{path}: not a JSON object; repair or remove the file")
+    return value
+
+
+# ---- numbers as text
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain and math.isfinite(value) else None
+
+
+def _percent(name: str, values: Sequence[float]) -> float:
+    """100 for scores logged as fractions, 1 for losses and for scores already in percent."""
+    fractions = all(abs(value) <= 1 for value in values)
+    return 100.0 if fractions and "loss" not in name else 1.0
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours} h {minute:02d} min" if hours else f"{minute} min {second:02d} s"
+
+
+def _short(value: float) -> str:
+    """Three digits, without exponents: 0.0123, 1.23, 12.3, 1,234."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}" if value else "0"
+
+
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+# ---- tables
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: how a number is shown, and which is best (`max`, `min` or neither)."""
+
+    key: str
+    head: str
+    show: Callable[[float], str] | None = None  # None for text
+    best: Callable[[list[float]], float] | None = None
+    spread: str | None = None  # the key of a deviation, shown in a span of fixed width
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Row], rank: bool = True) -> str:
+    """Rows under the columns that any row fills; the best number of a column is marked."""
+    used = [c for c in columns if any(row.get(c.key) is not None for row in rows)]
+    head = "".join(f"<th{_kind(c)}>{escape(c.head)}</th>" for c in used)
+    body = []
+    for row in rows:
+        cells = (_cell(c, row, _best(c, rows) if rank else None) for c in used)
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _kind(column: Column) -> str:
+    return ' class="n"' if column.show else ""
+
+
+def _best(column: Column, rows: Sequence[Row]) -> float | None:
+    values = [v for v in (_number(row.get(column.key)) for row in rows) if v is not None]
+    return column.best(values) if column.best and len(set(values)) > 1 else None
+
+
+def _cell(column: Column, row: Row, best: float | None) -> str:
+    value, number = row.get(column.key), _number(row.get(column.key))
+    if column.show is None:
+        text = escape(str(value)) if value is not None else "–"
+    else:
+        text = column.show(number) if number is not None else "–"
+    text = f"<b>{text}</b>" if best is not None and number == best else text
+    if column.spread:
+        spread = _number(row.get(column.spread))
+        text += f'<span class="sd">{f" ± {spread:.1f}" if spread is not None else ""}</span>'
+    return f"<td{_kind(column)}>{text}</td>"
+
+
+# ---- sections
+
+
+def _with_parts(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
+    """Every folder with a name of its own."""
+    found = []
+    for run in runs:
+        found.append((run.name, run))
+        prefix = f"{run.name}/" if len(runs) > 1 else ""
+        found += [(prefix + part.name, part) for part in run.parts]
+    return found
+
+
+def _title(runs: Sequence[RunFolder]) -> str:
+    names = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
+    return f"Distillation report: {names}"
+
+
+def _header(runs: Sequence[RunFolder]) -> str:
+    items = []
+    for run in runs:
+        summary = run.summary or {}
+        status = str(summary.get("status", "finished")) if run.summary else "unfinished"
+        facts = [run.name, str(summary.get("job", "")), status, run.written]
+        facts.append(_text(run.versions.get("hardware", "")))
+        command = f"<pre>{escape(run.command)}</pre>" if run.command and len(runs) <= 3 else ""
+        line = escape(" · ".join(filter(None, dict.fromkeys(facts))))
+        items.append(f"<p>{line}</p>{command}")
+    return f"<header><h1>{escape(_title(runs))}</h1>{''.join(items)}</header>"
+
+
+def _result_rows(runs: Sequence[RunFolder]) -> list[Row]:
+    """The rows of the runs (of their parts where a run has none), scores in percent."""
+    rows: list[Row] = []
+    for run in runs:
+        own = (run.summary or {}).get("rows")
+        sources = [run] if own else run.parts
+        for source in sources:
+            rows += [{**row, "run": run.name} for row in (source.summary or {}).get("rows") or []]
+    means = [m for m in (_number(row.get("accuracy_mean")) for row in rows) if m is not None]
+    factor = _percent("", means)
+    for row in rows:
+        for key in ("accuracy_mean", "accuracy_sd"):
+            value = _number(row.get(key))
+            row[key] = value * factor if value is not None else None
+    return rows
+
+
+def _results(runs: Sequence[RunFolder]) -> str:
+    """The table of results, and accuracy against latency when there are points for it."""
+    rows = _result_rows(runs)
+    if not rows:
+        return ""
+    metrics = sorted({str(row.get("metric") or "accuracy") for row in rows})
+    score = metrics[0].capitalize() if len(metrics) == 1 else "Score"
+    spread = "accuracy_sd" if any(row["accuracy_sd"] is not None for row in rows) else None
+    columns = [Column("run", "Run")] if len(runs) > 1 else []
+    columns += [Column("name", "Model"), Column("task", "Task")]
+    columns += [Column("metric", "Metric")] if len(metrics) > 1 else []
+    columns += [
+        Column("accuracy_mean", f"{score}, %", lambda v: f"{v:.1f}", max, spread),
+        Column("seeds", "Seeds", _count),
+        Column("parameters", "Parameters", _millions, min),
+        Column("megabytes", "MB", _short, min),
+        Column("latency_ms_p50", "Latency, ms", _short, min),
+        Column("speedup", "Speed-up", lambda v: f"{v:.1f}×", max),
+    ]
+    comparable = len(metrics) == 1 and len({row.get("task") for row in rows}) == 1
+    said = "Latency is the median."
+    said += " Scores: mean ± standard deviation over seeds." if spread else ""
+    said += " The best of a column is bold." if comparable and len(rows) > 1 else ""
+    note = f'<p class="note">{said}</p>'
+    scatter = _scatter(rows, score) if comparable else ""
+    return f"<section><h2>Results</h2>{_table(columns, rows, comparable)}{note}{scatter}</section>"
+
+
+def _scatter(rows: Sequence[Row], score: str) -> str:
+    dots, several = [], len({row["run"] for row in rows}) > 1
+    for row in rows:
+        x, y = _number(row.get("latency_ms_p50")), _number(row.get("accuracy_mean"))
+        if x is not None and y is not None and x > 0:
+            name = f"{row['run']}: {row.get('name')}" if several else str(row.get("name"))
+            dots.append(Dot(name, x, y, row.get("accuracy_sd") or 0.0))
+    if len(dots) < 3:
+        return ""
+    title = f"{score} against latency: up and to the left is better"
+    return scatter_chart(title, dots, "median latency, ms (log scale)", f"{score}, %")
+
+
+def _notes(folders: Folders) -> str:
+    items = []
+    for name, run in folders:
+        notes = [*run.notes, *((run.summary or {}).get("notes") or [])]
+        items += [f"<li><b>{escape(name)}</b>: {escape(str(note))}</li>" for note in notes]
+    return f"<section><h2>Notes</h2><ul>{''.join(items)}</ul></section>" if items else ""
+
+
+def _points(run: RunFolder, stage: str, split: str, key: str) -> list[Point]:
+    """A metric over steps; where a resumed run repeats a step, the later value counts."""
+    points: dict[float, float] = {}
+    for row in run.metrics:
+        if row.get("stage") == stage and row.get("split") == split:
+            step, value = _number(row.get("step")), _number(row.get(key))
+            if step is not None and value is not None:
+                points[step] = value
+    return sorted(points.items())
+
+
+def _lines(folders: Folders, stage: str, split: str, key: str) -> list[Line]:
+    """One line per folder that logged it; a folder's style depends on its place only."""
+    lines = [
+        Line(name, _points(run, stage, split, key), style) for style, (name, run) in enumerate(folders)
+    ]
+    return [line for line in lines if line.points]
+
+
+def _keys(folders: Folders, stage: str, split: str) -> list[str]:
+    """The names of a stage's metrics, in the order of their first appearance."""
+    rows = [row for _, run in folders for row in run.metrics]
+    mine = [row for row in rows if row.get("stage") == stage and row.get("split") == split]
+    return list(dict.fromkeys(key for row in mine for key in row if key not in NOT_A_METRIC))
+
+
+def _losses(folders: Folders, stage: str) -> list[str]:
+    """The loss and its terms: together for a lone run, otherwise one chart each."""
+    keys = [key for key in _keys(folders, stage, "train") if key.split("/")[0] == "loss"]
+    lines = {key: _lines(folders, stage, "train", key) for key in keys}
+    if len(folders) > 1:
+        titles = {key: "Training loss" + key[4:].replace("/", ": ") for key in keys}
+        return [
+            line_chart(titles[key], lines[key], "loss", small=key != "loss", scale="decades")
+            for key in keys
+        ]
+    named = [(key[5:] or "total", lines[key][0].points) for key in keys if lines[key]]
+    terms = [Line(name, points, style) for style, (name, points) in enumerate(named)]
+    if len(terms) == 2 and terms[0].name == "total":  # a loss with one term is that term
+        terms = terms[:1]
+    if len(terms) < 2:
+        return [line_chart("Training loss", terms, "loss", scale="decades")]
+    chart = line_chart("Training loss and its terms", terms, "loss", scale="decades")
+    return [chart.replace("</figcaption>", f"</figcaption>{legend(terms)}", 1)]
+
+
+def _scores(folders: Folders, stage: str) -> list[str]:
+    """One chart for each metric on the dev set, scores in percent; the first is large."""
+    charts: list[str] = []
+    for key in _keys(folders, stage, "dev"):
+        lines = _lines(folders, stage, "dev", key)
+        factor = _percent(key, [y for line in lines for _, y in line.points])
+        lines = [replace(e, points=[(x, y * factor) for x, y in e.points]) for e in lines]
+        unit = key if "loss" in key else f"{key}, %"
+        charts.append(line_chart(f"Dev set: {key}", lines, unit, small=bool(charts)))
+    return charts
+
+
+def _stage(folders: Folders, stage: str) -> str:
+    """The charts of one stage: loss and score large, everything else small."""
+    mine = [(n, run) for n, run in folders if any(m.get("stage") == stage for m in run.metrics)]
+    losses, scores = _losses(mine, stage), _scores(mine, stage)
+    pace = [("lr", "Learning rate", "learning rate"), ("sequences_per_s", "Throughput", "seq/s")]
+    small = losses[1:] + scores[1:]
+    for key, title, unit in pace:
+        small.append(line_chart(title, _lines(mine, stage, "train", key), unit, True, "zero"))
+    names = legend([Line(name, [], style) for style, (name, _) in enumerate(mine)])
+    return (
+        f"<section><h2>Training: {escape(stage)}</h2>"
+        f"{names if len(mine) > 1 else f'<p>Run: {escape(mine[0][0])}</p>'}"
+        f'<div class="charts">{"".join(losses[:1] + scores[:1])}</div>'
+        f'<div class="charts small">{"".join(small)}</div></section>'
+    )
+
+
+def _stages(folders: Folders) -> str:
+    named = (row.get("stage") for _, run in folders for row in run.metrics)
+    found = list(dict.fromkeys(stage for stage in named if isinstance(stage, str)))
+    order = [s for s in STAGES if s in found] + [s for s in found if s not in STAGES]
+    note = f'<p class="note">Curves of more than {LIMIT} points show means of neighbours.</p>'
+    return "".join(_stage(folders, stage) for stage in order) + (note if order else "")
+
+
+def _cost_row(name: str, run: RunFolder) -> Row:
+    summary = run.summary or {"status": "unfinished"}
+    speeds = [_number(row.get("sequences_per_s")) for row in run.metrics]
+    known = [speed for speed in speeds if speed is not None]
+    best = {k: _number(v) for k, v in (summary.get("best") or {}).items() if k not in NOT_A_METRIC}
+    scores = ", ".join(f"{k} {_short(v * _percent(k, [v]))}" for k, v in best.items() if v is not None)
+    speed = statistics.median(known) if known else None
+    return {**summary, "name": name, "scores": scores or None, "speed": speed}
+
+
+def _cost(folders: Folders) -> str:
+    columns = [
+        Column("name", "Run"),
+        Column("job", "Job"),
+        Column("status", "Status"),
+        Column("scores", "Best on dev"),
+        Column("steps", "Steps", _count),
+        Column("wall_s", "Wall time", _duration),
+        Column("cpu_hours", "CPU-hours", _short),
+        Column("gpu_hours", "GPU-hours", _short),
+        Column("speed", "Sequences/s", _short),
+    ]
+    table = _table(columns, [_cost_row(name, run) for name, run in folders])
+    note = '<p class="note">Sequences/s is the median over the logged training steps.</p>'
+    return f"<section><h2>Runs and their cost</h2>{table}{note}</section>"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _reproduce(folders: Folders) -> str:
+    """Command, configuration and versions, folded away run by run."""
+    items = []
+    for name, run in folders:
+        pairs = "\n".join(f"{key}: {_text(value)}" for key, value in run.versions.items())
+        texts = [("command", run.command), ("config.yaml", run.config), ("versions", pairs)]
+        shown = [f"<h4>{head}</h4><pre>{escape(text)}</pre>" for head, text in texts if text]
+        if shown:
+            inside = "".join(shown)
+            items.append(f"<details><summary>{escape(name)}</summary>{inside}</details>")
+    return f"<section><h2>How to reproduce</h2>{''.join(items)}</section>" if items else ""
+
+
+def render(runs: list[RunFolder]) -> str:
+    """The whole page."""
+    folders = _with_parts(runs)
+    body = [_header(runs), _results(runs), _notes(folders), _stages(folders), _cost(folders)]
+    body.append(_reproduce(folders))
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<title>{escape(_title(runs))}</title><style>{STYLE}</style></head>\n"
+        f"<body><main>\n{chr(10).join(filter(None, body))}\n</main></body></html>\n"
+    )
+
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fcfcfa; --ink: #1c1f23; --soft: #5a626b;
+  --rule: #d5d8da; --grid: #e6e8e8; --box: #f3f4f2; --c0: #1f5fa8; --c1: #bd4f12; --c2: #22775a;
+  --c3: #8a4499; --c4: #8a6a08; --c5: #5f656c; }
+@media (prefers-color-scheme: dark) { :root { --page: #15181c; --ink: #e4e6e8; --soft: #a2abb4;
+  --rule: #3a4149; --grid: #282d33; --box: #1d2126; --c0: #74ade9; --c1: #f0965a; --c2: #62c4a0;
+  --c3: #cc97de; --c4: #d6b74b; --c5: #aab1b9; } }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .6rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; padding-top: .6rem;
+  border-top: 1px solid var(--rule); }
+h4 { margin: .8rem 0 .2rem; font-size: .85rem; color: var(--soft); }
+header p { margin: .4rem 0; } .note { color: var(--soft); font-size: .85rem; margin: .4rem 0; }
+ul { padding-left: 1.2rem; }
+pre { background: var(--box); padding: .6rem .8rem; border-radius: 4px; font-size: .82rem;
+  white-space: pre-wrap; margin: .3rem 0; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: baseline;
+  white-space: nowrap; border-bottom: 1px solid var(--grid); }
+th { font-weight: 500; color: var(--soft); border-color: var(--rule); font-size: .85rem; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page);
+  white-space: normal; min-width: 6.5rem; max-width: 16rem; }
+.n { text-align: right; font-variant-numeric: tabular-nums; } b { font-weight: 650; }
+.sd { display: inline-block; width: 3.1em; text-align: left; color: var(--soft); white-space: pre; }
+.charts { display: grid; gap: 1.4rem 2rem; margin-top: .8rem; align-items: end;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
+.charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
+figure { margin: .6rem 0; } figcaption { font-weight: 600; font-size: .92rem; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; padding: 0;
+  margin: .2rem 0; font-size: .85rem; } .legend svg { margin-right: .4rem; }
+figure > svg { width: 100%; height: auto; display: block; margin-top: .3rem; }
+svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums; }
+svg .name { fill: var(--ink); } svg path { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
+svg .grid { stroke: var(--grid); stroke-width: 1; } svg .axis { stroke: var(--rule); }
+.line0 { stroke: var(--c0); } .line1 { stroke: var(--c1); } .line2 { stroke: var(--c2); }
+.line3 { stroke: var(--c3); } .line4 { stroke: var(--c4); } .line5 { stroke: var(--c5); }
+.dot0 { fill: var(--c0); } .dot1 { fill: var(--c1); } .dot2 { fill: var(--c2); }
+.dot3 { fill: var(--c3); } .dot4 { fill: var(--c4); } .dot5 { fill: var(--c5); }
+summary { cursor: pointer; } details { margin: .3rem 0; }
+@media (max-width: 500px) { figure > svg text { font-size: 14px; }
+  .small svg text { font-size: 11px; } td:first-child { max-width: 9rem; } }
+"""

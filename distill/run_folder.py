@@ -1,0 +1,54 @@
+"""A run's folder: what was asked, what was measured, what came out. Readable without torch.
+
+RUN/config.yaml     every setting, resolved       RUN/metrics.jsonl  curves
+RUN/command.txt     what the user typed           RUN/checkpoints/   to resume from
+RUN/versions.json   packages, commit, hardware    RUN/summary.json   written when a job ended
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside and rename: the file is the old one or the new one, never half."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write RUN/summary.json, whole or not at all."""
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+class Metrics:
+    """Appends lines to RUN/metrics.jsonl; a resumed run drops what came after its checkpoint."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.jsonl"
+        self.started = time.monotonic()
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget lines of `stage` after `step`, and a half-written last line."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["stage"] != stage or row["step"] <= step:
+                kept.append(line)
+        write_whole(self.path, "".join(kept))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one line, flushed."""
+        row = {**row, "time": round(time.monotonic() - self.started, 3)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")

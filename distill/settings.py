@@ -1,0 +1,279 @@
+"""Settings of the training jobs, as dataclasses. Imports no torch: the command line reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_pipeline.tasks import TaskConfig
+from distill.schedule import ScheduleConfig
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass
+class StudentConfig:
+    """The student: a trained one, or a shape that starts from random weights.
+
+    Args:
+        path: Folder of a trained student (a general run's student/); its shape is used.
+        layers: Layers, where no path is given.
+        hidden_size: Width.
+        heads: Attention heads; must divide the width.
+        intermediate_size: Width of the feed-forward layer.
+        dropout: Dropout in training. Distillation of a small student gains by 0; the originals
+            use 0.1.
+    """
+
+    path: str | None = None
+    layers: int = 4
+    hidden_size: int = 312
+    heads: int = 12
+    intermediate_size: int = 1200
+    dropout: float = 0.0
+
+
+@dataclass
+class TeacherConfig:
+    """The teacher: any Hugging Face encoder folder.
+
+    Args:
+        path: Model folder (or hub name where there is a network).
+        precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32.
+        dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
+    """
+
+    path: str
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    dropout: bool = False
+
+
+@dataclass
+class ObjectiveConfig:
+    """The loss: a weighted sum of named terms. A term of weight 0 is not computed.
+
+    Args:
+        attention: Squared error of attention scores before softmax (TinyBERT).
+        hidden: Squared error of projected hidden states, the embedding output included.
+        logits: Kullback-Leibler divergence from the teacher's softened outputs, times the squared
+            temperature (Hinton et al. 2015); squared error for regression.
+        labels: Cross-entropy with the labels; squared error for regression.
+        temperature: Softens the logits of both sides.
+        layer_map: `uniform`, `last`, or the teacher layer for each student layer.
+        projection: One projection for every layer, or one for each.
+        normalise: `valid` averages over real tokens, `all` over padding too (the paper's code).
+    """
+
+    attention: float = 0.0
+    hidden: float = 0.0
+    logits: float = 0.0
+    labels: float = 0.0
+    temperature: float = 1.0
+    layer_map: Literal["uniform", "last"] | list[int] = "uniform"
+    projection: Literal["per_layer", "shared"] = "per_layer"
+    normalise: Literal["valid", "all"] = "valid"
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer.
+
+    Args:
+        name: `adamw`, or `bert_adam` (no bias correction, each tensor's gradient clipped by
+            itself: what the TinyBERT code trains with; ZeRO 0 only).
+        lr: Highest learning rate.
+        weight_decay: Decoupled; none on biases and layer norms.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        eps: Added to the denominator.
+        clip: Largest gradient norm; 0 clips nothing.
+    """
+
+    name: Literal["adamw", "bert_adam"] = "adamw"
+    lr: float = 5e-5
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    clip: float = 1.0
+
+
+@dataclass
+class EngineConfig:
+    """How DeepSpeed runs the student.
+
+    Args:
+        zero: ZeRO stage: what is shared out over the processes (0 nothing, 1 optimizer state,
+            2 gradients too, 3 weights too).
+        precision: Of the student; `auto` is bf16 on a GPU and fp32 on a CPU.
+        micro_batch_size: Sequences a process takes at once; the rest of its share is
+            accumulated. By default its whole share.
+    """
+
+    zero: Literal[0, 1, 2, 3] = 0
+    precision: Precision = "auto"
+    micro_batch_size: int | None = None
+
+
+@dataclass
+class RecordConfig:
+    """What is recorded of a training run on its way.
+
+    Args:
+        log_every: Steps between lines of metrics.
+        save_every: Steps between checkpoints; the last step always makes one.
+        keep: Checkpoints kept.
+    """
+
+    log_every: int = 20
+    save_every: int = 500
+    keep: int = 2
+
+
+@dataclass
+class StageConfig:
+    """One stage of training.
+
+    Args:
+        epochs: Passes over the data; may be a fraction; 0 skips the stage.
+        batch_size: Sequences of a step over all processes.
+        objective: The loss.
+        optimizer: The optimizer.
+        schedule: The learning-rate schedule.
+        evaluate_every: Steps between measurements on dev (task stages with logits or labels);
+            by default once an epoch.
+    """
+
+    epochs: float = 1.0
+    batch_size: int = 32
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluate_every: int | None = None
+
+
+def _general_stage() -> StageConfig:
+    return StageConfig(
+        batch_size=256,
+        objective=ObjectiveConfig(attention=1.0, hidden=1.0),
+        optimizer=OptimizerConfig(lr=1e-4),
+    )
+
+
+@dataclass
+class GeneralConfig:
+    """Settings of `distillery general`: distillation over a corpus.
+
+    Args:
+        teacher: The pretrained encoder.
+        shards: The shards/ folder of a pregenerate run.
+        student: The student.
+        stage: The training.
+        pad_to_longest: Pad a batch to its longest row; otherwise to the packing's max_length.
+        engine: DeepSpeed.
+        record: Metrics and checkpoints.
+        seed: Seed of weights, order and dropout.
+    """
+
+    teacher: TeacherConfig
+    shards: str
+    student: StudentConfig = field(default_factory=StudentConfig)
+    stage: StageConfig = field(default_factory=_general_stage)
+    pad_to_longest: bool = True
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    seed: int = 0
+
+
+def _finetune_stage() -> StageConfig:
+    return StageConfig(epochs=3.0, objective=ObjectiveConfig(labels=1.0))
+
+
+@dataclass
+class FinetuneConfig:
+    """Settings of `distillery finetune`: training on labels, of a teacher or a baseline.
+
+    Args:
+        model: Model folder: weights, shape and tokenizer.
+        task: The labelled data.
+        shape: Start from random weights of this shape instead of the model's (a baseline that
+            shares the model's tokenizer).
+        dropout: Dropout in training.
+        stage: The training.
+        engine: DeepSpeed.
+        record: Metrics and checkpoints.
+        seed: Seed of weights, order and dropout.
+    """
+
+    model: str
+    task: TaskConfig
+    shape: StudentConfig | None = None
+    dropout: float = 0.1
+    stage: StageConfig = field(default_factory=_finetune_stage)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    seed: int = 0
+
+
+def _intermediate_stage() -> StageConfig:
+    return StageConfig(
+        epochs=3.0,
+        objective=ObjectiveConfig(attention=1.0, hidden=1.0),
+        schedule=ScheduleConfig(name="constant", warmup=0.0),
+    )
+
+
+def _prediction_stage() -> StageConfig:
+    return StageConfig(
+        epochs=3.0,
+        objective=ObjectiveConfig(logits=1.0),
+        optimizer=OptimizerConfig(lr=3e-5),
+    )
+
+
+@dataclass
+class TaskDistillConfig:
+    """Settings of `distillery task`: two-step task distillation (TinyBERT).
+
+    Args:
+        teacher: A teacher fine-tuned on the task (a finetune run's model/).
+        task: The labelled data.
+        student: The student: best a general run's student/.
+        intermediate: First step: attention scores and hidden states.
+        prediction: Second step: the teacher's outputs.
+        engine: DeepSpeed.
+        record: Metrics and checkpoints.
+        seed: Seed of weights, order and dropout.
+    """
+
+    teacher: TeacherConfig
+    task: TaskConfig
+    student: StudentConfig = field(default_factory=StudentConfig)
+    intermediate: StageConfig = field(default_factory=_intermediate_stage)
+    prediction: StageConfig = field(default_factory=_prediction_stage)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """Settings of `distillery evaluate`: accuracy, size and speed of models on one task's dev file.
+
+    Args:
+        models: For each row of the table its model folders: several are seeds of one model.
+        task: The labelled data.
+        reference: Name of the row that speed-ups are relative to; by default the first.
+        batch_size: Sequences of a step.
+        latency_repeats: Timed single-sentence forwards of each model.
+        latency: Measure it; off saves time where only accuracy is wanted.
+        predictions: Write RUN/predictions-NAME.jsonl with logits of the row's first model.
+    """
+
+    models: dict[str, list[str]]
+    task: TaskConfig
+    reference: str | None = None
+    batch_size: int = 64
+    latency_repeats: int = 100
+    latency: bool = True
+    predictions: bool = True

@@ -1,0 +1,97 @@
+"""Micro-batches as a pure function of the step: from corpus shards, or from a labelled task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from data_pipeline.order import CorpusReader
+from data_pipeline.shards import Rows
+from data_pipeline.tasks import Encoded, bucketed_steps
+from distill.encoders import Batch
+
+
+class CorpusSource:
+    """Rows of a shard folder, this rank's share of every global step.
+
+    Args:
+        reader: Reads the rank's rows.
+        micro_batch_size: Rows of a micro-batch.
+        pad_to_longest: Cut a micro-batch to its longest row.
+    """
+
+    def __init__(self, reader: CorpusReader, micro_batch_size: int, pad_to_longest: bool = True):
+        self.reader = reader
+        self.micro = micro_batch_size
+        self.pad_to_longest = pad_to_longest
+        self.steps_per_epoch = reader.steps_per_epoch
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Micro-batches of global step `step`."""
+        rows = self.reader.step(step)
+        starts = range(0, len(rows), self.micro)
+        return [self._batch(rows.take(np.arange(i, min(i + self.micro, len(rows))))) for i in starts]
+
+    def _batch(self, rows: Rows) -> Batch:
+        width = int(rows.lengths.max()) if self.pad_to_longest else rows.ids.shape[1]
+        places = np.arange(width)
+        mask = places < rows.lengths[:, None]
+        segments = mask & (places >= rows.boundaries[:, None])
+        return Batch(
+            torch.from_numpy(rows.ids[:, :width].astype(np.int64)),
+            torch.from_numpy(mask.astype(np.int64)),
+            torch.from_numpy(segments.astype(np.int64)),
+        )
+
+
+@dataclass
+class TaskSource:
+    """Examples of a task in batches of like lengths, this rank's share of every global step."""
+
+    data: Encoded
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.data) < self.batch_size:
+            raise ValueError(
+                f"batch_size: {self.batch_size} is more than the {len(self.data)} training "
+                "examples; give a smaller one"
+            )
+        self.steps_per_epoch = len(self.data) // self.batch_size
+        self._steps = lru_cache(maxsize=1)(self._epoch_steps)
+
+    def _epoch_steps(self, epoch: int) -> np.ndarray:
+        return bucketed_steps(self.data.lengths, self.batch_size, self.seed, epoch)
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Micro-batches of global step `step`."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        # Neighbours have like lengths: dealing them out keeps the ranks' lengths alike.
+        mine = self._steps(epoch)[number][self.rank :: self.world]
+        size = self.micro_batch_size
+        return [task_batch(self.data, mine[i : i + size]) for i in range(0, len(mine), size)]
+
+
+def task_batch(data: Encoded, index: np.ndarray) -> Batch:
+    """The examples at `index`, padded to the longest of them."""
+    width = max(len(data.ids[i]) for i in index)
+    ids = np.full((len(index), width), data.pad, dtype=np.int64)
+    segments = np.zeros((len(index), width), dtype=np.int64)
+    mask = np.zeros((len(index), width), dtype=np.int64)
+    for row, i in enumerate(index):
+        length = len(data.ids[i])
+        ids[row, :length], segments[row, :length] = data.ids[i], data.segments[i]
+        mask[row, :length] = 1
+    return Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(mask),
+        torch.from_numpy(segments),
+        torch.from_numpy(data.labels[index]),
+    )

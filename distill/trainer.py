@@ -1,0 +1,230 @@
+"""The trainer: one loop for general distillation, task distillation and fine-tuning.
+
+A batch source is a pure function of the step, dropout is seeded by (seed, step, rank), so a run
+that was killed continues from a checkpoint exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from distill.checks import micro_batch_size
+from distill.encoders import Batch, Signal, Teacher, replace_folder
+from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
+from distill.objective import Objective, count
+from distill.progress import TrainingProgress
+from distill.run_folder import Metrics
+from distill.schedule import factor
+from distill.settings import EngineConfig, RecordConfig, StageConfig
+
+
+class BatchSource(Protocol):
+    """Where micro-batches come from."""
+
+    steps_per_epoch: int
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """This process's micro-batches of a global step."""
+        ...
+
+
+@dataclass
+class Trainer:
+    """Trains one objective over one source.
+
+    Args:
+        name: The stage's name, in metrics and checkpoints.
+        objective: Student, projections, terms.
+        teacher: The signal's source; None where only labels teach.
+        source: Micro-batches as a function of the step.
+        stage: Epochs, optimizer, schedule.
+        engine_config: DeepSpeed.
+        record: Metrics and checkpoints.
+        seed: Seed of dropout.
+        folder: The run folder.
+        evaluate: Measures the student on dev; called on every rank, returns metrics.
+        on_best: Saves the student when `evaluate`'s metric `selection` is the best so far.
+        selection: Name of that metric.
+    """
+
+    name: str
+    objective: Objective
+    teacher: Teacher | None
+    source: BatchSource
+    stage: StageConfig
+    engine_config: EngineConfig
+    record: RecordConfig
+    seed: int
+    folder: Path
+    evaluate: Callable[[], dict[str, float]] | None = None
+    on_best: Callable[[], None] | None = None
+    selection: str = ""
+
+    def __post_init__(self) -> None:
+        self.total = max(1, round(self.stage.epochs * self.source.steps_per_epoch))
+        batch_size = self.stage.batch_size
+        micro = micro_batch_size(batch_size, self.engine_config, world_size())
+        accumulation = batch_size // (micro * world_size())
+        self.engine = Engine(self.objective, self.stage.optimizer, self.engine_config, accumulation, micro)
+        self.metrics = Metrics(self.folder)
+        self.checkpoints = self.folder / "checkpoints" / self.name
+        self.best: dict[str, float] = {}
+
+    def fit(self) -> dict[str, float]:
+        """Train to the end, from the newest checkpoint if there is one; returns the best metrics."""
+        start = self._resume()
+        self.engine.train()
+        with TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress:
+            window = _Window()
+            for step in range(start, self.total):
+                terms, counts = self.train_step(step)
+                window.add(terms, counts)
+                progress.advance()
+                done = step + 1
+
+                # once in a while: metrics
+                if done % self.record.log_every == 0 or done == self.total:
+                    progress.describe(self._log(done, window.close()))
+                    window = _Window()
+
+                # once in a while: dev
+                if self._is_evaluation(done):
+                    progress.describe(self._measure(done))
+                    window = _Window()
+
+                # once in a while: checkpoint
+                if done % self.record.save_every == 0 or done == self.total:
+                    self._save(done)
+                    window = _Window()
+        return self.best
+
+    # ------------------------------------------------------------------------- one step
+    def train_step(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimizer step; returns the terms (this rank's share) and the global counts."""
+        batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
+        own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
+        counts = sum_over_ranks(own.sum(dim=0).float())  # one all-reduce of three numbers
+        torch.manual_seed(hash((self.seed, step, rank())))  # dropout as a function of the step
+
+        lr = self.stage.optimizer.lr * factor(self.stage.schedule, step, self.total)
+        totals: dict[str, Tensor] = {}
+        for batch in batches:
+            terms = self.engine.forward(batch, self._signal(batch), counts)
+            self.engine.backward(terms["loss"])
+            self.engine.step(lr)  # updates the weights after the last micro-batch
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + term.detach()
+        return totals, counts
+
+    # -----------------------------------------------------------------------------------
+
+    def _signal(self, batch: Batch) -> Signal:
+        if self.teacher is None:
+            return Signal()
+        hidden = {teacher for _, teacher in self.objective.hidden_layers}
+        attention = {teacher for _, teacher in self.objective.attention_layers}
+        return self.teacher.signal(batch, hidden, attention)
+
+    def _log(self, done: int, window: dict[str, float]) -> str:
+        if not math.isfinite(window["loss"]):
+            raise RuntimeError(
+                f"{self.name}: the loss is {window['loss']} before step {done}; lower "
+                "optimizer.lr, or resume from an earlier checkpoint"
+            )
+        row = {"stage": self.name, "split": "train", **self._position(done), **window}
+        row["lr"] = self.stage.optimizer.lr * factor(self.stage.schedule, done - 1, self.total)
+        if rank() == 0:
+            self.metrics.append(row)
+        return f"loss {window['loss']:.4g}  {window['sequences_per_s']:.0f} seq/s"
+
+    def _position(self, done: int) -> dict[str, float]:
+        return {"step": done, "epoch": round(done / self.source.steps_per_epoch, 4)}
+
+    def _is_evaluation(self, done: int) -> bool:
+        every = self.stage.evaluate_every or self.source.steps_per_epoch
+        return self.evaluate is not None and (done % every == 0 or done == self.total)
+
+    def _measure(self, done: int) -> str:
+        assert self.evaluate is not None
+        self.engine.eval()
+        scores = self.evaluate()
+        self.engine.train()
+        if rank() == 0:
+            row = {"stage": self.name, "split": "dev", **self._position(done), **scores}
+            self.metrics.append(row)
+        if not self.best or scores[self.selection] > self.best[self.selection]:
+            self.best = {**scores, "step": done}
+            if self.on_best:
+                self.on_best()
+        return "  ".join(f"dev {name} {value:.4f}" for name, value in scores.items())
+
+    def _save(self, done: int) -> None:
+        """Write the checkpoint beside and rename it; older ones beyond `keep` go."""
+        target = self.checkpoints / f"step-{done:08d}"
+        partial = target.with_suffix(".partial")
+        if rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        barrier()
+        self.engine.save(partial, {"step": done, "best": self.best})
+        barrier()
+        if rank() == 0:
+            replace_folder(partial, target)
+            for old in self._saved()[: -self.record.keep]:
+                shutil.rmtree(old)
+        barrier()
+
+    def _saved(self) -> list[Path]:
+        found = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
+        return sorted(path for path in found if path.name.removeprefix("step-").isdecimal())
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint; returns the steps already done."""
+        saved = self._saved()
+        state: dict[str, Any] = self.engine.load(saved[-1]) if saved else {"step": 0, "best": {}}
+        self.best = state["best"]
+        if rank() == 0:
+            self.metrics.rewind(self.name, state["step"])
+        return state["step"]
+
+
+class _Window:
+    """Means and speed since the last line of metrics; numbers leave the device only at its end."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.steps = 0
+        self.terms: dict[str, Tensor] = {}
+        self.counts: Tensor | float = 0.0
+
+    def add(self, terms: dict[str, Tensor], counts: Tensor) -> None:
+        self.steps += 1
+        self.counts = self.counts + counts
+        for name, term in terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + term
+
+    def close(self) -> dict[str, float]:
+        names = list(self.terms)
+        sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
+        assert isinstance(self.counts, Tensor)
+        sequences, tokens = self.counts[:2].tolist()
+        seconds = time.perf_counter() - self.started
+        means = {_label(name): total / self.steps for name, total in zip(names, sums, strict=True)}
+        return {
+            **means,
+            "sequences_per_s": round(sequences / seconds, 2),
+            "tokens_per_s": round(tokens / seconds, 1),
+        }
+
+
+def _label(name: str) -> str:
+    return name if name == "loss" else f"loss/{name}"

@@ -1,0 +1,98 @@
+"""The command: `distillery JOB [--config RECIPE] [--setting VALUE ...] [--run FOLDER]`.
+
+Settings are parsed once, here; the run folder keeps them, and every process starts from there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentError
+
+from launcher import jobs, local, runs
+from launcher.settings import Launch, parse, to_yaml
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code: 2 for what the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name not in jobs.JOBS:
+        return refuse(f"{name} is no job; the jobs are {', '.join(jobs.JOBS)}")
+    try:
+        return run(name, rest)
+    except (ArgumentError, ValueError) as error:
+        return refuse(str(error), name)
+
+
+def usage() -> str:
+    """What `distillery --help` prints."""
+    listed = "\n".join(f"  {name:<12} {job.help}" for name, job in jobs.JOBS.items())
+    return (
+        "usage: distillery JOB [--config RECIPE.yaml] [--setting VALUE ...] [--run FOLDER]\n\n"
+        f"jobs:\n{listed}\n\n"
+        "`distillery JOB --help` explains its settings. Recipes are in recipes/."
+    )
+
+
+def refuse(message: str, name: str = "") -> int:
+    """Print one line about the user's mistake; returns exit code 2."""
+    line = " ".join(message.split())
+    print(f"distillery {name}".strip() + f": error: {line}", file=sys.stderr)
+    return 2
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run one job. Raises ValueError or ArgumentError before anything is written."""
+    job = jobs.JOBS[name]
+    config, launch = parse(name, _with_stored_settings(arguments))
+    if not job.folder:
+        jobs.check(name, config, 1)
+        return jobs.load(job.run)(config) or 0
+    processes = (launch.processes or local.default_processes()) if job.parallel else 1
+    if processes < 1:
+        raise ValueError(f"--processes: {processes}; give 1 or more")
+    if launch.dry_run:
+        print(f"# {launch.run}/config.yaml\n{to_yaml(name, config)}")
+        print(shlex.join(local.command(name, launch.run, processes)))
+        return 0
+    folder = Path(launch.run)
+    runs.refuse_other_run(folder, name, config, launch.resume)
+    if (folder / "summary.json").is_file():
+        print(f"{folder} is finished; see {folder}/summary.json")
+        return 0
+    jobs.check(name, config, processes)
+    if not (folder / "config.yaml").is_file():
+        runs.begin(folder, name, config, runs.typed_command())
+    return _finish(local.start(name, launch.run, processes), launch)
+
+
+def _with_stored_settings(arguments: list[str]) -> list[str]:
+    """On --resume, begin with the settings that the run folder keeps."""
+    if "--resume" not in arguments:
+        return arguments
+    for index, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag == "--run":
+            folder = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+            stored = Path(folder) / "config.yaml"
+            return ["--config", str(stored), *arguments] if stored.is_file() else arguments
+    return arguments
+
+
+def _finish(code: int, launch: Launch) -> int:
+    if code == 0:
+        print(f"finished: {launch.run}")
+    elif code not in (2, 130):
+        again = "the same command with --resume continues from the last checkpoint"
+        print(f"failed with exit code {code}: {launch.run}; {again}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

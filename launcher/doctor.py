@@ -1,0 +1,213 @@
+"""The job `doctor`: what this machine has, what each missing part costs, and how to get it."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclass
+class DoctorConfig:
+    """Settings of the job `doctor`.
+
+    Args:
+        json: Print JSON instead of a table.
+    """
+
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that a machine may have: `found` is empty where it is missing."""
+
+    name: str
+    found: str
+    cost: str = ""
+    remedy: str = ""
+
+
+def run(config: DoctorConfig) -> int:
+    """Print every part as a table or as JSON; a missing part is news, not a failure."""
+    parts = inspect_machine()
+    if config.json:
+        print(json.dumps([asdict(part) for part in parts], indent=2))
+    else:
+        Console().print(_table(parts))
+    return 0
+
+
+def inspect_machine() -> list[Part]:
+    """List what this machine has and lacks, most basic parts first."""
+    torch = _ask_torch()
+    return [*_hardware(torch), *_packages(torch), *_build_tools(), *_connections(torch)]
+
+
+def _table(parts: list[Part]) -> Table:
+    """Show costs and remedies where something is missing; paths fold so that none is cut off."""
+    table = Table()
+    for heading in ("part", "found", "what its absence costs, and how to get it"):
+        table.add_column(heading, overflow="fold")
+    for part in parts:
+        if part.found:
+            table.add_row(part.name, escape(part.found))
+        else:
+            advice = f"{escape(part.cost)}\n[dim]{escape(part.remedy)}[/dim]"
+            table.add_row(part.name, "[red]missing[/red]", advice)
+    return table
+
+
+def _hardware(torch: dict[str, str]) -> list[Part]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return [
+        Part("Python", f"{platform.python_version()} ({sys.executable})"),
+        Part("CPU cores", str(len(os.sched_getaffinity(0)))),
+        Part("memory", f"{memory / 2**30:.0f} GiB"),
+        Part(
+            "CPU bf16",
+            _cpu_bf16(),
+            "bf16 on the CPU is emulated, slower than fp32: a teacher runs several times slower.",
+            "Use a CPU with AMX (amx_bf16 in /proc/cpuinfo), or a GPU.",
+        ),
+        Part(
+            "GPU",
+            torch.get("gpu", ""),
+            "Everything runs on the CPU: fine for the demo, slow for a whole corpus.",
+            "Use a machine with a GPU and its driver, and a torch built for it.",
+        ),
+    ]
+
+
+def _packages(torch: dict[str, str]) -> list[Part]:
+    required = "Nothing trains without it."
+    return [
+        Part(
+            "torch",
+            torch.get("torch", ""),
+            required,
+            "make setup. If it is installed, `python -c 'import torch'` says why it fails.",
+        ),
+        Part("deepspeed", _version("deepspeed"), required, "make setup"),
+        Part("transformers", _version("transformers"), required, "make setup"),
+        Part(
+            "triton",
+            _version("triton"),
+            "Plain PyTorch replaces the fused loss: same numbers, more GPU memory and time.",
+            "pip install -c constraints.txt -e '.[gpu]'",
+        ),
+        Part(
+            "apex",
+            _apex_version(),
+            "PyTorch's own optimiser and layer norm are used in place of apex's fused ones.",
+            "Build https://github.com/NVIDIA/apex with --cpp_ext --cuda_ext; "
+            "the apex on PyPI is another project.",
+        ),
+    ]
+
+
+def _build_tools() -> list[Part]:
+    compiler = os.environ.get("CXX", "c++")
+    uncompiled = "DeepSpeed can't compile its extensions, and training does not start."
+    return [
+        Part("C++ compiler", shutil.which(compiler) or "", uncompiled, "apt install g++"),
+        Part("Python headers", _python_headers(), uncompiled, "apt install python3-dev"),
+        Part(
+            "ninja",
+            shutil.which("ninja") or "",
+            uncompiled,
+            "Activate .venv (`. .venv/bin/activate`): it holds ninja, which must be on PATH.",
+        ),
+    ]
+
+
+def _connections(torch: dict[str, str]) -> list[Part]:
+    return [
+        Part(
+            "gloo",
+            torch.get("gloo", ""),
+            "Training on CPUs can't use more than one process.",
+            "Install a torch built with gloo: those on PyPI are.",
+        ),
+        Part(
+            "nccl",
+            torch.get("nccl", ""),
+            "Training can't use more than one GPU.",
+            "Install a torch built for CUDA or ROCm.",
+        ),
+        Part(
+            "Slurm",
+            shutil.which("sbatch") or "",
+            "`--on slurm` can't submit from here.",
+            "Run on a login node of the cluster, where sbatch is on PATH.",
+        ),
+        Part(
+            "Ray",
+            shutil.which("ray") or "",
+            "`--on ray` can't start or reach a cluster from here.",
+            "pip install -c constraints.txt 'ray[default,tune]'",
+        ),
+    ]
+
+
+_TORCH_FACTS = """
+import json
+import torch
+devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+distributed = torch.distributed
+reachable = distributed.is_available()
+nccl = reachable and distributed.is_nccl_available() and torch.cuda.nccl.version()
+print(json.dumps({
+    "torch": torch.__version__,
+    "gpu": ", ".join(f"{d.name} ({d.total_memory / 2**30:.0f} GiB)" for d in devices),
+    "gloo": "built in" if reachable and distributed.is_gloo_available() else "",
+    "nccl": ".".join(map(str, nccl)) if nccl else "",
+}))
+"""
+
+
+def _ask_torch() -> dict[str, str]:
+    """Ask torch in a child process, for the launcher itself never imports it."""
+    child = subprocess.run(
+        [sys.executable, "-c", _TORCH_FACTS], capture_output=True, text=True, check=False
+    )
+    return json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else {}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _apex_version() -> str:
+    """NVIDIA's apex only, which is known by its folder of fused normalisations."""
+    spec = importlib.util.find_spec("apex")
+    if spec is None or spec.origin is None:
+        return ""
+    is_nvidia = Path(spec.origin).with_name("normalization").is_dir()
+    return (_version("apex") or "from source") if is_nvidia else ""
+
+
+def _cpu_bf16() -> str:
+    """Name the bf16 instructions that Linux reports: AMX multiplies tiles, AVX-512 vectors."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
+    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+    return ", ".join(name for flag, name in names.items() if flag in flags)
+
+
+def _python_headers() -> str:
+    headers = Path(sysconfig.get_path("include"))
+    return str(headers) if (headers / "Python.h").exists() else ""

@@ -1,0 +1,104 @@
+"""The jobs, by name: what each takes, what it refuses, what runs it. Imports nothing of theirs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job; `config`, `check` and `run` are `module:name`, imported when they are needed.
+
+    Attributes:
+        help: One line for the command's help.
+        config: Its settings, a dataclass.
+        check: Refuses settings that can't work, by ValueError, before anything is written.
+        run: Does it.
+        folder: Whether it makes a run folder; `run` then takes (config, folder).
+        parallel: Whether several processes may run it together.
+    """
+
+    help: str
+    config: str
+    check: str
+    run: str
+    folder: bool = True
+    parallel: bool = False
+
+
+JOBS = {
+    "demo": Job(
+        "the whole way on this machine, from a pretrained teacher to a small student",
+        "launcher.demo:DemoConfig",
+        "launcher.demo:check",
+        "launcher.demo:run",
+    ),
+    "doctor": Job(
+        "what this machine has, what is missing, and how to get it",
+        "launcher.doctor:DoctorConfig",
+        "",
+        "launcher.doctor:run",
+        folder=False,
+    ),
+    "pregenerate": Job(
+        "a corpus to shards of training rows",
+        "data_pipeline.pregenerate:PregenerateConfig",
+        "data_pipeline.pregenerate:check",
+        "data_pipeline.pregenerate:run",
+    ),
+    "general": Job(
+        "distil a pretrained encoder over a corpus",
+        "distill.settings:GeneralConfig",
+        "distill.checks:check_general",
+        "distill.general:run",
+        parallel=True,
+    ),
+    "finetune": Job(
+        "train on labels: a teacher, or a baseline",
+        "distill.settings:FinetuneConfig",
+        "distill.checks:check_finetune",
+        "distill.finetune:run",
+        parallel=True,
+    ),
+    "task": Job(
+        "distil a fine-tuned teacher on its task, in two steps",
+        "distill.settings:TaskDistillConfig",
+        "distill.checks:check_task_distill",
+        "distill.task:run",
+        parallel=True,
+    ),
+    "evaluate": Job(
+        "accuracy, size and speed of models, in one table",
+        "distill.settings:EvaluateConfig",
+        "distill.checks:check_evaluate",
+        "distill.evaluate:run",
+    ),
+    "report": Job(
+        "run folders to one self-contained page",
+        "distill.report:ReportConfig",
+        "distill.report:check",
+        "distill.report:run",
+        folder=False,
+    ),
+}
+
+
+def load(reference: str) -> Any:
+    """Import `module:name`."""
+    module, name = reference.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def check(name: str, config: Any, processes: int) -> None:
+    """Refuse settings that can't work. Raises ValueError with one line."""
+    job = JOBS[name]
+    if not job.check:
+        return
+    function: Callable[..., None] = load(job.check)
+    if job.parallel or name == "evaluate":
+        function(config, processes)
+    else:
+        function(config)

@@ -1,0 +1,134 @@
+"""One process of a job: `python -m launcher.rank JOB RUN`. The only launcher module with torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from distill.evaluate import print_table
+from distill.run_folder import write_summary, write_whole
+from launcher.jobs import JOBS, load
+from launcher.settings import from_yaml
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "triton", "numpy")
+
+
+def main(job: str, run: str) -> int:
+    """Run a job as one of its processes; returns the exit code."""
+    _alone_is_a_group_of_one()
+    _quiet()
+    folder = Path(run)
+    config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        summary = execute(job, config, folder)
+        if first() and "rows" in summary and isinstance(summary["rows"], list):
+            print_table(summary["rows"])
+    except KeyboardInterrupt:
+        if first():
+            command = f"distillery {job} --run {run} --resume"
+            print(f"interrupted; continue from the last checkpoint with: {command}", file=sys.stderr)
+        return 130
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def execute(job: str, config: Any, folder: Path) -> dict[str, Any]:
+    """Run a job in its begun folder and write its summary; returns the summary."""
+    if first():
+        versions = json.dumps(describe_machine(), indent=2) + "\n"
+        write_whole(folder / "versions.json", versions)
+    wall, cpu = time.time(), time.process_time()
+    result = load(JOBS[job].run)(config, folder)
+    wall, cpu = time.time() - wall, time.process_time() - cpu
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    gpus = world if torch.cuda.is_available() else 0
+    summary = {
+        "job": job,
+        "status": "finished",
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_s": round(wall, 2),
+        "cpu_hours": round(cpu * world / 3600, 4),
+        "gpu_hours": round(wall * gpus / 3600, 4),
+        **result,
+    }
+    if first():
+        write_summary(folder, summary)
+    return summary
+
+
+def first() -> bool:
+    """Whether this is rank 0, which alone writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def describe_machine() -> dict[str, str]:
+    """Versions of what computes, the source's commit, and the hardware."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**versions, "commit": _commit(), "hardware": _hardware()}
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    model = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = [line for line in information.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return f"{os.cpu_count()} cores of {model}, {torch.get_num_threads()} threads"
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own progress: warnings of the libraries stay, chatter goes."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def _alone_is_a_group_of_one() -> None:
+    """Without torchrun, describe a process group of one on this machine's loopback."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Run folders as the launcher sees them: begun, resumed, or refused."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from distill.run_folder import write_whole
+from launcher.settings import to_yaml
+
+
+def refuse_other_run(folder: Path, name: str, config: Any, resume: bool) -> None:
+    """Refuse a folder that holds another run. Raises ValueError."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--run: {folder} is a file; give a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not resume:
+        raise ValueError(
+            f"--run: {folder} holds another run; give a new folder, or --resume to continue it"
+        )
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        raise ValueError(f"--run: {folder} is not empty and holds no run; give another folder")
+    if stored.read_text(encoding="utf-8") != to_yaml(name, config):
+        raise ValueError(
+            f"--resume: the settings differ from {stored}; leave them out, or give a new --run"
+        )
+
+
+def begin(folder: Path, name: str, config: Any, command: list[str] | None = None) -> None:
+    """Write what was asked into a run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "config.yaml", to_yaml(name, config))
+    typed = command or ["distillery", name, "--config", str(folder / "config.yaml")]
+    write_whole(folder / "command.txt", shlex.join(typed) + "\n")
+
+
+def typed_command() -> list[str]:
+    """What the user typed."""
+    return ["distillery", *sys.argv[1:]]

