@@ -16,6 +16,8 @@ from typing import Literal
 # After Latin sentence marks only where white space follows; after CJK ones always.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
+ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
+
 
 @dataclass
 class CorpusConfig:
@@ -37,7 +39,8 @@ def corpus_files(config: CorpusConfig) -> list[Path]:
     """The files of a corpus, patterns expanded, in order. Raises ValueError where one is missing."""
     found: list[Path] = []
     for pattern in config.files:
-        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()
+        matches = sorted(glob.glob(pattern)) if is_pattern else [pattern]
         if not matches:
             raise ValueError(f"corpus: nothing matches {pattern}; give an existing file")
         found += map(Path, matches)
@@ -52,10 +55,13 @@ def corpus_files(config: CorpusConfig) -> list[Path]:
 def read_documents(config: CorpusConfig) -> Iterator[list[str]]:
     """Yield every document of the corpus as its non-empty sentences, in file order."""
     for path in corpus_files(config):
-        for document in _documents_of(path, config):
-            sentences = [s for s in (sentence.strip() for sentence in document) if s]
-            if sentences:
-                yield sentences
+        try:
+            for document in _documents_of(path, config):
+                sentences = [s for s in (sentence.strip() for sentence in document) if s]
+                if sentences:
+                    yield sentences
+        except UnicodeDecodeError:
+            raise ValueError(f"corpus: {path} is not UTF-8 text; convert it, or leave it out") from None
 
 
 def check_corpus(config: CorpusConfig, least: int) -> None:
@@ -80,7 +86,7 @@ def _documents_of(path: Path, config: CorpusConfig) -> Iterator[list[str]]:
     elif path.suffix == ".jsonl":
         yield from map(split_sentences, _json_lines(path, config.text_field))
     elif path.suffix == ".txt" and config.documents == "line":
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding=ENCODING) as lines:
             yield from map(split_sentences, lines)
     elif path.suffix == ".txt":
         yield from _blank_line_documents(path)
@@ -95,7 +101,7 @@ def split_sentences(text: str) -> list[str]:
 
 def _blank_line_documents(path: Path) -> Iterator[list[str]]:
     document: list[str] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=ENCODING) as lines:
         for line in lines:
             if line.strip():
                 document.append(line)
@@ -107,7 +113,7 @@ def _blank_line_documents(path: Path) -> Iterator[list[str]]:
 
 
 def _json_lines(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=ENCODING) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -118,7 +124,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
                     f'corpus: {path} line {number} is no JSON object with the field "{field}"; '
                     "set --corpus.text_field"
                 ) from None
-            yield str(text)
+            yield "" if text is None else str(text)
 
 
 def _saved_dataset(path: Path, field: str) -> Iterator[str]:
@@ -133,4 +139,4 @@ def _saved_dataset(path: Path, field: str) -> Iterator[str]:
     if field not in rows.column_names:
         raise ValueError(f'corpus: {path} has no column "{field}"; it has {rows.column_names}')
     for row in rows:
-        yield str(row[field])
+        yield "" if row[field] is None else str(row[field])

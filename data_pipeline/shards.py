@@ -170,13 +170,15 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["blocks"] = [Block(*entry) for entry in content["blocks"]]
-        manifest = Manifest(**content)
+        version = content["version"]
+        if version == VERSION:
+            content["blocks"] = [Block(*entry) for entry in content["blocks"]]
+            manifest = Manifest(**content)
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"shards: {path} is damaged; run pregenerate again") from None
-    if manifest.version != VERSION:
+    if version != VERSION:
         raise ValueError(
-            f"shards: {path} is of format version {manifest.version} and this release reads "
+            f"shards: {path} is of format version {version} and this release reads "
             f"{VERSION}; run pregenerate again"
         )
     for name in _unique(manifest.blocks):

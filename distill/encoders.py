@@ -25,6 +25,12 @@ from distill.attention import Collector, QueryKey, collecting, install
 from distill.settings import StudentConfig, TeacherConfig
 
 PROJECTIONS = "projections.safetensors"
+DROPOUTS = {
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "classifier_dropout_prob",  # ALBERT's
+}
 
 
 @dataclass
@@ -141,8 +147,8 @@ def student_shape(student: StudentConfig, base: PretrainedConfig) -> PretrainedC
 
 def with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
     """Set every dropout of an encoder's configuration."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-        if getattr(config, name, None) is not None:
+    for name in vars(config).keys() & DROPOUTS:
+        if getattr(config, name) is not None:
             setattr(config, name, dropout)
     return config
 
@@ -180,9 +186,10 @@ def save_model(
     shutil.rmtree(partial, ignore_errors=True)
     config, implementation = model.config, model.config._attn_implementation
     config._attn_implementation = "sdpa"  # ours is not known where the folder will be loaded
-    config.dtype = torch.float32
     try:
         model.save_pretrained(partial, state_dict={k: v.float() for k, v in weights.items()})
+        config.dtype = torch.float32  # it wrote the dtype trained in, which would be loaded
+        config.save_pretrained(partial)
     finally:
         config._attn_implementation = implementation
     copy_tokenizer(tokenizer, partial)

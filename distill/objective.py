@@ -28,11 +28,10 @@ TERMS = ("attention", "hidden", "logits", "labels")
 
 def count(batch: Batch, normalise: str) -> Tensor:
     """What the terms are divided by: (rows, tokens, token pairs) of a batch, float64 (3,)."""
-    rows, length = batch.ids.shape
-    if normalise == "all":
-        return torch.tensor([rows, rows * length, rows * length**2], dtype=torch.float64)
     lengths = batch.mask.sum(dim=1).double()
-    return torch.stack([torch.tensor(float(rows)).double(), lengths.sum(), lengths.square().sum()])
+    if normalise == "all":
+        lengths = torch.full_like(lengths, batch.ids.shape[1])
+    return torch.stack([torch.ones_like(lengths).sum(), lengths.sum(), lengths.square().sum()])
 
 
 class Objective(nn.Module):

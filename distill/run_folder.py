@@ -32,6 +32,7 @@ class Metrics:
     def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
         self.started = time.monotonic()
+        self.before = 0.0  # seconds that the run took before it was resumed
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget lines of `stage` after `step`, and a half-written last line."""
@@ -45,10 +46,12 @@ class Metrics:
                 continue
             if row["stage"] != stage or row["step"] <= step:
                 kept.append(line)
+                self.before = row["time"]
         write_whole(self.path, "".join(kept))
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one line, flushed."""
-        row = {**row, "time": round(time.monotonic() - self.started, 3)}
+        seconds = self.before + time.monotonic() - self.started
+        row = {**row, "time": round(seconds, 3)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(f"{name} is no job; the jobs are {', '.join(jobs.JOBS)}")
     try:
         return run(name, rest)
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError, OSError) as error:
         return refuse(str(error), name)
 
 

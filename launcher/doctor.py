@@ -1,7 +1,6 @@
 """The job `doctor`: what this machine has, what each missing part costs, and how to get it."""
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -101,17 +100,10 @@ def _packages(torch: dict[str, str]) -> list[Part]:
         Part("deepspeed", _version("deepspeed"), required, "make setup"),
         Part("transformers", _version("transformers"), required, "make setup"),
         Part(
-            "triton",
-            _version("triton"),
-            "Plain PyTorch replaces the fused loss: same numbers, more GPU memory and time.",
-            "pip install -c constraints.txt -e '.[gpu]'",
-        ),
-        Part(
-            "apex",
-            _apex_version(),
-            "PyTorch's own optimiser and layer norm are used in place of apex's fused ones.",
-            "Build https://github.com/NVIDIA/apex with --cpp_ext --cuda_ext; "
-            "the apex on PyPI is another project.",
+            "fused optimizer",
+            "AdamW of torch" if torch else "",
+            required,
+            "Comes with torch.",
         ),
     ]
 
@@ -124,9 +116,9 @@ def _build_tools() -> list[Part]:
         Part("Python headers", _python_headers(), uncompiled, "apt install python3-dev"),
         Part(
             "ninja",
-            shutil.which("ninja") or "",
+            shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent)) or "",
             uncompiled,
-            "Activate .venv (`. .venv/bin/activate`): it holds ninja, which must be on PATH.",
+            "pip install ninja",
         ),
     ]
 
@@ -144,18 +136,6 @@ def _connections(torch: dict[str, str]) -> list[Part]:
             torch.get("nccl", ""),
             "Training can't use more than one GPU.",
             "Install a torch built for CUDA or ROCm.",
-        ),
-        Part(
-            "Slurm",
-            shutil.which("sbatch") or "",
-            "`--on slurm` can't submit from here.",
-            "Run on a login node of the cluster, where sbatch is on PATH.",
-        ),
-        Part(
-            "Ray",
-            shutil.which("ray") or "",
-            "`--on ray` can't start or reach a cluster from here.",
-            "pip install -c constraints.txt 'ray[default,tune]'",
         ),
     ]
 
@@ -189,15 +169,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _apex_version() -> str:
-    """NVIDIA's apex only, which is known by its folder of fused normalisations."""
-    spec = importlib.util.find_spec("apex")
-    if spec is None or spec.origin is None:
-        return ""
-    is_nvidia = Path(spec.origin).with_name("normalization").is_dir()
-    return (_version("apex") or "from source") if is_nvidia else ""
 
 
 def _cpu_bf16() -> str:

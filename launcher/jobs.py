@@ -19,6 +19,7 @@ class Job:
         run: Does it.
         folder: Whether it makes a run folder; `run` then takes (config, folder).
         parallel: Whether several processes may run it together.
+        words: The setting that leading bare words of the command line go to.
     """
 
     help: str
@@ -27,6 +28,7 @@ class Job:
     run: str
     folder: bool = True
     parallel: bool = False
+    words: str = ""
 
 
 JOBS = {
@@ -82,6 +84,7 @@ JOBS = {
         "distill.report:check",
         "distill.report:run",
         folder=False,
+        words="runs",
     ),
 }
 

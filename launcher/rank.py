@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 
+from distill import report
 from distill.evaluate import print_table
 from distill.run_folder import write_summary, write_whole
 from launcher.jobs import JOBS, load
@@ -34,8 +35,8 @@ def main(job: str, run: str) -> int:
     config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
     try:
         summary = execute(job, config, folder)
-        if first() and "rows" in summary and isinstance(summary["rows"], list):
-            print_table(summary["rows"])
+        if first():
+            _show(summary, folder)
     except KeyboardInterrupt:
         if first():
             command = f"distillery {job} --run {run} --resume"
@@ -69,6 +70,14 @@ def execute(job: str, config: Any, folder: Path) -> dict[str, Any]:
     if first():
         write_summary(folder, summary)
     return summary
+
+
+def _show(summary: dict[str, Any], folder: Path) -> None:
+    """The table and the page of a finished job, where it has any."""
+    if summary.get("rows"):
+        print_table(summary["rows"])
+    if summary.get("rows") or (folder / "metrics.jsonl").is_file():
+        report.run(report.ReportConfig(runs=[str(folder)]))
 
 
 def first() -> bool:

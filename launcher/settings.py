@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
 from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -37,6 +39,9 @@ def parser(name: str, launch: bool = True) -> ArgumentParser:
     )
     result.add_argument("--config", action=ActionConfigFile, help="A recipe: YAML of the settings.")
     result.add_class_arguments(load(job.config), fail_untyped=True)
+    for action in result._actions:  # a bare `--flag` is true, as users expect
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
     if launch and job.folder:
         place = result.add_argument_group("Where and how it runs")
         place.add_argument("--run", default=f"runs/{name}", help="The run folder.")
@@ -60,6 +65,9 @@ def parser(name: str, launch: bool = True) -> ArgumentParser:
 def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     """Settings and launch options of a job. Raises ArgumentError on a wrong key or type."""
     command = parser(name)
+    words = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    if words and JOBS[name].words:
+        arguments = [f"--{JOBS[name].words}", json.dumps(words), *arguments[len(words) :]]
     values = command.parse_args(arguments)
     given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
     return _build(name, command, values), Launch(**{"run": f"runs/{name}", **given})
