@@ -94,6 +94,11 @@ def _documents_of(path: Path, config: CorpusConfig) -> Iterator[list[str]]:
         raise ValueError(f"corpus: {path} is of no known kind; give .txt, .jsonl or a saved dataset")
 
 
+def whole_characters(text: str) -> str:
+    """Replace halves of characters, which JSON can hold and no tokenizer takes."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def split_sentences(text: str) -> list[str]:
     """Cut a text after sentence marks and at line ends."""
     return SENTENCE_END.split(text)
@@ -124,7 +129,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
                     f'corpus: {path} line {number} is no JSON object with the field "{field}"; '
                     "set --corpus.text_field"
                 ) from None
-            yield "" if text is None else str(text)
+            yield "" if text is None else whole_characters(str(text))
 
 
 def _saved_dataset(path: Path, field: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 
 WINDOW_TOKENS = 1_000_000
 BATCH_DOCUMENTS = 500
+LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
 
 
 @dataclass
@@ -49,16 +50,20 @@ def check(config: PregenerateConfig) -> None:
     """Refuse what can't work before anything is written. Raises ValueError."""
     load_vocabulary(config.tokenizer)
     packing = config.packing
-    if packing.max_length < 8:
-        raise ValueError(f"packing.max_length: {packing.max_length} is too short; give 8 or more")
+    if not 8 <= packing.max_length <= LARGEST:
+        raise ValueError(f"packing.max_length: {packing.max_length}; give 8 to {LARGEST}")
+    if packing.masking.most < 0:
+        raise ValueError(f"packing.masking.most: {packing.masking.most}; give 0 or more")
     for name, value in (
         ("short_probability", packing.short_probability),
         ("masking.probability", packing.masking.probability),
     ):
         if not 0 <= value <= 1:
             raise ValueError(f"packing.{name}: {value} is no probability; give 0 to 1")
-    if config.rows_per_block < 1 or config.blocks_per_shard < 1:
-        raise ValueError("rows_per_block and blocks_per_shard: give 1 or more")
+    if not 1 <= config.rows_per_block <= LARGEST:
+        raise ValueError(f"rows_per_block: {config.rows_per_block}; give 1 to {LARGEST}")
+    if config.blocks_per_shard < 1:
+        raise ValueError(f"blocks_per_shard: {config.blocks_per_shard}; give 1 or more")
     check_corpus(config.corpus, least=2 if packing.method == "pairs" else 1)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from data_pipeline.corpus import ENCODING, whole_characters
 from data_pipeline.vocabulary import Vocabulary
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson_spearman"]
@@ -82,7 +83,12 @@ class Encoded:
 def read_examples(path: str, task: TaskConfig) -> Examples:
     """Read one file. Raises ValueError naming file, line and column of what is wrong."""
     columns = [task.text, *([task.text_pair] if task.text_pair else []), task.label]
-    rows = list(_rows(path, columns, task.header))
+    try:
+        rows = list(_rows(path, columns, task.header))
+    except UnicodeDecodeError:
+        raise ValueError(f"task: {path} is not UTF-8 text; convert it, or give another file") from None
+    except csv.Error as error:
+        raise ValueError(f"task: {path} is no table: {error}; is a quotation mark left open?") from None
     if not rows:
         raise ValueError(f"task: {path} holds no examples")
     return Examples(
@@ -93,6 +99,8 @@ def read_examples(path: str, task: TaskConfig) -> Examples:
 
 
 def _rows(path: str, columns: list[str], header: bool) -> Iterator[list[str]]:
+    if Path(path).is_dir():
+        raise ValueError(f"task: {path} is a folder; give a file")
     if not Path(path).is_file():
         raise ValueError(f"task: {path} does not exist; give an existing file")
     if path.endswith(".jsonl"):
@@ -100,12 +108,14 @@ def _rows(path: str, columns: list[str], header: bool) -> Iterator[list[str]]:
         return
     if not path.endswith((".tsv", ".csv")):
         raise ValueError(f"task: {path} is of no known kind; give .tsv, .csv or .jsonl")
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding=ENCODING, newline="") as file:
         if path.endswith(".tsv"):
             reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
             reader = csv.reader(file)
-        names = next(reader, []) if header else []
+        names = next(reader, None) if header else []
+        if names is None:
+            return
         places = [_place(column, names, path, header) for column in columns]
         for fields in reader:
             if not fields:
@@ -129,17 +139,18 @@ def _place(column: str, names: list[str], path: str, header: bool) -> int:
 
 
 def _json_rows(path: str, columns: list[str]) -> Iterator[list[str]]:
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding=ENCODING) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                yield [str(row[column]) for column in columns]
-            except (json.JSONDecodeError, TypeError):
+                missing = [column for column in columns if row.get(column) is None]
+            except (json.JSONDecodeError, AttributeError):
                 raise ValueError(f"task: {path} line {number} is no JSON object") from None
-            except KeyError as error:
-                raise ValueError(f"task: {path} line {number} has no field {error}") from None
+            if missing:
+                raise ValueError(f"task: {path} line {number} has no field '{missing[0]}'")
+            yield [whole_characters(str(row[column])) for column in columns]
 
 
 def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[str]:

@@ -18,7 +18,14 @@ from tokenizers import Tokenizer
 
 from data_pipeline.model_folder import model_folder
 
-SPECIAL = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
+# The names that BERT and RoBERTa use, where the folder says none.
+SPECIAL = {
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "pad_token": ("[PAD]", "<pad>"),
+    "mask_token": ("[MASK]", "<mask>"),
+    "unk_token": ("[UNK]", "<unk>"),
+}
 ALIASES = {"cls_token": "bos_token", "sep_token": "eos_token"}
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -61,9 +68,10 @@ def load_vocabulary(folder: str) -> Vocabulary:
     tokenizer.no_truncation()
     names = _special_names(path)
     ids = {}
-    for key in SPECIAL:
-        name = names.get(key) or names.get(ALIASES.get(key, ""))
-        token = tokenizer.token_to_id(name) if name else None
+    for key, usual in SPECIAL.items():
+        said = names.get(key) or names.get(ALIASES.get(key, ""))
+        tokens = map(tokenizer.token_to_id, [said] if said else usual)
+        token = next((token for token in tokens if token is not None), None)
         if token is None:
             raise ValueError(f"{folder}: the tokenizer has no {key}; an encoder's tokenizer is needed")
         ids[key] = token
@@ -95,12 +103,16 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _special_names(path: Path) -> dict[str, str]:
-    """Names of the special tokens; BERT's where the folder does not say."""
-    names = {key: f"[{key.removesuffix('_token').upper()}]" for key in SPECIAL}
+    """Names of the special tokens, as far as the folder says."""
+    names = {}
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if not (path / file).is_file():
             continue
-        for key, value in json.loads((path / file).read_text(encoding="utf-8")).items():
+        try:
+            entries = json.loads((path / file).read_text(encoding="utf-8")).items()
+        except (ValueError, AttributeError):
+            raise ValueError(f"{path}/{file} is damaged; save the tokenizer again") from None
+        for key, value in entries:
             content = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(content, str):
                 names[key] = content

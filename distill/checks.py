@@ -6,6 +6,7 @@ Every check raises ValueError with one line: what is wrong, where, and what to d
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from data_pipeline.model_folder import model_folder
@@ -20,6 +21,7 @@ from distill.settings import (
     FinetuneConfig,
     GeneralConfig,
     ObjectiveConfig,
+    RecordConfig,
     StageConfig,
     StudentConfig,
     TaskDistillConfig,
@@ -31,6 +33,7 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     teacher = model_config(config.teacher.path, "teacher")
     student = check_student(config.student, config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes)
+    check_record(config.record)
     check_objective("stage", config.stage.objective, student, teacher, ("attention", "hidden"))
     manifest = read_manifest(config.shards)
     if manifest.vocabulary != load_vocabulary(config.teacher.path).fingerprint:
@@ -52,6 +55,7 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     base = model_config(config.model, "model")
     model = check_student(config.shape, config.model) if config.shape else base
     check_stage("stage", config.stage, config.engine, processes)
+    check_record(config.record)
     check_terms("stage", config.stage.objective, ("labels",))
     check_task(config.task, own_labels(base), positions(model), config.stage.batch_size)
 
@@ -61,6 +65,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     teacher = model_config(config.teacher.path, "teacher")
     student = check_student(config.student, config.teacher.path)
     check_classifier(config.teacher.path, teacher, config.task)
+    check_record(config.record)
     stages = {"intermediate": config.intermediate, "prediction": config.prediction}
     if not any(stage.epochs for stage in stages.values()):
         raise ValueError("intermediate.epochs and prediction.epochs are both 0: nothing to train")
@@ -80,6 +85,9 @@ def check_evaluate(config: EvaluateConfig, processes: int) -> None:
         raise ValueError("models: none given; set --models '{NAME: [FOLDER, ...]}'")
     if config.reference and config.reference not in config.models:
         raise ValueError(f"reference: {config.reference} is none of {', '.join(config.models)}")
+    for name in ("batch_size", "latency_repeats"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
     for name, paths in config.models.items():
         if not paths or Path(name).name != name:
             raise ValueError(f"models.{name}: give a plain name and one folder or more")
@@ -97,9 +105,16 @@ def model_config(path: str, name: str) -> dict:
     if not file.is_file():
         raise ValueError(f"{name}: {path} is no model folder (no config.json there); give one")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        config = dict(json.loads(file.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError):
         raise ValueError(f"{name}: {file} is damaged; save the model again") from None
+    for key in ("num_hidden_layers", "num_attention_heads"):
+        if key not in config:
+            raise ValueError(
+                f"{name}: {path} is of type {config.get('model_type')}, without {key}; give an encoder "
+                "such as BERT, RoBERTa, ELECTRA or ALBERT"
+            )
+    return config
 
 
 def check_student(student: StudentConfig, teacher: str) -> dict:
@@ -133,8 +148,10 @@ def check_student(student: StudentConfig, teacher: str) -> dict:
 
 def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: int) -> None:
     """Refuse a stage whose numbers don't fit one another."""
-    if stage.epochs <= 0 or stage.batch_size < 1:
+    if not 0 < stage.epochs < math.inf or stage.batch_size < 1:
         raise ValueError(f"{name}: epochs must be above 0 and batch_size 1 or more")
+    if stage.evaluate_every is not None and stage.evaluate_every < 1:
+        raise ValueError(f"{name}.evaluate_every: {stage.evaluate_every}; give 1 or more, or null")
     if not stage.optimizer.lr > 0:
         raise ValueError(f"{name}.optimizer.lr: {stage.optimizer.lr}; give a number above 0")
     if not 0 <= stage.schedule.warmup <= 1:
@@ -142,6 +159,13 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
     if stage.optimizer.name == "bert_adam" and (engine.zero or engine.precision not in ("auto", "fp32")):
         raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
     micro_batch_size(stage.batch_size, engine, processes)
+
+
+def check_record(record: RecordConfig) -> None:
+    """Refuse numbers of steps or checkpoints below 1."""
+    for name in ("log_every", "save_every", "keep"):
+        if getattr(record, name) < 1:
+            raise ValueError(f"record.{name}: {getattr(record, name)}; give 1 or more")
 
 
 def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...]) -> None:

@@ -154,24 +154,26 @@ def with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
 
 
 def build_backbone(student: StudentConfig, teacher: str) -> PreTrainedModel:
-    """A bare student encoder: trained weights from its path, or random ones."""
+    """A bare student encoder in fp32: trained weights from its path, or random ones."""
     config = student_shape(student, read_config(teacher))
     if student.path:
         path = model_folder(student.path)
-        return AutoModel.from_pretrained(path, config=config, **_backbone(path))
-    return AutoModel.from_config(config, **_backbone(teacher))
+        return AutoModel.from_pretrained(path, config=config, dtype=torch.float32, **_backbone(path))
+    return AutoModel.from_config(config, dtype=torch.float32, **_backbone(teacher))
 
 
 def build_classifier(path: str | None, config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
-    """A classifier (one output without labels: regression) from a folder, or random weights."""
+    """A classifier in fp32 (one output without labels: regression): a folder's, or random weights."""
     config.num_labels = max(1, len(labels))
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification" if labels else "regression"
     if path:
-        return AutoModelForSequenceClassification.from_pretrained(model_folder(path), config=config)
-    return AutoModelForSequenceClassification.from_config(config)
+        return AutoModelForSequenceClassification.from_pretrained(
+            model_folder(path), config=config, dtype=torch.float32
+        )
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
 
 def save_model(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # asked for by name, it does not warn
+
+import deepspeed
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -143,7 +147,8 @@ def precision_name(precision: str) -> str:
 
 def start_processes() -> torch.device:
     """Join the process group described by the environment (torchrun's); returns this rank's device."""
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
+        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -172,10 +177,3 @@ def barrier() -> None:
     """Wait for every process."""
     if world_size() > 1:
         torch.distributed.barrier()
-
-
-@contextmanager
-def on_first_rank() -> Iterator[bool]:
-    """Runs everywhere, true on rank 0; the others leave only after rank 0 has."""
-    yield rank() == 0
-    barrier()

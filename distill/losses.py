@@ -21,24 +21,28 @@ class _ScoreError(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor) -> Tensor:
-        """All (batch, heads, length, head size), fp32, zero where masked."""
+    def forward(
+        ctx: Any, qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        """Queries and keys (batch, heads, length, head size); masks (batch, 1, length, 1), fp32."""
         trained = qs.shape[-1]
-        a, b = torch.cat([qs, -qt], dim=-1), torch.cat([ks, kt], dim=-1)
+        a = torch.cat([qs.float(), -qt.float()], dim=-1).mul_(rows)
+        b = torch.cat([ks.float(), kt.float()], dim=-1).mul_(columns)
         if a.shape[-2] < a.shape[-1]:
             error = a @ b.mT  # (batch, heads, length, length), length small
-            loss, grads = error.square().sum(), (error @ ks, error.mT @ qs)
+            loss, grads = error.square().sum(), (error @ b[..., :trained], error.mT @ a[..., :trained])
         else:
             gram_a, gram_b = a.mT @ a, b.mT @ b  # (batch, heads, ds + dt, ds + dt)
             loss = (gram_a * gram_b).sum()
             grads = (a @ gram_b[..., :trained], b @ gram_a[..., :trained])
         ctx.save_for_backward(*grads)
+        ctx.dtype = qs.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        for_query, for_key = ctx.saved_tensors
-        return 2 * grad * for_query, 2 * grad * for_key, None, None
+        for_query, for_key = ((2 * grad * saved).to(ctx.dtype) for saved in ctx.saved_tensors)
+        return for_query, for_key, None, None, None, None
 
 
 def attention_score_loss(
@@ -56,12 +60,7 @@ def attention_score_loss(
     """
     rows, columns = query_mask[:, None, :, None].float(), key_mask[:, None, :, None].float()
     with torch.autocast(query_mask.device.type, enabled=False):
-        return _ScoreError.apply(
-            student[0].float() * rows,
-            student[1].float() * columns,
-            teacher[0].detach().float() * rows,
-            teacher[1].detach().float() * columns,
-        )
+        return _ScoreError.apply(*student, *(part.detach() for part in teacher), rows, columns)
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

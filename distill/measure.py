@@ -92,7 +92,8 @@ def latencies(models: dict[str, PreTrainedModel], data: Encoded, repeats: int) -
     """
     chosen = np.linspace(0, len(data) - 1, repeats).astype(int)
     times: dict[str, list[float]] = {name: [] for name in models}
-    for turn, example in enumerate([*chosen[:5], *chosen]):
+    warm_up = chosen[:5]
+    for turn, example in enumerate([*warm_up, *chosen]):
         batch = task_batch(data, np.array([example]))
         for name, model in models.items():
             inputs = model_inputs(model, batch.to(model.device))
@@ -100,7 +101,7 @@ def latencies(models: dict[str, PreTrainedModel], data: Encoded, repeats: int) -
             begin = time.perf_counter()
             model(**inputs)
             _synchronise(model)
-            if turn >= 5:  # the first five warm up
+            if turn >= len(warm_up):
                 times[name].append(1000 * (time.perf_counter() - begin))
     return {name: median(values) for name, values in times.items()}
 

@@ -103,6 +103,7 @@ class _Stages:
         self.config, self.folder, self.teacher, self.train = config, folder, teacher, train
         self.student, self.collector, self.measure = student, collector, measure
         self.best: dict[str, float] = {}
+        self.random = torch.get_rng_state()
 
     def run(self, name: str, stage: StageConfig) -> int:
         """Run one stage; returns its steps."""
@@ -110,6 +111,7 @@ class _Stages:
             return 0
         config = self.config
         teacher_config = self.teacher.model.config
+        torch.set_rng_state(self.random)  # new projections are the same after a resume
         objective = Objective(
             self.student,
             self.collector,
@@ -140,7 +142,8 @@ class _Stages:
         )
         best = trainer.fit()
         self.best = best or self.best
-        if not answers:
+        is_last = name == "prediction" or config.prediction.epochs == 0
+        if is_last and not answers:  # on a resume, an earlier step must not replace a later one's best
             save_student(trainer, self.folder / "student", config.teacher.path)
         trainer.engine.close()
         return trainer.total

@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(f"{name} is no job; the jobs are {', '.join(jobs.JOBS)}")
     try:
         return run(name, rest)
-    except (ArgumentError, ValueError, OSError) as error:
+    except ArgumentError as error:
+        return refuse(f"{error}; `distillery {name} --help` explains the settings", name)
+    except (ValueError, OSError) as error:
         return refuse(str(error), name)
 
 
@@ -50,7 +52,7 @@ def refuse(message: str, name: str = "") -> int:
 def run(name: str, arguments: list[str]) -> int:
     """Run one job. Raises ValueError or ArgumentError before anything is written."""
     job = jobs.JOBS[name]
-    config, launch = parse(name, _with_stored_settings(arguments))
+    config, launch = parse(name, _with_stored_settings(name, arguments))
     if not job.folder:
         jobs.check(name, config, 1)
         return jobs.load(job.run)(config) or 0
@@ -72,17 +74,18 @@ def run(name: str, arguments: list[str]) -> int:
     return _finish(local.start(name, launch.run, processes), launch)
 
 
-def _with_stored_settings(arguments: list[str]) -> list[str]:
+def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
     """On --resume, begin with the settings that the run folder keeps."""
     if "--resume" not in arguments:
         return arguments
-    for index, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
+    folder = f"runs/{name}"
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
         if flag == "--run":
-            folder = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
-            stored = Path(folder) / "config.yaml"
-            return ["--config", str(stored), *arguments] if stored.is_file() else arguments
-    return arguments
+            folder = value if equals else following
+    runs.refuse_other_job(Path(folder), name)
+    stored = Path(folder) / "config.yaml"
+    return ["--config", str(stored), *arguments] if stored.is_file() else arguments
 
 
 def _finish(code: int, launch: Launch) -> int:

@@ -59,7 +59,7 @@ class DemoConfig:
     seeds: int = 3
     teacher_epochs: float = 2.0
     general_epochs: float = 1.0
-    task_epochs: float = 3.0
+    task_epochs: float = 2.0
     seed: int = 0
 
 

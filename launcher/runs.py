@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from distill.run_folder import write_whole
+from launcher.jobs import JOBS
 from launcher.settings import to_yaml
+
+
+def refuse_other_job(folder: Path, name: str) -> None:
+    """Refuse to resume a run of another job. Raises ValueError."""
+    typed = folder / "command.txt"
+    words = shlex.split(typed.read_text(encoding="utf-8")) if typed.is_file() else []
+    if words[1:] and words[1] in JOBS and words[1] != name:
+        raise ValueError(f"--resume: {folder} holds a run of the job {words[1]}; give another --run")
 
 
 def refuse_other_run(folder: Path, name: str, config: Any, resume: bool) -> None:

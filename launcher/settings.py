@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
 from typing import Any, Literal
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_dumper
 
 from launcher.jobs import JOBS, load
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text such as 1e3, which jsonargparse would read as a number and PyYAML would not."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*[eE][-+]?\d+$"), list("-+0123456789")
+)
+set_dumper("recipe", lambda data: yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 @dataclass
@@ -31,13 +43,29 @@ class Launch:
     dry_run: bool = False
 
 
+class Recipe(ActionConfigFile):
+    """A recipe on the command line; what is wrong in it is told with its name."""
+
+    def __call__(self, parser, cfg, values, option_string=None):
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (ArgumentError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"--config {values}: {error}; give a YAML file of this job's settings"
+            ) from None
+
+
 def parser(name: str, launch: bool = True) -> ArgumentParser:
     """The command-line parser of a job."""
     job = JOBS[name]
     result = ArgumentParser(
-        prog=f"distillery {name}", description=job.help, exit_on_error=False, default_env=False
+        prog=f"distillery {name}",
+        description=job.help,
+        exit_on_error=False,
+        default_env=False,
+        allow_abbrev=False,
     )
-    result.add_argument("--config", action=ActionConfigFile, help="A recipe: YAML of the settings.")
+    result.add_argument("--config", action=Recipe, help="A recipe: YAML of the settings.")
     result.add_class_arguments(load(job.config), fail_untyped=True)
     for action in result._actions:  # a bare `--flag` is true, as users expect
         if getattr(action, "_typehint", None) is bool:
@@ -74,7 +102,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
 
 
 def _build(name: str, command: ArgumentParser, values: Namespace) -> Any:
-    built = command.instantiate_classes(values)
+    built = command.instantiate(values)
     config = load(JOBS[name].config)
     return config(**{field.name: built[field.name] for field in fields(config)})
 
@@ -89,4 +117,4 @@ def to_yaml(name: str, config: Any) -> str:
     """Every setting of a job as YAML, a recipe that gives the same settings again."""
     command = parser(name, launch=False)
     values = command.parse_object(asdict(config))
-    return command.dump(values, skip_none=False)
+    return command.dump(values, format="recipe", skip_unset=False)

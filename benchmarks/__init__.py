@@ -1,0 +1,1 @@
+"""Benchmarks against the originals: `python -m benchmarks.NAME [--reference DIR] [--json FILE]`."""

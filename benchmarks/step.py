@@ -1,0 +1,497 @@
+"""Benchmark `step`: one step of general distillation, ours against the original TinyBERT loop.
+
+    python -m benchmarks.step --reference DIR [--json FILE] [--rounds N] [--batch 32] [--length 128]
+
+DIR is a checkout of huawei-noah/Pretrained-Language-Model or its folder TinyBERT; without it ours
+runs alone. Both sides train the same shape on the same ids from random weights: a BERT-base
+teacher (12 layers, 768 wide) and a student of 4 layers, 312 wide. Each side lives in a process of
+its own, so that its peak memory is its own, and the two take turns, a step each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.record import (
+    import_reference,
+    memory_mb,
+    print_table,
+    reference_folder,
+    take_turns,
+    write_record,
+)
+from launcher.local import environment
+
+if TYPE_CHECKING:  # torch is for the children: the parent only waits and must weigh nothing
+    from torch import Tensor
+
+    from distill.encoders import Batch
+    from distill.objective import Objective
+    from distill.settings import GeneralConfig
+    from distill.trainer import Trainer
+
+SCHEDULED_STEPS = 100_000  # of the learning-rate schedule; no run gets so far
+UNUSED = ("boto3", "botocore", "botocore.exceptions", "requests", "tqdm")
+NOTE = (
+    "A step is the student's and teacher's forward, the loss, backward and the update; "
+    "medians of {rounds} steps each, in turns.\n"
+    "The original as its code runs: dropout 0.1 live in student and teacher, the teacher's graph built "
+    "and thrown away, fp32, BertAdam.\n"
+    "Ours by its defaults: teacher in eval mode ({precision}), student dropout {dropout:g}, AdamW.\n"
+    "Peak memory is the process's largest resident size since it began, loading included; growth is "
+    "what it has above the size before its first step."
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A BERT's shape."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Args:
+        reference: The original's folder TinyBERT; None measures ours alone.
+        rounds: Steps of each side that count; one before them warms up.
+        batch: Sequences of a step.
+        length: Tokens of a sequence; none is padding.
+        teacher_precision: Of our teacher: auto, fp32 or bf16.
+        student_dropout: Of our student.
+        vocabulary: Tokens that both models know.
+        teacher: The teacher's shape.
+        student: The student's shape.
+    """
+
+    reference: Path | None = None
+    rounds: int = 7
+    batch: int = 32
+    length: int = 128
+    teacher_precision: str = "auto"
+    student_dropout: float = 0.0
+    vocabulary: int = 30522
+    teacher: Shape = field(default_factory=lambda: Shape(12, 768, 12, 3072))
+    student: Shape = field(default_factory=lambda: Shape(4, 312, 12, 1200))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(arguments)
+    try:
+        settings = _settings(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    samples, memory = measure(settings)
+    figures = summarise(samples, memory, settings.batch)
+    show(figures, settings)
+    if options.json:
+        write_record(Path(options.json), "step", arguments, figures, samples)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    default = Settings()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n")[0])
+    parser.add_argument("--reference", metavar="DIR", help="the original's checkout or its TinyBERT folder")
+    parser.add_argument("--json", metavar="FILE", help="write the record here")
+    parser.add_argument("--rounds", type=_positive, default=default.rounds, help="steps of each side")
+    parser.add_argument("--batch", type=_positive, default=default.batch, help="sequences of a step")
+    parser.add_argument("--length", type=_positive, default=default.length, help="tokens of a sequence")
+    parser.add_argument(
+        "--teacher-precision",
+        choices=("auto", "fp32", "bf16"),
+        default=default.teacher_precision,
+        help="of our teacher",
+    )
+    parser.add_argument(
+        "--student-dropout",
+        type=float,
+        default=default.student_dropout,
+        metavar="P",
+        help="of our student (the original's is 0.1)",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    path = options.reference
+    return Settings(
+        reference=None if path is None else reference_folder(path, "TinyBERT", "transformer/modeling.py"),
+        rounds=options.rounds,
+        batch=options.batch,
+        length=options.length,
+        teacher_precision=options.teacher_precision,
+        student_dropout=options.student_dropout,
+    )
+
+
+# --------------------------------------------------------------------------- the two processes
+def measure(settings: Settings) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Run every side in turns; returns the seconds of its steps, and memory in MB by figure."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        _in_own_process(save_teacher, folder / "teacher", settings)
+        sides = {"original": _Side("original", original, settings, folder)} if settings.reference else {}
+        os.environ.update(environment(1, dict(os.environ)))  # as `distillery` starts its processes
+        sides["ours"] = _Side("ours", ours, settings, folder)
+        try:
+            turns = {name: side.step for name, side in sides.items()}
+            take_turns(turns, rounds=1)  # warms up
+            seconds = take_turns(turns, settings.rounds)
+            memory = {f"{name}_{key}": mb for name, side in sides.items() for key, mb in side.end().items()}
+        finally:
+            for side in sides.values():
+                side.stop()
+    return {f"{name}_seconds": values for name, values in seconds.items()}, memory
+
+
+class _Side:
+    """A process that makes one step whenever it is told to."""
+
+    def __init__(self, name: str, steps: Callable[..., Iterator[None]], settings: Settings, folder: Path):
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self.pipe, remote = context.Pipe()
+        self.process = context.Process(target=_serve, args=(remote, steps, settings, folder), daemon=True)
+        self.process.start()
+        remote.close()
+        self._answer()  # it is ready
+
+    def step(self) -> float:
+        """Make one step; returns its seconds."""
+        return self._ask("step")
+
+    def end(self) -> dict[str, float]:
+        """Let the process end; returns its memory in MB."""
+        return self._ask("end")
+
+    def stop(self) -> None:
+        """End the process, whatever it is at."""
+        self.process.terminate()
+        self.process.join()
+
+    def _ask(self, message: str) -> Any:
+        self.pipe.send(message)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise RuntimeError(f"{self.name}: its process ended, exit {self.process.exitcode}") from None
+        if isinstance(answer, str):  # a traceback
+            raise RuntimeError(f"{self.name}:\n{answer}")
+        return answer
+
+
+def _serve(
+    pipe: Connection, steps: Callable[..., Iterator[None]], settings: Settings, folder: Path
+) -> None:
+    """A side's process: what `steps` yields first says that it is ready, every next ends a step."""
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the parent alone prints
+    try:
+        side = steps(settings, folder)
+        next(side)
+        before = _resident_mb("VmRSS")
+        pipe.send(True)
+        while pipe.recv() == "step":
+            begin = time.perf_counter()
+            next(side)
+            pipe.send(time.perf_counter() - begin)
+        peak = _resident_mb("VmHWM")
+        pipe.send({"peak_mb": peak, "growth_mb": peak - before})
+    except Exception:
+        pipe.send(traceback.format_exc())
+
+
+def _in_own_process(function: Callable[..., None], *arguments: Any) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{function.__name__}: its process ended, exit {process.exitcode}")
+
+
+def _resident_mb(field_name: str) -> float:
+    """On a GPU its memory, which is the scarce one; else the process's."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return memory_mb(field_name)
+    peak = field_name == "VmHWM"
+    reserved = torch.cuda.max_memory_reserved() if peak else torch.cuda.memory_reserved()
+    return reserved / 2**20
+
+
+def tokens(step: int, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and segments of a step, (batch, length) each: the same for both sides."""
+    import torch
+
+    generator = torch.Generator().manual_seed(step)
+    shape = (settings.batch, settings.length)
+    ids = torch.randint(settings.vocabulary, shape, generator=generator)
+    segments = (torch.arange(settings.length) >= settings.length // 2).long().expand(shape)
+    return ids, torch.ones_like(ids), segments.contiguous()
+
+
+def _synchronise() -> None:
+    """Wait for the GPU where there is one: a step ends when its work does."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+# ----------------------------------------------------------------------------------- the original
+def original(settings: Settings, folder: Path) -> Iterator[None]:
+    """Steps of the loop in the original's general_distill.py, made of its own model and optimizer.
+
+    What makes it slow and large stays: attention maps and their graph for the frozen teacher too,
+    and names that outlive the step: the pooled output among `outputs` keeps the teacher's whole
+    graph until the next step has built another.
+    """
+    import torch
+
+    assert settings.reference
+    names = ("transformer.modeling", "transformer.optimization")
+    modeling, optimization = import_reference(settings.reference, names, UNUSED)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    teacher = modeling.BertModel(_original_config(modeling, settings, settings.teacher))
+    student = modeling.TinyBertForPreTraining(
+        _original_config(modeling, settings, settings.student), fit_size=settings.teacher.hidden_size
+    )
+    teacher.to(device)  # never put into eval mode
+    student.to(device).train()
+    optimizer = optimization.BertAdam(
+        _original_groups(student), lr=5e-5, warmup=0.1, t_total=SCHEDULED_STEPS
+    )
+    block = settings.teacher.layers // settings.student.layers
+    mse = torch.nn.MSELoss()
+    yield
+
+    for step in count():
+        ids, mask, segments = (tensor.to(device) for tensor in tokens(step, settings))
+        own_scores, own_states = student(ids, segments, mask)
+        outputs = teacher(ids, segments, mask)  # hidden states, attention scores, pooled
+        states = [state.detach() for state in outputs[0]]
+        scores = [score.detach() for score in outputs[1]]
+
+        attention: Any = 0.0
+        hidden: Any = 0.0
+        for own, target in zip(own_scores, scores[block - 1 :: block], strict=True):
+            own = torch.where(own <= -1e2, torch.zeros_like(own), own)
+            target = torch.where(target <= -1e2, torch.zeros_like(target), target)
+            attention += mse(own, target)
+        for own, target in zip(own_states, states[::block], strict=True):
+            hidden += mse(own, target)
+        loss = attention + hidden
+        loss.backward()
+        for value in (attention, hidden, loss):  # for its running means
+            value.item()
+        optimizer.step()
+        optimizer.zero_grad()
+        _synchronise()
+        yield
+
+
+def _original_config(modeling: Any, settings: Settings, shape: Shape) -> Any:
+    return modeling.BertConfig(
+        settings.vocabulary,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+    )
+
+
+def _original_groups(student: Any) -> list[dict[str, Any]]:
+    """Weight decay 0.01, none on biases and layer norms."""
+    groups: dict[float, list[Any]] = {0.01: [], 0.0: []}
+    for name, parameter in student.named_parameters():
+        plain = name.endswith("bias") or "LayerNorm" in name
+        groups[0.0 if plain else 0.01].append(parameter)
+    return [{"params": part, "weight_decay": decay} for decay, part in groups.items()]
+
+
+# ------------------------------------------------------------------------------------------ ours
+def ours(settings: Settings, folder: Path) -> Iterator[None]:
+    """Steps of our trainer, made of what `distillery general` is made of."""
+    trainer = build_trainer(settings, folder)
+    trainer.engine.train()
+    yield
+
+    for step in count():
+        trainer.train_step(step)
+        _synchronise()
+        yield
+
+
+class SyntheticSource:
+    """The same ids as the original's."""
+
+    steps_per_epoch = SCHEDULED_STEPS
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """One micro-batch, the whole step."""
+        from distill.encoders import Batch
+
+        return [Batch(*tokens(step, self.settings))]
+
+
+def build_trainer(settings: Settings, folder: Path) -> Trainer:
+    """A trainer by the defaults of `distillery general`; the teacher lies in `folder`/teacher."""
+    import torch
+
+    from distill.encoders import Teacher
+    from distill.engine import start_processes
+    from distill.trainer import Trainer
+
+    _quiet()
+    _alone()
+    device = start_processes()
+    torch.manual_seed(0)
+    config = _general_config(settings, folder / "teacher")
+    objective = _objective(config)
+    return Trainer(
+        name="general",
+        objective=objective,
+        teacher=Teacher(config.teacher, device, layers=max(layer for _, layer in objective.layers)),
+        source=SyntheticSource(settings),
+        stage=config.stage,
+        engine_config=config.engine,
+        record=config.record,
+        seed=config.seed,
+        folder=folder,
+    )
+
+
+def _general_config(settings: Settings, teacher: Path) -> GeneralConfig:
+    from distill.settings import GeneralConfig, StudentConfig, TeacherConfig
+
+    precision: Any = settings.teacher_precision
+    config = GeneralConfig(
+        teacher=TeacherConfig(str(teacher), precision=precision),
+        shards="",  # SyntheticSource takes their place
+        student=StudentConfig(**asdict(settings.student), dropout=settings.student_dropout),
+    )
+    config.stage.batch_size = settings.batch
+    return config
+
+
+def _objective(config: GeneralConfig) -> Objective:
+    from distill.attention import install
+    from distill.encoders import build_backbone, read_config
+    from distill.layer_map import layer_map
+    from distill.objective import Objective
+
+    student = build_backbone(config.student, config.teacher.path)
+    teacher = read_config(config.teacher.path)
+    spec = config.stage.objective.layer_map
+    layers = layer_map(spec, config.student.layers, teacher.num_hidden_layers)
+    return Objective(student, install(student), config.stage.objective, layers, teacher.hidden_size)
+
+
+def _alone() -> None:
+    """A process group of one, on a port that the system chooses."""
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}
+    os.environ.update(group, MASTER_ADDR="127.0.0.1")
+
+
+def _quiet() -> None:
+    """Leave the terminal to the table."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def save_teacher(folder: Path, settings: Settings) -> None:
+    """Save a BERT of random weights, as a folder that users would name."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    _quiet()
+    shape = settings.teacher
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=settings.vocabulary,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+    )
+    BertModel(config).save_pretrained(folder)
+
+
+# ----------------------------------------------------------------------------------- what it says
+def summarise(samples: dict[str, list[float]], memory: dict[str, float], batch: int) -> dict[str, float]:
+    """The figures; ratios only where the original was measured too."""
+    speed = {
+        f"{name.removesuffix('_seconds')}_sequences_per_s": round(batch / median(seconds), 3)
+        for name, seconds in samples.items()
+    }
+    figures = {**speed, **{name: round(mb, 1) for name, mb in memory.items()}}
+    if "original_seconds" not in samples:
+        return figures
+    speedup = median(samples["original_seconds"]) / median(samples["ours_seconds"])
+    ratio = memory["ours_peak_mb"] / memory["original_peak_mb"]
+    return {"general_speedup": round(speedup, 3), "general_memory_ratio": round(ratio, 3), **figures}
+
+
+def show(figures: dict[str, float], settings: Settings) -> None:
+    """Print the figures as a table, a row for each side."""
+    sides = [name for name in ("original", "ours") if f"{name}_peak_mb" in figures]
+    columns = ("sequences_per_s", "peak_mb", "growth_mb")
+    rows = [(name, *(f"{figures[f'{name}_{column}']:,.1f}" for column in columns)) for name in sides]
+    print_table(
+        f"One step of general distillation, {settings.batch} x {settings.length} tokens",
+        ("", "sequences/s", "peak MB", "growth MB"),
+        rows,
+        NOTE.format(
+            rounds=settings.rounds, precision=settings.teacher_precision, dropout=settings.student_dropout
+        ),
+    )
+    if "general_speedup" in figures:
+        speedup, ratio = figures["general_speedup"], figures["general_memory_ratio"]
+        print(f"Ours: {speedup:.2f} times the original's sequences/s, {ratio:.2f} of its peak memory")
+    else:
+        print("Ours alone: for the comparison, --reference DIR names a checkout of the original")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Fixtures of every test: a tiny model, corpus, task and shards, made on the fly from seeds."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from data_pipeline import pregenerate
+from data_pipeline.corpus import CorpusConfig
+from data_pipeline.grammar import write_task
+from data_pipeline.packing import PackingConfig
+from tests.helpers import tiny_tokens, write_documents
+
+ROOT = Path(__file__).parents[1]
+REAL_DATA = Path(os.environ.get("DISTILLERY_DATA", ROOT.parent / "shared" / "data"))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests are the same every time, and never judged by the clock.
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("same")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine can't run, and say why."""
+    if item.get_closest_marker("real") and not REAL_DATA.is_dir():
+        pytest.skip(f"no real data in {REAL_DATA}; set DISTILLERY_DATA")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data; tests that take it carry the marker `real`."""
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder that holds a BERT tokenizer of about 200 tokens, and nothing else."""
+    from transformers import BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary = {token: number for number, token in enumerate(tiny_tokens())}
+    BertTokenizerFast(vocab=vocabulary, model_max_length=128).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: str) -> str:
+    """A folder that holds a BERT of 4 layers, 32 wide, with random weights, and its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from data_pipeline.vocabulary import copy_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    config = BertConfig(
+        vocab_size=len(tiny_tokens()),
+        num_hidden_layers=4,
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    copy_tokenizer(tiny_tokenizer, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A txt of 60 short documents."""
+    return str(write_documents(tmp_path_factory.mktemp("corpus") / "corpus.txt", 60, seed=0))
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of train.tsv (200 examples) and dev.tsv (64) with the columns sentence and label."""
+    folder = tmp_path_factory.mktemp("task")
+    write_task(folder, train=200, dev=64, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: str, tiny_tokenizer: str) -> str:
+    """The shards/ folder made of the tiny corpus: rows of at most 32 tokens, several shards."""
+    config = pregenerate.PregenerateConfig(
+        corpus=CorpusConfig(files=[tiny_corpus]),
+        tokenizer=tiny_tokenizer,
+        packing=PackingConfig(max_length=32),
+        rows_per_block=8,
+        blocks_per_shard=4,
+    )
+    folder = tmp_path_factory.mktemp("pregenerate")
+    pregenerate.run(config, folder)
+    return str(folder / "shards")

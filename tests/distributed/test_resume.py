@@ -1,0 +1,257 @@
+"""A run that was killed and resumed ends exactly as one that was left alone, dropout and all."""
+
+import itertools
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import distill.general
+import distill.task
+from data_pipeline.tasks import TaskConfig
+from distill.encoders import build_classifier, read_config, save_model
+from distill.engine import Engine
+from distill.settings import (
+    EngineConfig,
+    GeneralConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RecordConfig,
+    StageConfig,
+    StudentConfig,
+    TaskDistillConfig,
+    TeacherConfig,
+)
+from distill.trainer import Trainer
+from tests.helpers import tree
+from tests.processes import join_group_of_one
+
+SHAPE = StudentConfig(layers=2, hidden_size=24, heads=4, intermediate_size=48, dropout=0.1)
+RECORD = RecordConfig(log_every=1, save_every=2)
+FAST = OptimizerConfig(lr=1e-3)
+
+
+class Killed(BaseException):
+    """What no code here catches, as a signal that ends the process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group() -> None:
+    join_group_of_one()
+
+
+@pytest.fixture(scope="module")
+def general(tiny_model, tiny_shards) -> GeneralConfig:
+    """A general distillation of 7 steps."""
+    rows = json.loads((Path(tiny_shards) / "manifest.json").read_text())["rows"]
+    objective = ObjectiveConfig(attention=1.0, hidden=1.0)
+    return GeneralConfig(
+        teacher=TeacherConfig(tiny_model, precision="fp32"),
+        shards=tiny_shards,
+        student=SHAPE,
+        stage=StageConfig(epochs=7 / (rows // 16), batch_size=16, objective=objective, optimizer=FAST),
+        record=RECORD,
+    )
+
+
+@pytest.fixture(scope="module")
+def task(tiny_model, tiny_task, tmp_path_factory) -> TaskDistillConfig:
+    """A task distillation of 5 steps and 7, the latter measured on dev after every second."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    torch.manual_seed(5)
+    model = build_classifier(tiny_model, read_config(tiny_model), ["negative", "positive"])
+    save_model(model, folder, tiny_model, model.state_dict(), {})
+    like, same = ObjectiveConfig(attention=1.0, hidden=1.0), ObjectiveConfig(logits=1.0)
+    return TaskDistillConfig(
+        teacher=TeacherConfig(str(folder), precision="fp32"),
+        task=TaskConfig(train=f"{tiny_task}/train.tsv", dev=f"{tiny_task}/dev.tsv"),
+        student=SHAPE,
+        intermediate=StageConfig(epochs=1.0, batch_size=40, objective=like, optimizer=FAST),
+        prediction=StageConfig(epochs=1.4, batch_size=40, objective=same, optimizer=FAST, evaluate_every=2),
+        record=RECORD,
+    )
+
+
+def run(config: GeneralConfig | TaskDistillConfig, folder: Path) -> dict[str, Any]:
+    """Run a job in its folder, from the newest checkpoint there; returns the summary's figures."""
+    job = distill.general if isinstance(config, GeneralConfig) else distill.task
+    folder.mkdir(exist_ok=True)
+    return job.run(config, folder)
+
+
+@contextmanager
+def killed_at(stage: str, step: int) -> Iterator[None]:
+    """The process dies in the middle of this step of this stage."""
+    train_step = Trainer.train_step
+
+    def step_or_die(trainer: Trainer, number: int) -> Any:
+        result = train_step(trainer, number)
+        if (trainer.name, number) == (stage, step):
+            raise Killed
+        return result
+
+    with patch.object(Trainer, "train_step", step_or_die), pytest.raises(Killed):
+        yield
+
+
+@contextmanager
+def killed_while_saving(step: int) -> Iterator[None]:
+    """The process dies when a checkpoint is written but for one file."""
+    save = Engine.save
+
+    def save_half(engine: Engine, folder: Path, state: dict[str, Any]) -> None:
+        save(engine, folder, state)
+        if state["step"] == step:
+            next(folder.rglob("*.pt")).unlink()
+            raise Killed
+
+    with patch.object(Engine, "save", save_half), pytest.raises(Killed):
+        yield
+
+
+def curves(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl but for what the clock says."""
+    clock = {"time", "sequences_per_s", "tokens_per_s"}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    """The same student, byte by byte, and the same metrics."""
+    assert tree(folder / "student") == tree(undisturbed / "student")
+    assert curves(folder) == curves(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_general(general, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("general")
+    assert run(general, folder)["steps"] == 7
+    assert [line["step"] for line in curves(folder)] == [1, 2, 3, 4, 5, 6, 7]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed_task(task, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("task")
+    return folder, run(task, folder)
+
+
+@pytest.mark.parametrize("step", [0, 1, 4, 6])
+def test_a_killed_general_run_ends_as_if_it_had_not_been(general, undisturbed_general, tmp_path, step):
+    with killed_at("general", step):
+        run(general, tmp_path)
+    run(general, tmp_path)
+    assert_same(tmp_path, undisturbed_general)
+
+
+def test_a_run_killed_twice_ends_as_if_it_had_not_been(general, undisturbed_general, tmp_path):
+    for step in (2, 5):
+        with killed_at("general", step):
+            run(general, tmp_path)
+    run(general, tmp_path)
+    assert_same(tmp_path, undisturbed_general)
+
+
+def test_a_half_written_checkpoint_is_ignored(general, undisturbed_general, tmp_path):
+    with killed_while_saving(4):
+        run(general, tmp_path)
+    left = sorted(path.name for path in (tmp_path / "checkpoints" / "general").iterdir())
+    assert left == ["step-00000002", "step-00000004.partial"]
+    run(general, tmp_path)
+    assert_same(tmp_path, undisturbed_general)
+
+
+def test_a_half_written_line_of_metrics_is_dropped(general, undisturbed_general, tmp_path):
+    with killed_at("general", 4):
+        run(general, tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "general", "sp')
+    run(general, tmp_path)
+    assert_same(tmp_path, undisturbed_general)
+
+
+@pytest.mark.parametrize(
+    ("stage", "step"), [("intermediate", 3), ("prediction", 0), ("prediction", 3), ("prediction", 6)]
+)
+def test_a_killed_task_run_ends_as_if_it_had_not_been(task, undisturbed_task, tmp_path, stage, step):
+    with killed_at(stage, step):
+        run(task, tmp_path)
+    folder, figures = undisturbed_task
+    assert run(task, tmp_path) == figures
+    assert_same(tmp_path, folder)
+
+
+def test_the_best_student_outlives_a_kill_after_it(task, tmp_path):
+    """The first measurement is the best, and lies before the checkpoint that is resumed from."""
+    with falling_scores():
+        run(task, tmp_path / "undisturbed")
+    with falling_scores(), killed_at("prediction", 5):
+        run(task, tmp_path / "killed")
+    with falling_scores():
+        assert run(task, tmp_path / "killed")["best"]["step"] == 2
+    assert tree(tmp_path / "killed" / "student") == tree(tmp_path / "undisturbed" / "student")
+
+
+@contextmanager
+def falling_scores() -> Iterator[None]:
+    """Every measurement of a process is worse than the one before."""
+    scores = ({"accuracy": 1 / n} for n in itertools.count(1))
+    with patch("distill.task.task_metrics", lambda *arguments: next(scores)):
+        yield
+
+
+def test_new_projections_do_not_depend_on_a_kill(task, tmp_path):
+    """A second step with projections of its own, killed before its first checkpoint."""
+    prediction = replace(task.prediction, objective=ObjectiveConfig(logits=1.0, hidden=1.0))
+    config = replace(task, prediction=prediction)
+    run(config, tmp_path / "undisturbed")
+    with killed_at("prediction", 1):
+        run(config, tmp_path / "killed")
+    run(config, tmp_path / "killed")
+    assert_same(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+# ---- checkpoints that are not ours
+
+
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_checkpoint_that_hides_a_program_is_refused(general, tmp_path, zero):
+    """Each file of a checkpoint in turn: the program does not run, and neither does the training."""
+    config = replace(general, engine=EngineConfig(zero=zero))
+    with killed_at("general", 2):
+        run(config, tmp_path / "killed")
+    files = sorted((tmp_path / "killed").glob("checkpoints/general/*/*.pt"))
+    assert len(files) == 1 + zero
+    for number, file in enumerate(files):
+        folder, sprung = tmp_path / f"{number}", tmp_path / f"sprung-{number}"
+        shutil.copytree(tmp_path / "killed", folder)
+        torch.save({"module": Trap(sprung)}, folder / file.relative_to(tmp_path / "killed"))
+        with pytest.raises(pickle.UnpicklingError):
+            run(config, folder)
+        assert not sprung.exists()
+        assert not (folder / "student").exists()
+
+
+def test_the_trap_of_these_tests_works(tmp_path):
+    torch.save({"module": Trap(tmp_path / "sprung")}, tmp_path / "file.pt")
+    torch.load(tmp_path / "file.pt", weights_only=False)
+    assert (tmp_path / "sprung").is_dir()

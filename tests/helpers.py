@@ -1,0 +1,71 @@
+"""Tiny things that tests are made of: a vocabulary, a corpus, folders as trees of bytes."""
+
+import random
+from pathlib import Path
+
+from data_pipeline.grammar import DEGREES, FRAMES, NEGATIONS, NEGATIVE, POSITIVE, THINGS
+from data_pipeline.packing import Row
+from data_pipeline.shards import VERSION, Manifest, ShardWriter, write_manifest
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def grammar_words() -> list[str]:
+    """Every word of the made-up task, once."""
+    frames = " ".join(frame.format(a="the", b="was") for frame, _ in FRAMES)
+    others = " ".join([*NEGATIONS, *DEGREES, frames, "."]).split()
+    return list(dict.fromkeys([*THINGS, *POSITIVE, *NEGATIVE, *others]))
+
+
+def tiny_tokens() -> list[str]:
+    """About 200 WordPiece tokens: the grammar's words, and letters to spell any other word."""
+    return [*SPECIAL, *grammar_words(), *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+
+
+def documents(count: int, seed: int) -> list[list[str]]:
+    """Short documents of 3 to 9 sentences of 4 to 12 words."""
+    rng, words = random.Random(seed), grammar_words()
+    return [
+        [" ".join(rng.choices(words, k=rng.randint(4, 12))) + " ." for _ in range(rng.randint(3, 9))]
+        for _ in range(count)
+    ]
+
+
+def write_documents(path: Path, count: int, seed: int) -> Path:
+    """Write documents as a txt: a sentence a line, a blank line between documents."""
+    text = "\n\n".join("\n".join(document) for document in documents(count, seed))
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content, to compare what a run wrote."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def write_shards(folder: Path, blocks: list[list[Row]], size: int, per_shard: int = 2) -> Manifest:
+    """Write a shard folder of these blocks, rows of at most 16 tokens, as pregenerate does."""
+    writer = ShardWriter(folder, size, per_shard)
+    for block in blocks:
+        writer.write(block)
+    manifest = Manifest(
+        version=VERSION,
+        vocabulary="0" * 16,
+        vocabulary_size=size,
+        pad=0,
+        max_length=16,
+        packing={},
+        seed=0,
+        rows=sum(map(len, blocks)),
+        tokens=writer.tokens,
+        documents=1,
+        checksums=writer.close(),
+        blocks=writer.blocks,
+    )
+    write_manifest(folder, manifest)
+    return manifest

@@ -1,0 +1,607 @@
+"""What a user gets wrong is refused at the door: exit code 2, one line that helps, nothing written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher import cli, jobs, local
+from launcher.settings import parse
+from tests.helpers import tiny_tokens, tree, write_shards
+
+Flags = dict[str, object]
+DISTILLERY = Path(sys.executable).with_name("distillery")
+
+
+def argv(flags: Flags) -> list[str]:
+    """Flags as a user types them; None leaves one out, True gives no value."""
+    typed: list[str] = []
+    for name, value in flags.items():
+        if value is not None:
+            typed += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return typed
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    """A run folder that does not exist yet."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, run_folder) -> Callable[..., str]:
+    """Run a job, see that it is refused and writes nothing; returns its one line."""
+
+    def start(*_: object) -> int:
+        raise AssertionError("the job was started")
+
+    monkeypatch.setattr(local, "start", start)
+
+    def refuse(job: str, flags: Flags, *says: str) -> str:
+        before = tree(run_folder.parent)
+        code = cli.main([job, *argv({"run": run_folder, **flags})])
+        out, err = capsys.readouterr()
+        assert (code, out) == (2, "")
+        assert err.startswith(f"distillery {job}: error: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        for words in says:
+            assert words in err
+        assert tree(run_folder.parent) == before
+        assert run_folder.exists() == any(name.startswith("run/") for name in before)
+        return err
+
+    return refuse
+
+
+@pytest.fixture(scope="session")
+def classifier(tiny_model, tiny_task, tmp_path_factory) -> Path:
+    """A model folder that says it was fine-tuned on the tiny task; its weights are never read."""
+    folder = tmp_path_factory.mktemp("classifier") / "model"
+    shutil.copytree(tiny_model, folder)
+    change_config(
+        folder,
+        architectures=["BertForSequenceClassification"],
+        id2label={"0": "negative", "1": "positive"},
+    )
+    return folder
+
+
+def change_config(folder: Path, **entries: object) -> Path:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | entries
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def copy(folder: str | Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+SHAPE = {"layers": 2, "hidden_size": 24, "heads": 4, "intermediate_size": 48}
+
+
+def student(prefix: str = "student", **changes: object) -> Flags:
+    return {f"{prefix}.{name}": value for name, value in {**SHAPE, **changes}.items()}
+
+
+@pytest.fixture
+def pregenerate(tiny_corpus, tiny_tokenizer) -> Flags:
+    return {"corpus.files": json.dumps([tiny_corpus]), "tokenizer": tiny_tokenizer}
+
+
+@pytest.fixture
+def general(tiny_model, tiny_shards) -> Flags:
+    batch = {"stage.batch_size": 16, "processes": 1}
+    return {"teacher.path": tiny_model, "shards": tiny_shards, **student(), **batch}
+
+
+@pytest.fixture
+def task_files(tiny_task) -> Flags:
+    return {"task.train": tiny_task / "train.tsv", "task.dev": tiny_task / "dev.tsv"}
+
+
+@pytest.fixture
+def finetune(tiny_model, task_files) -> Flags:
+    return {"model": tiny_model, **task_files, "processes": 1}
+
+
+@pytest.fixture
+def task(classifier, task_files) -> Flags:
+    return {"teacher.path": classifier, **task_files, **student(), "processes": 1}
+
+
+@pytest.fixture
+def evaluate(classifier, task_files) -> Flags:
+    return {"models": json.dumps({"teacher": [str(classifier)]}), **task_files}
+
+
+@pytest.mark.parametrize("job", ["pregenerate", "general", "finetune", "task", "evaluate"])
+def test_what_the_other_tests_spoil_is_good(request, job):
+    config, launch = parse(job, argv(request.getfixturevalue(job)))
+    jobs.check(job, config, launch.processes or 1)
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def test_a_job_that_does_not_exist(capsys):
+    assert cli.main(["distil"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("distillery: error: distil is no job; the jobs are demo, doctor")
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_setting_on_the_command_line(refused, general):
+    refused("general", {**general, "student.layer": 3}, "--student.layer 3", "general --help")
+
+
+def test_an_unknown_setting_in_a_recipe(refused, general, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("student:\n  layer: 3\n", encoding="utf-8")
+    flags = {"config": tmp_path / "recipe.yaml", **general}
+    refused("general", flags, "'student' does not accept option 'layer'", "general --help")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("student.layers", "four"),
+        ("student.layers", "2.5"),
+        ("stage.optimizer.lr", "fast"),
+        ("stage.objective.normalise", "some"),
+        ("engine.zero", "4"),
+        ("pad_to_longest", "perhaps"),
+        ("stage.objective.layer_map", "[1, x]"),
+    ],
+)
+def test_a_setting_of_a_wrong_type(refused, general, name, value):
+    refused("general", {**general, name: value}, name, "general --help")
+
+
+def test_a_setting_of_a_wrong_type_in_a_recipe(refused, general, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("stage:\n  epochs: many\n", encoding="utf-8")
+    flags = {"config": tmp_path / "recipe.yaml", **general}
+    refused("general", flags, "recipe.yaml", "stage.epochs", "many", "give a YAML file")
+
+
+def test_a_setting_that_must_be_given(refused, general):
+    refused("general", {**general, "shards": None}, "required: shards", "general --help")
+
+
+def test_a_recipe_that_does_not_exist(refused, general, tmp_path):
+    flags = {"config": tmp_path / "none.yaml", **general}
+    refused("general", flags, "none.yaml", "does not exist", "give a YAML file")
+
+
+def test_a_folder_in_place_of_a_recipe(refused, general, tmp_path):
+    (tmp_path / "recipe.yaml").mkdir()
+    flags = {"config": tmp_path / "recipe.yaml", **general}
+    refused("general", flags, "recipe.yaml", "not a file", "give a YAML file")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"stage: [1,\n", b"stage: {epochs: 1\n", b"a: b: c\n", b"just words\n", b"- 1\n", b"\xff\xfe\x00\x01"],
+    ids=["list", "mapping", "colons", "words", "sequence", "garbage"],
+)
+def test_a_recipe_that_is_no_yaml_of_settings(refused, general, tmp_path, content):
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    flags = {"config": tmp_path / "recipe.yaml", **general}
+    refused("general", flags, "recipe.yaml", "give a YAML file")
+
+
+def test_a_negative_seed(refused, general):
+    refused("general", {**general, "seed": -1}, "seed: -1; give 0 or more")
+
+
+@pytest.mark.parametrize("processes", [-1, 3, 32])
+def test_a_batch_that_the_processes_can_not_share(refused, general, processes):
+    refused("general", {**general, "processes": processes}, "give ", f"{processes}")
+
+
+def test_a_batch_whose_streams_the_processes_can_not_share(refused, general):
+    flags = {**general, "stage.batch_size": 20, "processes": 5}
+    refused("general", flags, "batch_size 20", "5 processes", "make it a multiple of 16")
+
+
+def test_micro_batches_that_do_not_fill_a_share(refused, general):
+    refused("general", {**general, "engine.micro_batch_size": 5}, "engine.micro_batch_size: 5", "16")
+
+
+@pytest.mark.parametrize("name", ["log_every", "save_every", "keep"])
+def test_a_record_that_can_not_be_kept(refused, general, name):
+    refused("general", {**general, f"record.{name}": 0}, f"record.{name}: 0; give 1 or more")
+
+
+# --- run folders -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_run(run_folder, general, capsys) -> Path:
+    """A run folder as a run that has begun leaves it."""
+    from launcher.runs import begin
+
+    config, _ = parse("general", argv({**general, "seed": 7}))
+    begin(run_folder, "general", config)
+    return run_folder
+
+
+@pytest.mark.usefixtures("other_run")
+def test_a_run_folder_that_holds_another_run(refused, general):
+    refused("general", general, "holds another run; give a new folder, or --resume")
+
+
+@pytest.mark.usefixtures("other_run")
+def test_resuming_with_other_settings(refused, general):
+    refused("general", {**general, "seed": 8, "resume": True}, "settings differ", "give a new --run")
+
+
+@pytest.mark.usefixtures("other_run")
+def test_resuming_another_job(refused, finetune):
+    refused("finetune", {**finetune, "resume": True}, "holds a run of the job general; give another --run")
+
+
+def test_a_run_folder_that_holds_something_else(refused, general, run_folder):
+    run_folder.mkdir()
+    (run_folder / "thesis.tex").write_text("mine", encoding="utf-8")
+    refused("general", {**general, "resume": True}, "holds no run; give another folder")
+
+
+def test_a_run_folder_that_is_a_file(refused, general, run_folder):
+    file = run_folder.parent / "file"
+    file.write_text("mine", encoding="utf-8")
+    refused("general", {**general, "run": file}, "file is a file; give a folder")
+
+
+def test_a_run_folder_below_a_file(refused, general, run_folder):
+    file = run_folder.parent / "file"
+    file.write_text("mine", encoding="utf-8")
+    refused("general", {**general, "run": file / "run"}, str(file))
+
+
+def test_resuming_without_a_run(refused, run_folder):
+    refused("general", {"resume": True}, "teacher")
+
+
+# --- pregenerate -----------------------------------------------------------------------------
+
+
+def corpus(*paths: Path) -> Flags:
+    return {"corpus.files": json.dumps(list(map(str, paths)))}
+
+
+def test_a_missing_corpus(refused, pregenerate, tmp_path):
+    flags = {**pregenerate, **corpus(tmp_path / "none.txt")}
+    refused("pregenerate", flags, "none.txt does not exist; give an existing file")
+
+
+def test_a_pattern_that_matches_nothing(refused, pregenerate, tmp_path):
+    flags = {**pregenerate, **corpus(tmp_path / "none*.txt")}
+    refused("pregenerate", flags, "nothing matches", "none*.txt; give an existing file")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n\n"], ids=["no bytes", "blank lines"])
+def test_an_empty_corpus(refused, pregenerate, tmp_path, text):
+    (tmp_path / "empty.txt").write_text(text, encoding="utf-8")
+    flags = {**pregenerate, **corpus(tmp_path / "empty.txt")}
+    refused("pregenerate", flags, "empty.txt holds no text; give a file with documents")
+
+
+def test_a_corpus_of_one_document(refused, pregenerate, tmp_path):
+    (tmp_path / "one.txt").write_text("one\ntwo\n", encoding="utf-8")
+    flags = {**pregenerate, **corpus(tmp_path / "one.txt")}
+    refused("pregenerate", flags, "one.txt holds 1 document", "put a blank line between documents")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_corpus_of_garbage(refused, pregenerate, tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\xff\xfe" * 100)
+    refused("pregenerate", {**pregenerate, **corpus(tmp_path / name)}, f"{name} is not UTF-8 text; convert")
+
+
+def test_a_folder_in_place_of_a_corpus(refused, pregenerate, tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    refused("pregenerate", {**pregenerate, **corpus(tmp_path / "a.txt")}, "a.txt is no folder saved by")
+
+
+def test_a_corpus_in_an_unknown_format(refused, pregenerate, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    refused("pregenerate", {**pregenerate, **corpus(tmp_path / "a.pdf")}, "a.pdf", "give .txt, .jsonl")
+
+
+def test_a_jsonl_corpus_without_the_field(refused, pregenerate, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n', encoding="utf-8")
+    flags = {**pregenerate, **corpus(tmp_path / "a.jsonl")}
+    refused("pregenerate", flags, "a.jsonl line 1", '"text"', "set --corpus.text_field")
+
+
+def test_a_tokenizer_that_does_not_exist(refused, pregenerate, tmp_path):
+    flags = {**pregenerate, "tokenizer": tmp_path / "none"}
+    refused("pregenerate", flags, "none: no such folder; give a model folder")
+
+
+def test_a_folder_without_a_tokenizer(refused, pregenerate, tmp_path):
+    (tmp_path / "model").mkdir()
+    flags = {**pregenerate, "tokenizer": tmp_path / "model"}
+    refused("pregenerate", flags, "model: no tokenizer.json", "give a model folder")
+
+
+def test_a_file_in_place_of_a_tokenizer(refused, pregenerate, tiny_tokenizer):
+    flags = {**pregenerate, "tokenizer": f"{tiny_tokenizer}/tokenizer.json"}
+    refused("pregenerate", flags, "tokenizer.json: no such folder; give a model folder")
+
+
+def test_a_damaged_tokenizer(refused, pregenerate, tiny_tokenizer, tmp_path):
+    folder = copy(tiny_tokenizer, tmp_path / "model")
+    (folder / "tokenizer.json").write_text('{"version": ', encoding="utf-8")
+    refused("pregenerate", {**pregenerate, "tokenizer": folder}, "tokenizer.json can't be read")
+
+
+# --- general ---------------------------------------------------------------------------------
+
+
+def test_shards_of_another_vocabulary(refused, general, tmp_path):
+    (tmp_path / "shards").mkdir()
+    write_shards(tmp_path / "shards", [[]], size=201)
+    flags = {**general, "shards": tmp_path / "shards"}
+    refused("general", flags, "made with another vocabulary", "run pregenerate with --tokenizer")
+
+
+def other_vocabulary(model: str, folder: Path) -> Path:
+    """The same model with two words exchanged."""
+    copy(model, folder)
+    (folder / "tokenizer.json").unlink()
+    tokens = tiny_tokens()
+    tokens[10], tokens[11] = tokens[11], tokens[10]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_a_student_of_another_vocabulary(refused, general, tiny_model, tmp_path):
+    flags = {**general, "student.path": other_vocabulary(tiny_model, tmp_path / "student")}
+    refused("general", flags, "has another vocabulary than the teacher's", "distil a student of this")
+
+
+def test_shards_that_do_not_exist(refused, general, tmp_path):
+    flags = {**general, "shards": tmp_path / "none"}
+    refused("general", flags, "has no manifest.json; give the shards/ folder")
+
+
+def test_shards_that_were_not_finished(refused, general, tiny_shards, tmp_path):
+    folder = copy(tiny_shards, tmp_path / "shards")
+    (folder / "manifest.json").unlink()
+    refused("general", {**general, "shards": folder}, "has no manifest.json; give the shards/ folder")
+
+
+def test_a_shard_that_is_missing(refused, general, tiny_shards, tmp_path):
+    folder = copy(tiny_shards, tmp_path / "shards")
+    (folder / "shard-000002.tar").unlink()
+    refused("general", {**general, "shards": folder}, "shard-000002.tar is missing; run pregenerate")
+
+
+def test_rows_longer_than_the_models_take(refused, general, tiny_model, tmp_path):
+    teacher = change_config(copy(tiny_model, tmp_path / "teacher"), max_position_embeddings=16)
+    flags = {**general, "teacher.path": teacher}
+    refused("general", flags, "rows of 32 tokens", "run pregenerate with --packing.max_length 16")
+
+
+def test_fewer_rows_than_a_batch(refused, general):
+    refused("general", {**general, "stage.batch_size": 1600}, "batch_size 1600", "162 rows")
+
+
+def test_a_student_of_more_layers_than_the_teacher(refused, general):
+    flags = {**general, **student(layers=5)}
+    refused("general", flags, "student.layers: 5 is more than the teacher's 4; give as many or fewer")
+
+
+def test_heads_that_do_not_divide_the_width(refused, general):
+    flags = {**general, **student(heads=5)}
+    refused("general", flags, "student.heads: 5", "the width 24; change student.heads or")
+
+
+def test_other_heads_than_the_teachers_with_an_attention_term(refused, general):
+    flags = {**general, **student(heads=3)}
+    refused("general", flags, "student.heads: 3, but the teacher has 4", "give 4, or set")
+
+
+def test_other_heads_are_taken_without_an_attention_term(general):
+    config, _ = parse("general", argv({**general, **student(heads=3), "stage.objective.attention": 0}))
+    jobs.check("general", config, 1)
+
+
+@pytest.mark.parametrize("name", ["layers", "hidden_size", "heads", "intermediate_size"])
+def test_a_student_without_a_size(refused, general, name):
+    refused("general", {**general, f"student.{name}": 0}, f"student.{name}: 0; give 1 or more")
+
+
+@pytest.mark.parametrize("layers", ["[1]", "[1, 5]", "[0, 2]"])
+def test_a_layer_map_that_does_not_fit(refused, general, layers):
+    refused("general", {**general, "stage.objective.layer_map": layers}, "objective.layer_map: ")
+
+
+def test_an_objective_of_nothing(refused, general):
+    flags = {**general, "stage.objective.attention": 0, "stage.objective.hidden": 0}
+    refused("general", flags, "every term is 0; give attention or hidden a weight")
+
+
+def test_a_model_folder_without_a_config(refused, general, tiny_model, tmp_path):
+    folder = copy(tiny_model, tmp_path / "model")
+    (folder / "config.json").unlink()
+    flags = {**general, "teacher.path": folder}
+    refused("general", flags, "teacher: ", "is no model folder (no config.json there); give one")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_a_model_folder_with_a_damaged_config(refused, general, tiny_model, tmp_path, text):
+    folder = copy(tiny_model, tmp_path / "model")
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    flags = {**general, "teacher.path": folder}
+    refused("general", flags, "config.json is damaged; save the model again")
+
+
+def test_a_model_that_is_no_encoder_we_know(refused, general, tiny_model, tmp_path):
+    folder = copy(tiny_model, tmp_path / "model")
+    (folder / "config.json").write_text('{"model_type": "distilbert", "n_layers": 6}', encoding="utf-8")
+    flags = {**general, "teacher.path": folder}
+    refused("general", flags, "distilbert", "num_hidden_layers", "give ")
+
+
+def test_a_teacher_that_does_not_exist(refused, general, tmp_path):
+    flags = {**general, "teacher.path": tmp_path / "none"}
+    refused("general", flags, "none: no such folder; give a model folder")
+
+
+# --- finetune, task, evaluate ----------------------------------------------------------------
+
+
+def labelled(folder: Path, name: str, content: str | bytes) -> dict[str, Path]:
+    """The training file replaced by one of this content."""
+    data = content.encode() if isinstance(content, str) else content
+    (folder / name).write_bytes(data)
+    return {"task.train": folder / name}
+
+
+def test_a_label_outside_the_set(refused, finetune):
+    flags = {**finetune, "task.labels": '["negative", "neutral"]'}
+    refused("finetune", flags, 'has the label "positive"', "correct the file or set --task.labels")
+
+
+def test_labels_in_another_order_than_the_teachers(refused, task):
+    flags = {**task, "task.labels": '["positive", "negative"]'}
+    refused("task", flags, "task.labels: ", "is not the order", "use the model's")
+
+
+def test_a_column_that_is_not_there(refused, finetune):
+    refused("finetune", {**finetune, "task.text": "text"}, 'no column "text"; it has sentence, label')
+
+
+def test_a_line_that_is_cut_off(refused, finetune, tmp_path):
+    train = labelled(tmp_path, "a.tsv", "sentence\tlabel\none\tnegative\ntwo")
+    refused("finetune", {**finetune, **train}, "a.tsv line 3 has 1 columns", "is it cut off?")
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_labelled_data_of_garbage(refused, finetune, tmp_path, name):
+    train = labelled(tmp_path, name, b"\x80\xff\xfe" * 100)
+    refused("finetune", {**finetune, **train}, f"{name} is not UTF-8 text; convert it")
+
+
+def test_a_missing_training_file(refused, finetune, tmp_path):
+    flags = {**finetune, "task.train": tmp_path / "none.tsv"}
+    refused("finetune", flags, "none.tsv does not exist; give an existing file")
+
+
+def test_a_folder_in_place_of_a_training_file(refused, finetune, tmp_path):
+    (tmp_path / "a.tsv").mkdir()
+    refused("finetune", {**finetune, "task.train": tmp_path / "a.tsv"}, "a.tsv is a folder; give a file")
+
+
+def test_a_training_file_without_examples(refused, finetune, tmp_path):
+    train = labelled(tmp_path, "a.tsv", "sentence\tlabel\n")
+    refused("finetune", {**finetune, **train}, "a.tsv holds no examples")
+
+
+def test_one_label_only(refused, finetune, tmp_path):
+    train = labelled(tmp_path, "a.tsv", "sentence\tlabel\n" + "one\tnegative\n" * 64)
+    refused("finetune", {**finetune, **train}, "a.tsv has one label only")
+
+
+def test_fewer_examples_than_a_batch(refused, finetune):
+    flags = {**finetune, "stage.batch_size": 256}
+    refused("finetune", flags, "batch_size: 256 is more than the 200 training examples; give a smaller")
+
+
+def test_labels_that_are_no_numbers_in_a_regression(refused, finetune):
+    flags = {**finetune, "task.kind": "regression"}
+    refused("finetune", flags, "example 1 has ", "where a number is needed")
+
+
+@pytest.mark.parametrize("length", [3, 129])
+def test_sequences_that_the_model_does_not_take(refused, finetune, length):
+    flags = {**finetune, "task.max_length": length}
+    refused("finetune", flags, f"task.max_length: {length}; the model takes 4 to 128")
+
+
+def test_a_term_that_fine_tuning_does_not_have(refused, finetune):
+    flags = {**finetune, "stage.objective.logits": 1}
+    refused("finetune", flags, "stage.objective.logits: 1", "this job takes labels")
+
+
+def test_a_task_teacher_without_a_classification_head(refused, task, tiny_model):
+    flags = {**task, "teacher.path": tiny_model}
+    refused("task", flags, "has no classification head; fine-tune it first (distillery finetune)")
+
+
+def test_a_teacher_of_another_task(refused, task, classifier, tmp_path):
+    names = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    other = change_config(copy(classifier, tmp_path / "other"), id2label=names)
+    refused("task", {**task, "teacher.path": other}, "3 outputs and the task needs 2; is it another")
+
+
+def test_a_task_student_of_more_layers(refused, task):
+    flags = {**task, **student(layers=6)}
+    refused("task", flags, "student.layers: 6 is more than the teacher's 4; give as many or fewer")
+
+
+def test_a_distillation_without_a_step(refused, task):
+    flags = {**task, "intermediate.epochs": 0, "prediction.epochs": 0}
+    refused("task", flags, "are both 0: nothing to train")
+
+
+@pytest.mark.parametrize("epochs", [-1, ".nan", ".inf"])
+def test_epochs_that_are_no_number_of_passes(refused, task, epochs):
+    flags = {**task, "prediction.epochs": epochs}
+    refused("task", flags, "prediction: epochs must be above 0")
+
+
+def test_an_evaluation_of_no_model(refused, evaluate):
+    refused("evaluate", {**evaluate, "models": "{}"}, "models: none given; set --models")
+
+
+def test_an_evaluation_of_a_folder_that_is_no_model(refused, evaluate, tmp_path):
+    flags = {**evaluate, "models": json.dumps({"mine": [str(tmp_path)]})}
+    refused("evaluate", flags, "models.mine: ", "is no model folder", "give one")
+
+
+def test_an_evaluation_relative_to_nobody(refused, evaluate):
+    refused("evaluate", {**evaluate, "reference": "nobody"}, "reference: nobody is none of teacher")
+
+
+@pytest.mark.parametrize("name", ["batch_size", "latency_repeats"])
+def test_an_evaluation_of_no_size(refused, evaluate, name):
+    refused("evaluate", {**evaluate, name: 0}, f"{name}: 0; give 1 or more")
+
+
+def test_a_report_of_a_folder_that_is_no_run(capsys, tmp_path):
+    assert cli.main(["report", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert str(tmp_path) in err
+    assert err.count("\n") == 1
+    assert tree(tmp_path) == {}
+
+
+# --- through a real process ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job", "change", "says"),
+    [
+        ("pregenerate", {"corpus.files": '["none.txt"]'}, "none.txt does not exist; give an existing"),
+        ("general", {"student.layer": "2"}, "student.layer"),
+    ],
+)
+def test_the_installed_command_refuses_in_one_line(request, tmp_path, job, change, says):
+    flags = {**request.getfixturevalue(job), **change, "run": "run"}
+    command = [str(DISTILLERY), job, *argv(flags)]
+    child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stdout) == (2, "")
+    assert child.stderr.startswith(f"distillery {job}: error: ")
+    assert child.stderr.count("\n") == 1
+    assert says in child.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,96 @@
+"""Runs a plain function in several processes over gloo, as torchrun would, and returns their results.
+
+A test hands `run_processes` a module-level function; `python -m tests.processes` is one of the
+processes. Arguments travel as JSON, results as tensors that are loaded without unpickling code.
+
+Where one process is enough, `join_group_of_one` spares the start of another.
+"""
+
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_processes(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """Call `function(*arguments)` in `world_size` processes; returns what each rank's call returned.
+
+    Raises RuntimeError with the traceback of the rank that failed; the others are ended.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "arguments.json").write_text(json.dumps(arguments))
+        processes = [_start(function, group, folder) for group in _groups(world_size)]
+        try:
+            _wait(processes, folder)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def join_group_of_one() -> None:
+    """Make this very process a group. Its environment stays, for the commands that it starts."""
+    if not torch.distributed.is_initialized():
+        with patch.dict(os.environ, _groups(1)[0]):
+            torch.distributed.init_process_group("gloo")
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it whenever an engine is made
+
+
+def _groups(world_size: int) -> list[dict[str, str]]:
+    """What tells each process of its group: torchrun's environment variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+
+
+def _start(function: Callable[..., Any], group: dict[str, str], folder: Path) -> subprocess.Popen:
+    tools = Path(sys.executable).parent  # DeepSpeed looks for ninja there
+    path = f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"
+    with (folder / f"{group['RANK']}.log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", __name__, function.__module__, function.__qualname__, str(folder)],
+            cwd=ROOT,
+            env={**os.environ, **group, "OMP_NUM_THREADS": "1", "PATH": path},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _wait(processes: list[subprocess.Popen], folder: Path) -> None:
+    while True:
+        codes = [process.poll() for process in processes]
+        for rank, code in enumerate(codes):
+            if code:
+                log = (folder / f"{rank}.log").read_text(errors="replace")
+                raise RuntimeError(f"rank {rank} ended with exit code {code}:\n{log[-8000:]}")
+        if all(code == 0 for code in codes):
+            return
+        time.sleep(0.05)
+
+
+def _main(module: str, name: str, folder: str) -> None:
+    function = getattr(importlib.import_module(module), name)
+    result = function(*json.loads((Path(folder) / "arguments.json").read_text()))
+    torch.save(result, Path(folder) / f"{os.environ['RANK']}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

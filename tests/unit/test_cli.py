@@ -1,0 +1,389 @@
+"""The command explains itself, keeps what it was given, and says what it would run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonargparse import ArgumentError
+
+from data_pipeline.corpus import CorpusConfig
+from data_pipeline.packing import MaskingConfig, PackingConfig
+from data_pipeline.pregenerate import PregenerateConfig
+from data_pipeline.tasks import TaskConfig
+from distill.report import ReportConfig
+from distill.settings import (
+    EvaluateConfig,
+    FinetuneConfig,
+    GeneralConfig,
+    ObjectiveConfig,
+    StageConfig,
+    StudentConfig,
+    TaskDistillConfig,
+    TeacherConfig,
+)
+from launcher import cli, local
+from launcher.demo import DemoConfig
+from launcher.doctor import DoctorConfig
+from launcher.jobs import JOBS, load
+from launcher.settings import Launch, from_yaml, parse, to_yaml
+from tests.helpers import tree
+
+ROOT = Path(__file__).parents[2]
+AWKWARD = [
+    "two words",
+    "it's",
+    'say "hi"',
+    "$(touch owned)",
+    "`x`; y",
+    "a\\b",
+    "#1: {x} [y]",
+    "-",
+    "词",
+    "~",
+    "*",
+    "1e3",
+]
+
+TASK = TaskConfig(train="train.tsv", dev="dev.tsv", text_pair="second", labels=["0", "no", "null"])
+GENERAL = ["--teacher.path", "teacher", "--shards", "shards"]
+
+# A configuration of every job in which nothing is as it is by default.
+CONFIGS = {
+    "demo": DemoConfig(train=100, dev=9, seeds=2, teacher_epochs=0.5, seed=4),
+    "doctor": DoctorConfig(json=True),
+    "pregenerate": PregenerateConfig(
+        corpus=CorpusConfig(files=["a.txt", "b c.jsonl"], documents="line", text_field="body"),
+        tokenizer="model",
+        packing=PackingConfig("full", 64, 0.25, MaskingConfig(0.15, 9, at_least_one=True)),
+        seed=5,
+    ),
+    "general": GeneralConfig(
+        teacher=TeacherConfig("teacher", "fp32", dropout=True),
+        shards="shards",
+        student=StudentConfig(path="student"),
+        stage=StageConfig(0.1, 8, ObjectiveConfig(hidden=0.3, layer_map=[1, 3]), evaluate_every=7),
+        pad_to_longest=False,
+    ),
+    "finetune": FinetuneConfig(model="model", task=TASK, shape=StudentConfig(layers=2), dropout=0.0),
+    "task": TaskDistillConfig(teacher=TeacherConfig("teacher"), task=TASK, seed=3),
+    "evaluate": EvaluateConfig(models={"a": ["x", "y z"], "no": ["1"]}, task=TASK, latency=False),
+    "report": ReportConfig(runs=["a", "b c"], out="page.html"),
+}
+
+
+def python(program: str) -> str:
+    """Run a program in a fresh process; returns what it prints."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def leaves(config: type, prefix: str = "") -> list[str]:
+    """The dotted names of a dataclass's settings."""
+    names = []
+    for name, kind in get_type_hints(config).items():
+        names += leaves(kind, f"{prefix}{name}.") if is_dataclass(kind) else [prefix + name]
+    return names
+
+
+def printed(capsys, *arguments: str) -> str:
+    """What a command prints that ends well and says nothing on stderr."""
+    assert cli.main(list(arguments)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+# --- help ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_the_command_lists_its_jobs(capsys, arguments):
+    out = printed(capsys, *arguments)
+    for name, job in JOBS.items():
+        assert name in out
+        assert job.help in out
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_lists_every_setting(capsys, name):
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: distillery {name}" in out
+    assert [leaf for leaf in leaves(load(JOBS[name].config)) if f"--{leaf}" not in out] == []
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_has_no_setting_without_an_explanation(capsys, name):
+    """jsonargparse shows only the type and default of a setting that no docstring explains."""
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    entries = [" ".join(entry.split()) for entry in capsys.readouterr().out.split("\n  --")]
+    assert [entry for entry in entries if re.match(r"\S+ \S+ \((required, )?type: ", entry)] == []
+
+
+def test_help_and_dry_run_load_nothing_heavy():
+    program = """
+import contextlib, io, sys
+from launcher import cli
+from launcher.jobs import JOBS
+with contextlib.redirect_stdout(io.StringIO()):
+    cli.main(["--help"])
+    for name in JOBS:
+        with contextlib.suppress(SystemExit):
+            cli.main([name, "--help"])
+    assert cli.main(["general", "--teacher.path", "x", "--shards", "y", "--dry-run"]) == 0
+print(*sorted({"torch", "transformers", "deepspeed", "datasets", "ray", "sklearn"} & set(sys.modules)))
+"""
+    assert python(program).split() == []
+
+
+# --- dry run ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_a_recipe_of_the_same_settings(capsys):
+    settings = [*GENERAL, "--student.layers", "3", "--stage.objective.layer_map", "[1, 2, 4]"]
+    recipe, _, _ = printed(capsys, "general", *settings, "--dry-run").strip().rpartition("\n")
+    assert from_yaml("general", recipe) == parse("general", settings)[0]
+
+
+def test_a_dry_run_prints_the_command(capsys):
+    arguments = ["general", *GENERAL, "--run", "my run", "--processes", "2", "--dry-run"]
+    last = printed(capsys, *arguments).strip().splitlines()[-1]
+    assert shlex.split(last) == local.command("general", "my run", 2)
+
+
+def test_a_dry_run_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed(capsys, "general", *GENERAL, "--run", "run", "--dry-run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_starts_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(local.subprocess, "Popen", pytest.fail)
+    printed(capsys, "general", *GENERAL, "--dry-run")
+
+
+# --- the command of a place ------------------------------------------------------------------
+
+
+def test_one_process_runs_the_rank_itself():
+    assert local.command("general", "run", 1) == [sys.executable, "-m", "launcher.rank", "general", "run"]
+
+
+def test_two_processes_run_under_torchrun():
+    assert local.command("general", "run", 2) == [
+        sys.executable,
+        *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        *["-m", "launcher.rank", "general", "run"],
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_run_folder_of_any_name_is_one_argument(name, processes):
+    assert local.command("general", name, processes)[-1] == name
+
+
+def test_threads_are_shared_out(monkeypatch):
+    monkeypatch.setattr(local.os, "cpu_count", lambda: 8)
+    assert local.environment(2, {})["OMP_NUM_THREADS"] == "4"
+    assert local.environment(16, {})["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_users_own_number_of_threads_stays():
+    assert local.environment(2, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
+
+
+def test_tools_beside_this_python_come_first():
+    path = local.environment(1, {"PATH": "/usr/bin"})["PATH"].split(":")
+    assert path == [str(Path(sys.executable).parent), "/usr/bin"]
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 1), ("0", 1), ("0,1", 2), ("3, 5,7", 3)])
+def test_as_many_processes_as_visible_gpus(monkeypatch, visible, count):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local.default_processes() == count
+
+
+# --- settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_settings_come_back_from_yaml(name):
+    assert from_yaml(name, to_yaml(name, CONFIGS[name])) == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_yaml_holds_every_setting(name):
+    written = dotted(yaml.safe_load(to_yaml(name, CONFIGS[name])))
+    expected = leaves(type(CONFIGS[name]))
+    assert [leaf for leaf in expected if not any(key.startswith(leaf) for key in written)] == []
+
+
+def dotted(content: dict, prefix: str = "") -> list[str]:
+    """The dotted names of nested mappings."""
+    names = []
+    for key, value in content.items():
+        names += dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return names
+
+
+@settings(max_examples=15)  # each builds two parsers
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20))
+def test_any_text_comes_back_from_yaml(text):
+    config = GeneralConfig(TeacherConfig(text), shards=text)
+    assert from_yaml("general", to_yaml("general", config)) == config
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "1.0", "null", "true", "no", "1e3", "+1_0E-5", "", " x ", "a: b", "[1]", "{}", "~"]
+)
+def test_labels_that_look_like_something_else_stay_text(text):
+    config = FinetuneConfig("model", TaskConfig("a.tsv", "b.tsv", labels=[text, "other"]))
+    assert from_yaml("finetune", to_yaml("finetune", config)) == config
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_name_arrives_as_it_was_typed(name):
+    config, launch = parse("general", [f"--teacher.path={name}", f"--shards={name}", f"--run={name}"])
+    assert (config.teacher.path, config.shards, launch.run) == (name, name, name)
+
+
+def test_the_command_line_goes_before_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("shards: recipe\nstudent: {layers: 2, heads: 4}\n", encoding="utf-8")
+    arguments = ["--config", str(recipe), "--teacher.path", "t", "--student.layers", "3"]
+    config, _ = parse("general", arguments)
+    assert (config.shards, config.student.layers, config.student.heads) == ("recipe", 3, 4)
+
+
+def test_a_later_recipe_goes_before_an_earlier_one(tmp_path):
+    for name, layers in (("a", 2), ("b", 3)):
+        (tmp_path / f"{name}.yaml").write_text(f"student: {{layers: {layers}}}\n", encoding="utf-8")
+    recipes = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    assert parse("general", [*recipes, *GENERAL])[0].student.layers == 3
+
+
+def test_where_a_job_runs_is_no_part_of_its_recipe():
+    arguments = [*GENERAL, "--run", "here", "--processes", "2", "--resume"]
+    config, launch = parse("general", arguments)
+    assert launch == Launch(run="here", processes=2, resume=True)
+    assert to_yaml("general", config) == to_yaml("general", parse("general", GENERAL)[0])
+
+
+def test_a_run_folder_is_named_after_its_job_by_default():
+    assert parse("general", GENERAL)[1].run == "runs/general"
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"), [(["--json"], True), (["--json", "false"], False), ([], False)]
+)
+def test_a_bare_flag_is_true(typed, value):
+    assert parse("doctor", typed)[0] == DoctorConfig(json=value)
+
+
+def test_bare_words_are_the_reports_runs():
+    assert parse("report", ["a b", "c", "--out", "x.html"])[0] == ReportConfig(["a b", "c"], "x.html")
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_fits_a_job(recipe):
+    assert any(fits(job, recipe) for job in JOBS)
+
+
+def fits(job: str, recipe: Path) -> bool:
+    """Whether a job takes a recipe, the data's files left to the command line."""
+    files = ["--task.train", "x", "--task.dev", "x"] if job in ("finetune", "task", "evaluate") else []
+    try:
+        parse(job, ["--config", str(recipe), *files])
+    except (ArgumentError, ValueError):
+        return False
+    return True
+
+
+# --- run folders -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch, tiny_model, tiny_shards, tmp_path):
+    """Run `general` on good input, the start of its processes replaced; returns argv and run folder."""
+    seen: list[tuple[str, str, int]] = []
+    monkeypatch.setattr(local, "start", lambda *call: seen.append(call) or 0)
+    monkeypatch.setattr(sys, "argv", ["distillery", "general", "--teacher.path", "it's"])
+    shape = ["--student.layers", "2", "--student.hidden_size", "24", "--student.heads", "4"]
+    settings = ["--teacher.path", tiny_model, "--shards", tiny_shards, *shape, "--stage.batch_size", "16"]
+    run = tmp_path / "a run"
+
+    def start(*more: str, settings: list[str] = settings) -> list[tuple[str, str, int]]:
+        assert cli.main(["general", *settings, "--run", str(run), "--processes", "2", *more]) == 0
+        return seen
+
+    return start, settings, run
+
+
+def test_a_run_is_started_from_its_folder(started):
+    start, settings, run = started
+    assert start() == [("general", str(run), 2)]
+    stored = (run / "config.yaml").read_text(encoding="utf-8")
+    assert from_yaml("general", stored) == parse("general", settings)[0]
+
+
+def test_a_run_folder_keeps_what_was_typed(started):
+    start, _, run = started
+    start()
+    typed = (run / "command.txt").read_text(encoding="utf-8")
+    assert shlex.split(typed) == ["distillery", "general", "--teacher.path", "it's"]
+
+
+def test_resuming_needs_the_folder_alone(started):
+    start, _, run = started
+    start()
+    before = tree(run)
+    assert start("--resume", settings=[]) == [("general", str(run), 2)] * 2
+    assert tree(run) == before
+
+
+def test_resuming_with_the_same_settings_is_allowed(started):
+    start, _, _ = started
+    start()
+    assert len(start("--resume")) == 2
+
+
+def test_resuming_what_has_not_begun_begins_it(started):
+    start, _, run = started
+    assert len(start("--resume")) == 1
+    assert (run / "config.yaml").is_file()
+
+
+def test_resuming_in_the_default_folder_needs_no_folder(started, monkeypatch, tmp_path):
+    _, settings, _ = started
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["general", *settings]) == 0
+    assert cli.main(["general", "--resume"]) == 0
+
+
+def test_a_finished_run_is_not_run_again(started, capsys):
+    start, _, run = started
+    start()
+    (run / "summary.json").write_text("{}", encoding="utf-8")
+    assert len(start("--resume")) == 1
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_failed_run_says_how_to_continue(started, monkeypatch, capsys):
+    _, settings, run = started
+    monkeypatch.setattr(local, "start", lambda *_: 7)
+    assert cli.main(["general", *settings, "--run", str(run)]) == 7
+    err = capsys.readouterr().err
+    assert "exit code 7" in err
+    assert "--resume continues" in err

@@ -1,0 +1,238 @@
+"""Teachers and students: shapes, dropout, precision, and folders that other tools can load."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    PreTrainedModel,
+)
+
+from data_pipeline.vocabulary import load_vocabulary
+from distill.attention import install
+from distill.encoders import (
+    PROJECTIONS,
+    Teacher,
+    build_backbone,
+    build_classifier,
+    has_bf16_units,
+    load_projections,
+    precision_of,
+    read_config,
+    save_model,
+    student_shape,
+    with_dropout,
+)
+from distill.settings import StudentConfig, TeacherConfig
+
+CPU = torch.device("cpu")
+SMALL = StudentConfig(layers=2, hidden_size=24, heads=4, intermediate_size=40)
+FAMILIES = ["bert", "roberta", "electra", "albert"]
+NUMBERS = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+INPUTS = {
+    "input_ids": torch.tensor([[2, 9, 8, 7, 3], [2, 5, 3, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+
+
+def save(model: PreTrainedModel, target, tokenizer: str, projections: nn.Module | None = None) -> None:
+    save_model(
+        model, target, tokenizer, model.state_dict(), projections.state_dict() if projections else {}
+    )
+
+
+@pytest.fixture
+def classifier(tiny_model) -> PreTrainedModel:
+    """A student classifier as jobs make it, with the capturing attention installed."""
+    torch.manual_seed(0)
+    model = build_classifier(None, student_shape(SMALL, read_config(tiny_model)), ["bad", "good"]).eval()
+    install(model)
+    return model
+
+
+# ---- shapes
+
+
+def test_a_student_has_its_own_shape_and_the_teachers_vocabulary(tiny_model):
+    teacher, student = read_config(tiny_model), build_backbone(SMALL, tiny_model).config
+    shape = student.num_hidden_layers, student.hidden_size, student.num_attention_heads
+    assert (*shape, student.intermediate_size) == (2, 24, 4, 40)
+    for name in ("model_type", "vocab_size", "type_vocab_size", "max_position_embeddings", "pad_token_id"):
+        assert getattr(student, name) == getattr(teacher, name)
+
+
+def test_a_student_of_a_folder_has_its_shape_and_weights(tiny_model, tmp_path):
+    first = build_backbone(SMALL, tiny_model)
+    save(first, tmp_path / "student", tiny_model)
+    again = build_backbone(StudentConfig(path=str(tmp_path / "student"), layers=9), tiny_model)
+    assert again.config.num_hidden_layers == 2
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in first.state_dict().items())
+
+
+def test_shaping_a_student_leaves_the_teachers_configuration_alone(tiny_model):
+    config = read_config(tiny_model)
+    before = config.to_dict()
+    student_shape(SMALL, config)
+    assert config.to_dict() == before
+
+
+def test_a_backbone_has_no_pooler(tiny_model):
+    assert build_backbone(SMALL, tiny_model).pooler is None
+    assert Teacher(TeacherConfig(tiny_model), CPU, layers=2).model.pooler is None
+
+
+def test_students_are_fp32_whatever_the_teacher_was_saved_in(tiny_model, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, dtype=torch.float16)
+    model.save_pretrained(tmp_path)
+    path = str(tmp_path)
+    load_half = StudentConfig(path=path)
+    built = [
+        *(build_backbone(student, path) for student in (SMALL, load_half)),
+        *(build_classifier(p, read_config(path), ["bad", "good"]) for p in (None, path)),
+    ]
+    assert {parameter.dtype for model in built for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dropout_is_set_everywhere(family, dropout):
+    config = with_dropout(AutoConfig.for_model(family, **NUMBERS), dropout)
+    model = AutoModelForSequenceClassification.from_config(config)
+    found = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    assert found == {dropout}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_dropout_training_is_deterministic(family):
+    config = with_dropout(AutoConfig.for_model(family, **NUMBERS), 0.0)
+    model = AutoModelForSequenceClassification.from_config(config).train()
+    install(model)
+    assert torch.equal(model(**INPUTS).logits, model(**INPUTS).logits)
+
+
+def test_labels_are_the_classifiers_outputs_in_order(classifier):
+    assert classifier.config.id2label == {0: "bad", 1: "good"}
+    assert classifier(**INPUTS).logits.shape == (2, 2)
+
+
+def test_no_labels_make_a_regression(tiny_model):
+    model = build_classifier(None, student_shape(SMALL, read_config(tiny_model)), [])
+    assert model.config.problem_type == "regression"
+    assert model(**INPUTS).logits.shape == (2, 1)
+
+
+# ---- saved folders
+
+
+def test_a_saved_classifier_gives_the_same_logits_to_other_tools(classifier, tiny_model, tmp_path):
+    save(classifier, tmp_path / "student", tiny_model)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert type(loaded) is BertForSequenceClassification
+    assert not loaded.training
+    assert torch.equal(loaded(**INPUTS).logits, classifier(**INPUTS).logits)
+    assert loaded.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_a_saved_classifier_gives_the_same_logits_here(classifier, tiny_model, tmp_path):
+    save(classifier, tmp_path / "student", tiny_model)
+    again = build_classifier(
+        str(tmp_path / "student"), read_config(str(tmp_path / "student")), ["bad", "good"]
+    )
+    assert torch.equal(again.eval()(**INPUTS).logits, classifier(**INPUTS).logits)
+
+
+def test_a_saved_folder_knows_nothing_of_our_attention(classifier, tiny_model, tmp_path):
+    save(classifier, tmp_path / "student", tiny_model)
+    assert "distillery" not in (tmp_path / "student" / "config.json").read_text()
+    assert classifier.config._attn_implementation == "distillery"  # and training goes on
+
+
+def test_a_bf16_student_is_saved_in_fp32(classifier, tiny_model, tmp_path):
+    save(classifier.bfloat16(), tmp_path / "student", tiny_model)
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["dtype"] == "float32"
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded.classifier.weight, classifier.classifier.weight.float())
+
+
+def test_a_saved_folder_holds_the_tokenizer(classifier, tiny_model, tmp_path):
+    save(classifier, tmp_path / "student", tiny_model)
+    own, other = (AutoTokenizer.from_pretrained(path) for path in (tiny_model, tmp_path / "student"))
+    assert own("the food was not good").input_ids == other("the food was not good").input_ids
+    assert load_vocabulary(str(tmp_path / "student")).fingerprint == load_vocabulary(tiny_model).fingerprint
+
+
+def test_saving_again_replaces_the_folder(classifier, tiny_model, tmp_path):
+    save(classifier, tmp_path / "student", tiny_model, nn.Linear(2, 2))
+    save(classifier, tmp_path / "student", tiny_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert not (tmp_path / "student" / PROJECTIONS).exists()
+
+
+# ---- projections
+
+
+def projections(width: int, number: int = 2) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(24, width) for _ in range(number))
+
+
+def test_projections_come_back_with_their_student(classifier, tiny_model, tmp_path):
+    saved, fresh = projections(32), projections(32)
+    save(classifier, tmp_path / "student", tiny_model, saved)
+    assert load_projections(str(tmp_path / "student"), fresh)
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), fresh.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("other", [projections(48), projections(32, 3)], ids=["wider", "more"])
+def test_projections_of_another_teacher_are_left_alone(classifier, tiny_model, tmp_path, other):
+    save(classifier, tmp_path / "student", tiny_model, projections(32))
+    before = [parameter.clone() for parameter in other.parameters()]
+    assert not load_projections(str(tmp_path / "student"), other)
+    assert all(map(torch.equal, before, other.parameters()))
+
+
+@pytest.mark.parametrize("path", [None, "the teacher's"])
+def test_no_projections_are_no_mistake(tiny_model, path):
+    assert not load_projections(path and tiny_model, projections(32))
+
+
+# ---- teachers
+
+
+def test_a_teacher_is_in_eval_mode_without_gradients(tiny_model):
+    model = Teacher(TeacherConfig(tiny_model), CPU, layers=2).model
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_teachers_dropout_can_be_left_live(tiny_model):
+    model = Teacher(TeacherConfig(tiny_model, dropout=True), CPU, layers=2).model
+    assert all(module.training for module in model.modules())
+
+
+def test_a_teacher_is_cut_after_the_last_layer_needed(tiny_model):
+    assert len(Teacher(TeacherConfig(tiny_model), CPU, layers=3).model.encoder.layer) == 3
+
+
+@pytest.mark.parametrize(("units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_precision_follows_the_processors_bf16_units(monkeypatch, tiny_model, units, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    assert has_bf16_units(CPU) is units
+    assert precision_of("auto", CPU) == dtype
+    assert Teacher(TeacherConfig(tiny_model), CPU, layers=1).model.dtype == dtype
+
+
+@pytest.mark.parametrize(("capability", "units"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpus_have_bf16_units_since_ampere(monkeypatch, capability, units):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_bf16_units(torch.device("cuda")) is units
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_given_precision_is_kept(name, dtype):
+    assert precision_of(name, CPU) == dtype

@@ -1,0 +1,201 @@
+"""The losses against the formulas as the papers write them, in float64, with whole score matrices."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from distill.attention import QueryKey
+from distill.losses import (
+    attention_score_loss,
+    hidden_loss,
+    label_loss,
+    regression_loss,
+    soft_target_loss,
+)
+
+# (length, student's head size, teacher's): both sides of length = the sum of the head sizes
+SHAPES = [(5, 26, 32), (57, 26, 32), (58, 26, 32), (150, 26, 32), (40, 24, 64), (120, 24, 64)]
+SHAPES += [(1, 32, 32), (64, 32, 32), (100, 64, 32)]
+
+
+def query_key(generator: torch.Generator, length: int, size: int) -> QueryKey:
+    """Random queries and keys of 2 sequences and 3 heads."""
+    query, key = torch.randn(2, 2, 3, length, size, generator=generator)
+    return query.requires_grad_(), key.requires_grad_()
+
+
+def random_mask(generator: torch.Generator, length: int) -> Tensor:
+    return (torch.rand(2, length, generator=generator) < 0.7).long()
+
+
+def naive_score_loss(student: QueryKey, teacher: QueryKey, queries: Tensor, keys: Tensor) -> Tensor:
+    """Sum of squared differences of the score matrices, where both masks allow."""
+    error = student[0] @ student[1].mT - teacher[0] @ teacher[1].mT
+    return (error * queries[:, None, :, None] * keys[:, None, None, :]).square().sum()
+
+
+def doubled(pair: QueryKey) -> QueryKey:
+    return tuple(tensor.detach().double().requires_grad_() for tensor in pair)
+
+
+def gradients(loss: Tensor, pair: QueryKey) -> list[Tensor]:
+    return [gradient.double() for gradient in torch.autograd.grad(loss, pair)]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def case(request) -> tuple[QueryKey, QueryKey, Tensor, Tensor]:
+    """Student, teacher, query mask and key mask."""
+    length, student, teacher = request.param
+    generator = torch.Generator().manual_seed(length)
+    return (
+        query_key(generator, length, student),
+        query_key(generator, length, teacher),
+        random_mask(generator, length),
+        random_mask(generator, length),
+    )
+
+
+def test_score_loss_equals_the_naive_formula(case):
+    student, teacher, queries, keys = case
+    expected = naive_score_loss(doubled(student), doubled(teacher), queries, keys)
+    torch.testing.assert_close(attention_score_loss(*case).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_score_gradients_equal_the_naive_formulas(case):
+    student, teacher, queries, keys = case
+    wide = doubled(student)
+    expected = gradients(naive_score_loss(wide, doubled(teacher), queries, keys), wide)
+    for own, naive in zip(gradients(attention_score_loss(*case), student), expected, strict=True):
+        assert (own - naive).norm() <= 1e-5 * naive.norm()
+
+
+def test_score_loss_has_the_slope_of_its_gradient(case):
+    """Along the queries the loss is a parabola, whose central difference is exact for any width."""
+    (query, key), teacher, queries, keys = case
+    direction = torch.randn(query.shape, generator=torch.Generator().manual_seed(1))
+    ends = [
+        attention_score_loss((query + side * direction, key), teacher, queries, keys) for side in (1, -1)
+    ]
+    gradient, _ = gradients(attention_score_loss(*case), (query, key))
+    slope, scale = (gradient * direction).sum(), ends[0].detach().double()
+    assert abs((ends[0] - ends[1]).double() / 2 - slope) <= 1e-5 * scale
+
+
+def test_values_under_the_masks_change_nothing(case):
+    student, teacher, queries, keys = case
+    poisoned = []
+    for pair in (student, teacher):
+        masks = queries[:, None, :, None], keys[:, None, :, None]
+        filled = [t.detach().where(m > 0, 1e30) for t, m in zip(pair, masks, strict=True)]
+        poisoned.append(tuple(tensor.requires_grad_() for tensor in filled))
+    clean, other = attention_score_loss(*case), attention_score_loss(*poisoned, queries, keys)
+    assert torch.equal(clean, other)
+    for a, b in zip(gradients(clean, student), gradients(other, poisoned[0]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bf16_queries_give_the_loss_of_their_values(case):
+    student, teacher, queries, keys = case
+    small = [tuple(t.detach().bfloat16().requires_grad_() for t in pair) for pair in (student, teacher)]
+    loss = attention_score_loss(*small, queries, keys)
+    wide = doubled(small[0])
+    expected = naive_score_loss(wide, doubled(small[1]), queries, keys)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    for own, naive in zip(gradients(loss, small[0]), gradients(expected, wide), strict=True):
+        assert (own - naive).norm() <= torch.finfo(torch.bfloat16).eps * naive.norm()
+
+
+def test_the_teacher_gets_no_gradient(case):
+    student, teacher, _, _ = case
+    attention_score_loss(*case).backward()
+    assert all(tensor.grad is not None for tensor in student)
+    assert all(tensor.grad is None for tensor in teacher)
+
+
+def test_equal_scores_lose_nothing(case):
+    """To the rounding of the scores' own size: long sequences never form the difference."""
+    student, _, queries, keys = case
+    nothing = tuple(torch.zeros_like(tensor) for tensor in student)
+    size = naive_score_loss(student, nothing, queries, keys)
+    assert abs(attention_score_loss(student, student, queries, keys)) <= 1e-6 * size
+
+
+def test_autocast_leaves_the_scores_in_fp32(case):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = attention_score_loss(*case)
+    assert torch.equal(inside, attention_score_loss(*case))
+
+
+def test_no_matrix_of_scores_is_written_for_long_sequences():
+    class LargestTensor(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(tensor, Tensor):
+                    self.numbers = max(self.numbers, tensor.numel())
+            return out
+
+    generator, length = torch.Generator().manual_seed(0), 500
+    student, teacher = query_key(generator, length, 24), query_key(generator, length, 32)
+    mask = torch.ones(2, length)
+    with LargestTensor() as largest:
+        attention_score_loss(student, teacher, mask, mask).backward()
+    assert largest.numbers == 2 * 3 * length * (24 + 32)
+
+
+def test_hidden_loss_is_the_squared_error_of_real_tokens():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 7, 5, generator=generator)
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] + [0] * 6])
+    rows = zip(student.double(), teacher.double(), mask.sum(1), strict=True)
+    expected = sum(((s[:n] - t[:n]) ** 2).sum() for s, t, n in rows)
+    torch.testing.assert_close(hidden_loss(student, teacher, mask), expected.float())
+
+
+def test_hidden_loss_ignores_padding():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 7, 5, generator=generator)
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] + [0] * 6])
+    poisoned = teacher.where(mask[..., None] > 0, 1e30)
+    assert torch.equal(hidden_loss(student, poisoned, mask), hidden_loss(student, teacher, mask))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 10.0])
+def test_soft_targets_are_the_divergence_times_the_squared_temperature(temperature):
+    student, teacher = 3 * torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    own, target = (torch.softmax(x.double() / temperature, dim=-1) for x in (student, teacher))
+    expected = temperature**2 * (target * (target / own).log()).sum()
+    torch.testing.assert_close(soft_target_loss(student, teacher, temperature), expected.float())
+
+
+def test_soft_targets_lose_nothing_at_equality():
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = soft_target_loss(logits, logits.detach(), 3.0)
+    loss.backward()
+    assert loss == 0
+    assert logits.grad.abs().max() < 1e-6
+
+
+def test_soft_target_gradients_keep_their_size_at_any_temperature():
+    student, teacher = 0.01 * torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    norms = []
+    for temperature in (1.0, 4.0, 20.0):
+        logits = student.clone().requires_grad_()
+        soft_target_loss(logits, teacher, temperature).backward()
+        norms.append(logits.grad.norm().item())
+    assert norms == pytest.approx([norms[0]] * 3, rel=0.02)
+
+
+def test_label_loss_is_the_sum_of_surprises():
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3, 3, 0])
+    expected = -torch.softmax(logits.double(), dim=-1)[torch.arange(6), labels].log().sum()
+    torch.testing.assert_close(label_loss(logits, labels), expected.float())
+
+
+def test_regression_loss_is_the_sum_of_squared_errors():
+    values, targets = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, -2.0, 1.0])
+    assert regression_loss(values, targets) == 1.25

@@ -1,0 +1,115 @@
+"""Metrics against their libraries, predictions in the data's order, size and latency."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from data_pipeline.tasks import Encoded, TaskConfig, encode_split
+from data_pipeline.vocabulary import load_vocabulary
+from distill.encoders import build_classifier, read_config
+from distill.measure import latencies, model_inputs, parameter_count, predict, task_metrics
+from distill.sources import task_batch
+
+LABELS = np.random.default_rng(0).integers(0, 2, 50)
+
+
+def logits_of(predicted: np.ndarray, classes: int = 2) -> torch.Tensor:
+    """Logits whose largest are these classes."""
+    return nn.functional.one_hot(torch.from_numpy(predicted), classes) * 3.0 - 1.0
+
+
+@pytest.fixture
+def data(tiny_model, tiny_task) -> Encoded:
+    task = TaskConfig(train=str(tiny_task / "train.tsv"), dev=str(tiny_task / "dev.tsv"))
+    return encode_split(task.dev, task, load_vocabulary(tiny_model), ["negative", "positive"])
+
+
+@pytest.fixture
+def model(tiny_model) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = read_config(tiny_model)
+    config.initializer_range = 0.5  # answers differ visibly from example to example
+    return build_classifier(None, config, ["negative", "positive"]).eval().double()
+
+
+# ---- metrics
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [("accuracy", accuracy_score), ("f1", f1_score), ("matthews", matthews_corrcoef)],
+)
+def test_classification_metrics_are_the_librarys(selection, expected):
+    predicted = np.where(np.arange(50) % 3 == 0, 1 - LABELS, LABELS)
+    scores = task_metrics(logits_of(predicted), LABELS, selection)
+    assert scores[selection] == pytest.approx(expected(LABELS, predicted))
+    assert scores["accuracy"] == pytest.approx(accuracy_score(LABELS, predicted))
+
+
+def test_f1_of_more_classes_is_their_mean():
+    labels, predicted = np.array([0, 1, 2, 2, 1]), np.array([0, 2, 2, 2, 1])
+    scores = task_metrics(logits_of(predicted, 3), labels, "f1")
+    assert scores["f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+
+
+def test_regression_metrics_are_the_librarys():
+    rng = np.random.default_rng(1)
+    values, labels = rng.normal(size=(2, 30)).astype(np.float32)
+    scores = task_metrics(torch.from_numpy(values)[:, None], labels, "pearson_spearman")
+    assert scores["pearson"] == pytest.approx(pearsonr(values, labels).statistic)
+    assert scores["spearman"] == pytest.approx(spearmanr(values, labels).statistic)
+    assert scores["pearson_spearman"] == pytest.approx((scores["pearson"] + scores["spearman"]) / 2)
+
+
+def test_a_model_that_says_one_thing_correlates_with_nothing():
+    scores = task_metrics(torch.ones(30, 1), np.arange(30.0), "pearson_spearman")
+    assert scores == {"pearson": 0.0, "spearman": 0.0, "pearson_spearman": 0.0}
+
+
+# ---- predictions
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_predictions_are_in_the_datas_order(model, data, batch_size):
+    one_by_one = torch.cat([alone(model, data, i) for i in range(len(data))])
+    assert one_by_one.std(dim=0).min() > 0.01
+    torch.testing.assert_close(predict(model, data, batch_size), one_by_one.float())
+
+
+@torch.no_grad()
+def alone(model: PreTrainedModel, data: Encoded, example: int) -> torch.Tensor:
+    ids, segments = (torch.from_numpy(x[example]).long()[None] for x in (data.ids, data.segments))
+    return model(ids, torch.ones_like(ids), segments).logits
+
+
+def test_predictions_carry_no_gradient(model, data):
+    assert not predict(model, data).requires_grad
+
+
+@pytest.mark.parametrize(("family", "types"), [("bert", 2), ("roberta", 1)])
+def test_segments_go_to_the_models_that_have_them(data, family, types):
+    small = {"vocab_size": 300, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(family, type_vocab_size=types, **small)
+    model = AutoModelForSequenceClassification.from_config(config)
+    inputs = model_inputs(model, task_batch(data, np.array([0, 1])))
+    assert ("token_type_ids" in inputs) is (types > 1)
+    assert model(**inputs).logits.shape == (2, 2)
+
+
+# ---- size and latency
+
+
+def test_shared_weights_count_once():
+    layer = nn.Linear(3, 4)
+    assert parameter_count(nn.Sequential(layer, layer)) == 16
+
+
+@pytest.mark.parametrize("repeats", [1, 3, 100])
+def test_every_model_has_a_latency(model, data, repeats):
+    measured = latencies({"one": model, "other": model}, data, repeats)
+    assert list(measured) == ["one", "other"]
+    assert all(value > 0 for value in measured.values())

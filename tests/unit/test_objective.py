@@ -1,0 +1,337 @@
+"""The objective by invariance (padding, micro-batches), against the paper's formula, and its signals."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+
+from distill.attention import Collector, install
+from distill.encoders import Batch, Signal, Teacher, run_encoder
+from distill.layer_map import LayerMap
+from distill.objective import Objective, count
+from distill.settings import ObjectiveConfig, TeacherConfig
+
+FAMILIES = ["bert", "roberta", "electra", "albert"]
+SHAPE = {"vocab_size": 60, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 1}
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LENGTHS = [12, 9, 5, 12, 3, 7, 11, 4]
+EVERY_TERM = {"attention": 1.0, "hidden": 0.7, "logits": 0.5, "labels": 0.3, "temperature": 2.0}
+
+
+def encoder(family: str, layers: int, width: int, head: bool = False) -> PreTrainedModel:
+    """A tiny encoder with random weights, bare or with a classifier; its layers differ visibly."""
+    config = AutoConfig.for_model(
+        family,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        initializer_range=0.2,
+        embedding_size=16,  # ELECTRA and ALBERT project it to their width
+        type_vocab_size=1 if family == "roberta" else 2,  # as RoBERTa is published
+        num_labels=3,
+        **SHAPE,
+        **WITHOUT_DROPOUT,
+    )
+    model = (AutoModelForSequenceClassification if head else AutoModel).from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases begin as 0, which hides mistakes
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def batch_of(lengths: list[int], width: int | None = None, seed: int = 0) -> Batch:
+    """Random sequences of these lengths, padded to `width` columns."""
+    generator = torch.Generator().manual_seed(seed)
+    longest = max(lengths)
+    ids = torch.randint(5, 60, (len(lengths), longest), generator=generator)
+    labels = torch.randint(0, 3, (len(lengths),), generator=generator)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    segments = mask * (torch.arange(longest) >= torch.tensor(lengths)[:, None] // 2)
+    return padded(Batch(ids.where(mask > 0, 1), mask, segments, labels), width or longest)
+
+
+def padded(batch: Batch, width: int) -> Batch:
+    """The same rows with more columns of padding."""
+    more = (0, width - batch.ids.shape[1])
+    fill = nn.functional.pad
+    return Batch(
+        fill(batch.ids, more, value=1), fill(batch.mask, more), fill(batch.segments, more), batch.labels
+    )
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    """Some rows, cut to the longest of them."""
+    width = int(batch.mask[rows].sum(1).max())
+    cut = [tensor[rows, :width] for tensor in (batch.ids, batch.mask, batch.segments)]
+    return Batch(*cut, batch.labels[rows])
+
+
+class Pair:
+    """A student of 2 layers and a teacher of 4, under an objective."""
+
+    def __init__(self, layers: LayerMap = ((0, 0), (1, 2), (2, 4)), **config):
+        torch.manual_seed(0)
+        self.teacher = encoder("bert", 4, 32, head=True)
+        self.teacher_collector = install(self.teacher)
+        student = encoder("bert", 2, 24, head=True)
+        config = ObjectiveConfig(**config)
+        self.objective = Objective(student, install(student), config, list(layers), 32)
+
+    @torch.no_grad()
+    def signal(self, batch: Batch) -> Signal:
+        layers = [teacher for _, teacher in self.objective.layers]
+        return run_encoder(
+            self.teacher, self.teacher_collector, batch, layers, [layer for layer in layers if layer]
+        )
+
+    def terms(self, batch: Batch, counts: Tensor | None = None) -> dict[str, Tensor]:
+        """The objective's terms; by default the batch is the whole step."""
+        if counts is None:
+            counts = count(batch, self.objective.config.normalise).float()
+        return self.objective(batch, self.signal(batch), counts)
+
+    def gradients(self) -> dict[str, Tensor]:
+        found = {n: p.grad.clone() for n, p in self.objective.named_parameters() if p.grad is not None}
+        self.objective.zero_grad()
+        return found
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Every tensor is equal to within fp32 rounding of its size."""
+    assert one.keys() == other.keys()
+    largest = max(tensor.detach().norm() for tensor in other.values())
+    for name, tensor in one.items():
+        assert (tensor - other[name]).detach().norm() <= 1e-6 * largest, name
+
+
+# ---- what the terms are divided by
+
+
+def test_valid_counts_real_tokens_and_pairs():
+    assert count(batch_of([3, 1, 2], width=5), "valid").tolist() == [3, 6, 9 + 1 + 4]
+
+
+def test_all_counts_padding_too():
+    assert count(batch_of([3, 1, 2], width=5), "all").tolist() == [3, 15, 75]
+
+
+# ---- invariance
+
+
+def test_padding_changes_no_term():
+    pair, batch = Pair(**EVERY_TERM), batch_of(LENGTHS)
+    assert_close(pair.terms(padded(batch, 31)), pair.terms(batch))
+
+
+def test_padding_changes_no_gradient():
+    pair, batch = Pair(**EVERY_TERM), batch_of(LENGTHS)
+    pair.terms(batch)["loss"].backward()
+    expected = pair.gradients()
+    pair.terms(padded(batch, 31))["loss"].backward()
+    assert_close(pair.gradients(), expected)
+
+
+@pytest.mark.parametrize("cuts", [[0, 3, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]], ids=["uneven", "single rows"])
+def test_micro_batches_add_up_to_the_whole_batch(cuts):
+    pair, batch = Pair(**EVERY_TERM), batch_of(LENGTHS)
+    whole = pair.terms(batch)
+    whole["loss"].backward()
+    expected = pair.gradients()
+    counts, total = count(batch, "valid").float(), {}
+    for begin, end in zip(cuts, cuts[1:], strict=False):
+        terms = pair.terms(part(batch, slice(begin, end)), counts)
+        terms["loss"].backward()
+        total = {name: term + total.get(name, 0) for name, term in terms.items()}
+    assert_close(total, whole)
+    assert_close(pair.gradients(), expected)
+
+
+def test_the_loss_is_the_sum_of_its_weighted_terms():
+    pair, batch = Pair(**EVERY_TERM), batch_of(LENGTHS)
+    terms = pair.terms(batch)
+    doubled = Pair(**EVERY_TERM | {"hidden": 1.4}).terms(batch)
+    assert list(terms) == ["loss", "attention", "hidden", "logits", "labels"]
+    assert terms["loss"].item() == pytest.approx(sum(t.item() for n, t in terms.items() if n != "loss"))
+    assert doubled["hidden"].item() == pytest.approx(2 * terms["hidden"].item())
+
+
+def test_a_term_of_no_weight_is_not_there():
+    pair = Pair(hidden=1.0)
+    assert list(pair.terms(batch_of(LENGTHS))) == ["loss", "hidden"]
+
+
+def test_the_teacher_gets_no_gradient():
+    pair = Pair(**EVERY_TERM)
+    pair.terms(batch_of(LENGTHS))["loss"].backward()
+    assert all(parameter.grad is None for parameter in pair.teacher.parameters())
+
+
+# ---- against the paper
+
+
+def paper_loss(pair: Pair, batch: Batch, layers: LayerMap) -> tuple[Tensor, Tensor]:
+    """Attention and hidden loss as the TinyBERT code computes them: means over everything.
+
+    Scores of masked keys become 0 on both sides; padding queries and padding tokens count.
+    """
+    own, other = pair.objective.student, pair.teacher
+    mse = nn.functional.mse_loss
+    attention = hidden = torch.zeros(())
+    student, teacher = naive_signal(own, batch), naive_signal(other, batch)
+    for index, (i, j) in enumerate(layers):
+        if i:
+            attention = attention + mse(student["scores"][i - 1], teacher["scores"][j - 1])
+        projection = pair.objective.projections[index]
+        hidden = hidden + mse(projection(student["hidden"][i]), teacher["hidden"][j])
+    return attention, hidden
+
+
+def naive_signal(model: PreTrainedModel, batch: Batch) -> dict[str, list[Tensor]]:
+    """Score matrices from the query and key layers' own outputs, and hidden states: eager attention."""
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")
+    seen: dict[str, list[Tensor]] = {"query": [], "key": []}
+    for name, module in model.named_modules():
+        kind = name.rpartition(".")[2]
+        if kind in seen:
+            module.register_forward_hook(
+                lambda _module, _input, output, kind=kind: seen[kind].append(output)
+            )
+    output = model(batch.ids, batch.mask, batch.segments, output_hidden_states=True)
+    heads = model.config.num_attention_heads
+    split = [[t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in seen[k]] for k in ("query", "key")]
+    scores = [q @ k.mT / math.sqrt(q.shape[-1]) for q, k in zip(*split, strict=True)]
+    return {
+        "scores": [s * batch.mask[:, None, None, :] for s in scores],
+        "hidden": list(output.hidden_states),
+    }
+
+
+def test_normalise_all_is_the_papers_loss():
+    layers = [(0, 0), (1, 2), (2, 4)]
+    pair, batch = Pair(layers, attention=1.0, hidden=1.0, normalise="all"), batch_of(LENGTHS, width=15)
+    own, (attention, hidden) = pair.terms(batch), paper_loss(pair, batch, layers)
+    assert own["attention"].item() == pytest.approx(attention.item(), rel=1e-5)
+    assert own["hidden"].item() == pytest.approx(hidden.item(), rel=1e-5)
+
+
+def test_without_padding_valid_and_all_are_one():
+    batch = batch_of([9, 9, 9])
+    one, other = (Pair(**EVERY_TERM, normalise=kind).terms(batch) for kind in ("valid", "all"))
+    assert_close(one, other)
+
+
+def test_an_equal_student_has_nothing_to_learn():
+    torch.manual_seed(0)
+    teacher = encoder("bert", 3, 32)
+    student, collector = copy.deepcopy(teacher), install(teacher)
+    config = ObjectiveConfig(attention=1.0, hidden=1.0)
+    objective = Objective(student, install(student), config, [(0, 0), (1, 1), (2, 2), (3, 3)], 32)
+    for projection in objective.projections:
+        nn.init.eye_(projection.weight)
+    batch = batch_of(LENGTHS)
+    signal = run_encoder(teacher, collector, batch, [0, 1, 2, 3], [1, 2, 3])
+    terms = objective(batch, signal, count(batch, "valid"))
+    assert abs(terms["attention"]) <= 1e-12
+    assert terms["hidden"] <= 1e-12
+
+
+@pytest.mark.parametrize(("kind", "number"), [("per_layer", 3), ("shared", 1)])
+def test_projections_are_as_many_as_asked_for(kind, number):
+    assert len(Pair(hidden=1.0, projection=kind).objective.projections) == number
+
+
+def test_projections_learn():
+    pair = Pair(hidden=1.0)
+    pair.terms(batch_of(LENGTHS))["loss"].backward()
+    assert all(projection.weight.grad.norm() > 0 for projection in pair.objective.projections)
+
+
+# ---- the signals, for every family
+
+
+def signal_of(model: PreTrainedModel, collector: Collector, batch: Batch) -> Signal:
+    layers = range(model.config.num_hidden_layers + 1)
+    with torch.no_grad():
+        return run_encoder(model, collector, batch, layers, layers[1:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_queries_and_keys_give_the_attention_maps(family):
+    torch.manual_seed(0)
+    model, batch = encoder(family, 3, 32), batch_of(LENGTHS)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    inputs = {"attention_mask": batch.mask}
+    if model.config.type_vocab_size > 1:
+        inputs["token_type_ids"] = batch.segments
+    maps = eager(batch.ids, **inputs, output_attentions=True).attentions
+    captured = signal_of(model, install(model), batch).attention
+    hidden_keys = (batch.mask == 0)[:, None, None, :]
+    assert list(captured) == [1, 2, 3]
+    for (query, key), expected in zip(captured.values(), maps, strict=True):
+        scores = (query @ key.mT).masked_fill(hidden_keys, -torch.inf)
+        torch.testing.assert_close(torch.softmax(scores, dim=-1), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_capturing_changes_no_output(family):
+    torch.manual_seed(0)
+    model, batch = encoder(family, 3, 32, head=True), batch_of(LENGTHS)
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("sdpa")
+    segments = batch.segments if model.config.type_vocab_size > 1 else None
+    expected = plain(batch.ids, batch.mask, segments, output_hidden_states=True)
+    own = signal_of(model, install(model), batch)
+    assert torch.equal(own.logits, expected.logits)
+    assert len(own.hidden) == len(expected.hidden_states) == 4
+    for layer, state in enumerate(expected.hidden_states):
+        assert torch.equal(own.hidden[layer], state)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_layers_are_counted_from_the_embedding(family):
+    """Layer 0 is what enters the first layer, at the model's width."""
+    torch.manual_seed(0)
+    model, batch = encoder(family, 3, 32), batch_of(LENGTHS)
+    entering: list[Tensor] = []
+    layers = [module for name, module in model.named_modules() if name.endswith(("layer.0", "layers.0"))]
+    layers[-1].register_forward_pre_hook(lambda _module, inputs: entering.append(inputs[0]))
+    own = signal_of(model, install(model), batch)
+    assert torch.equal(own.hidden[0], entering[0])
+    assert all(state.shape == (8, 12, 32) for state in own.hidden.values())
+
+
+@pytest.mark.parametrize(("family", "matters"), [("bert", True), ("roberta", False)])
+def test_segments_reach_the_models_that_have_them(family, matters):
+    torch.manual_seed(0)
+    model, batch = encoder(family, 2, 32), batch_of(LENGTHS)
+    collector, other = install(model), Batch(batch.ids, batch.mask, 1 - batch.segments)
+    states = [signal_of(model, collector, b).hidden[2] for b in (batch, other)]
+    assert torch.equal(*states) is not matters
+
+
+def test_nothing_is_kept_of_passes_that_nobody_asked_about():
+    model = encoder("bert", 2, 32)
+    collector = install(model)
+    model(batch_of(LENGTHS).ids)
+    assert collector.layers == []
+    signal_of(model, collector, batch_of(LENGTHS))
+    assert collector.layers == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cut_teacher_says_the_same_as_the_whole_one(family, tmp_path):
+    torch.manual_seed(0)
+    encoder(family, 4, 32).save_pretrained(tmp_path)
+    config, batch = TeacherConfig(str(tmp_path), precision="fp32"), batch_of(LENGTHS)
+    cut, whole = (
+        Teacher(config, torch.device("cpu"), layers=n).signal(batch, [0, 1, 2], [1, 2]) for n in (2, 4)
+    )
+    for layer in (0, 1, 2):
+        assert torch.equal(cut.hidden[layer], whole.hidden[layer])
+    for layer in (1, 2):
+        assert all(map(torch.equal, cut.attention[layer], whole.attention[layer]))

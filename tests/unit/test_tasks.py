@@ -1,0 +1,300 @@
+"""Labelled files give the same examples whatever their format, and what is wrong is named."""
+
+import csv
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.tasks import (
+    Examples,
+    TaskConfig,
+    bucketed_steps,
+    check_labels,
+    encode_split,
+    label_set,
+    read_examples,
+)
+from data_pipeline.vocabulary import load_vocabulary
+
+ROWS = [
+    ("the plot was dull", "the cast was great", "0"),
+    ('he said "no , never', "a 'quoted\" word", "1"),
+    ("a , b , c", "x", "1"),
+]
+PAIRS = Examples(*([row[place] for row in ROWS] for place in range(3)))
+
+
+def task(path: Path | str = "", **settings) -> TaskConfig:
+    return TaskConfig(train=str(path), dev=str(path), **settings)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def write_tsv(path: Path, header: str = "sentence\tsecond\tlabel") -> str:
+    return write(path, "\n".join([header, *("\t".join(row) for row in ROWS)]).lstrip("\n") + "\n")
+
+
+# --- formats ---------------------------------------------------------------------------------
+
+
+def test_tsv_takes_quotes_as_they_stand(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv")
+    assert read_examples(path, task(text_pair="second")) == PAIRS
+
+
+def test_csv_takes_commas_and_line_ends_within_quotes(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [*ROWS, ("two\nlines", "y", "0")]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("sentence", "second", "label"), *rows])
+    examples = read_examples(str(path), task(text_pair="second"))
+    assert list(zip(examples.firsts, examples.seconds, examples.labels, strict=True)) == rows
+
+
+def test_jsonl_gives_the_named_fields(tmp_path):
+    lines = [json.dumps({"a": a, "b": b, "y": int(label)}) for a, b, label in ROWS]
+    path = write(tmp_path / "a.jsonl", "\n\n".join(lines))
+    assert read_examples(path, task(text="a", text_pair="b", label="y")) == PAIRS
+
+
+def test_half_a_character_in_jsonl_is_replaced(tmp_path):
+    path = write(tmp_path / "a.jsonl", r'{"sentence": "one \ud83d", "label": 1}')
+    assert read_examples(path, task()).firsts == ["one \ufffd"]
+
+
+def test_columns_are_taken_by_number_where_there_is_no_header(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", header="")
+    settings = task(text="0", text_pair="1", label="2", header=False)
+    assert read_examples(path, settings) == PAIRS
+
+
+def test_columns_are_found_in_any_order_among_others(tmp_path):
+    path = write(tmp_path / "a.tsv", "id\tlabel\tsentence\n7\t1\tone\n8\t0\ttwo\n")
+    assert read_examples(path, task()) == Examples(["one", "two"], [], ["1", "0"])
+
+
+def test_a_single_sentence_task_has_no_seconds(tmp_path):
+    assert read_examples(write_tsv(tmp_path / "a.tsv"), task()).seconds == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_byte_order_mark_and_line_ends_change_nothing(tmp_path, encoding, end):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(end.join(["sentence\tlabel", "one\t1", "", "two\t0"]).encode(encoding))
+    assert read_examples(str(path), task()) == Examples(["one", "two"], [], ["1", "0"])
+
+
+def test_a_byte_order_mark_changes_nothing_in_jsonl(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"sentence": "one", "label": 1}\n', encoding="utf-8-sig")
+    assert read_examples(str(path), task()).firsts == ["one"]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x00"])
+def test_only_line_feeds_end_a_row(tmp_path, mark):
+    path = write(tmp_path / "a.tsv", f"sentence\tlabel\none{mark}more\t1\n")
+    assert read_examples(path, task()).firsts == [f"one{mark}more"]
+
+
+# --- what is wrong ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.tsv", "text\tlabel\none\t1\n", 'a.tsv has no column "sentence"; it has text, label'),
+        ("a.tsv", "sentence\tlabel\none\t1\ntwo\n", "a.tsv line 3 has 1 columns and column 1 is needed"),
+        ("a.csv", 'sentence,label\n"one\n', "a.csv line 2 has 1 columns and column 1 is needed"),
+        ("a.jsonl", '{"sentence": "one"}', "a.jsonl line 1 has no field 'label'"),
+        ("a.jsonl", '{"sentence": null, "label": 1}', "a.jsonl line 1 has no field 'sentence'"),
+        ("a.jsonl", '\n{"sentence": "one"', "a.jsonl line 2 is no JSON object"),
+        ("a.jsonl", "[1]", "a.jsonl line 1 is no JSON object"),
+        ("a.tsv", "", "a.tsv holds no examples"),
+        ("a.tsv", "sentence\tlabel\n", "a.tsv holds no examples"),
+        ("a.jsonl", "\n", "a.jsonl holds no examples"),
+        ("a.xlsx", "x", "a.xlsx is of no known kind; give .tsv, .csv or .jsonl"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line_or_column(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=r"^task: ") as error:
+        read_examples(write(tmp_path / name, text), task())
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_bytes_that_are_no_text_are_named_with_their_file(tmp_path, name):
+    (tmp_path / name).write_bytes(b"sentence\tlabel\n\xff\xfe\x00\t1\n")
+    with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text; "):
+        read_examples(str(tmp_path / name), task())
+
+
+def test_a_quotation_mark_that_is_never_closed_is_named(tmp_path):
+    path = write(tmp_path / "a.csv", 'sentence,label\n"one,1\n' + "two,0\n" * 50_000)
+    with pytest.raises(ValueError, match=r"a\.csv is no table: .*; is a quotation mark left open\?"):
+        read_examples(path, task())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.tsv does not exist; give an existing file"):
+        read_examples(str(tmp_path / "none.tsv"), task())
+
+
+def test_a_folder_in_place_of_a_file_is_named_as_such(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder; give a file"):
+        read_examples(str(tmp_path), task())
+
+
+def test_a_column_name_without_a_header_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'no header, so "sentence" must be a column number'):
+        read_examples(write_tsv(tmp_path / "a.tsv"), task(header=False))
+
+
+# --- labels ----------------------------------------------------------------------------------
+
+
+def test_labels_are_sorted_where_nobody_says_their_order(tmp_path):
+    path = write(tmp_path / "a.tsv", "sentence\tlabel\nx\tno\ny\tmaybe\nz\tno\n")
+    assert label_set(task(path)) == ["maybe", "no"]
+
+
+def test_the_models_labels_come_before_the_files(tmp_path):
+    assert label_set(task("unread.tsv"), ["yes", "no"]) == ["yes", "no"]
+
+
+def test_the_tasks_labels_stand_where_the_model_has_none():
+    assert label_set(task("unread.tsv", labels=["b", "a"])) == ["b", "a"]
+
+
+def test_another_order_than_the_models_is_refused():
+    message = r"task\.labels: .*'b', 'a'.*not the order.*'a', 'b'.*use the model's"
+    with pytest.raises(ValueError, match=message):
+        label_set(task("unread.tsv", labels=["b", "a"]), ["a", "b"])
+
+
+def test_regression_has_no_labels():
+    assert label_set(task("unread.tsv", kind="regression")) == []
+
+
+def test_a_label_outside_the_set_is_named_with_its_example(tmp_path):
+    path = write(tmp_path / "a.tsv", "sentence\tlabel\nx\t0\ny\t2\n")
+    with pytest.raises(ValueError, match=r'example 2 has the label "2", which is none of 0, 1; correct'):
+        check_labels(path, task(), ["0", "1"])
+
+
+@pytest.mark.parametrize("label", ["high", "", "nan", "inf"])
+def test_a_regression_label_that_is_no_number_is_named(tmp_path, label):
+    path = write(tmp_path / "a.tsv", f"sentence\tlabel\nx\t0.5\ny\t{label}\n")
+    with pytest.raises(ValueError, match=rf'example 2 has "{label}" where a number is needed'):
+        check_labels(path, task(kind="regression"), [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "metric"),
+    [
+        ({}, "accuracy"),
+        ({"kind": "regression"}, "pearson_spearman"),
+        ({"metric": "matthews"}, "matthews"),
+    ],
+)
+def test_what_the_best_checkpoint_is_chosen_by(settings, metric):
+    assert task(**settings).selection == metric
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", [None, "second"])
+@pytest.mark.parametrize("max_length", [6, 64])
+def test_encoding_is_that_of_the_models_own_tokenizer(tmp_path, tiny_tokenizer, pair, max_length):
+    from transformers import AutoTokenizer
+
+    settings = task(write_tsv(tmp_path / "a.tsv"), text_pair=pair, max_length=max_length)
+    encoded = encode_split(settings.train, settings, load_vocabulary(tiny_tokenizer), ["0", "1"])
+    texts = [PAIRS.firsts, PAIRS.seconds] if pair else [PAIRS.firsts]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    expected = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
+    assert [ids.tolist() for ids in encoded.ids] == expected["input_ids"]
+    assert [segments.tolist() for segments in encoded.segments] == expected["token_type_ids"]
+
+
+def test_a_label_becomes_its_place_in_the_set(tmp_path, tiny_tokenizer):
+    settings = task(write_tsv(tmp_path / "a.tsv"))
+    encoded = encode_split(settings.train, settings, load_vocabulary(tiny_tokenizer), ["1", "0"])
+    assert encoded.labels.tolist() == [1, 0, 0]
+    assert encoded.labels.dtype == np.int64
+
+
+def test_a_regression_label_becomes_its_number(tmp_path, tiny_tokenizer):
+    path = write(tmp_path / "a.tsv", "sentence\tlabel\nx\t0.5\ny\t-3\n")
+    encoded = encode_split(path, task(path, kind="regression"), load_vocabulary(tiny_tokenizer), [])
+    assert encoded.labels.tolist() == [0.5, -3.0]
+
+
+def test_lengths_are_those_of_the_ids(tmp_path, tiny_tokenizer):
+    settings = task(write_tsv(tmp_path / "a.tsv"))
+    encoded = encode_split(settings.train, settings, load_vocabulary(tiny_tokenizer), ["0", "1"])
+    assert encoded.lengths.tolist() == [len(ids) for ids in encoded.ids]
+    assert len(encoded) == 3
+
+
+def test_encoding_leaves_the_tokenizer_as_it_was(tmp_path, tiny_tokenizer):
+    settings = replace(task(write_tsv(tmp_path / "a.tsv")), max_length=4)
+    vocabulary = load_vocabulary(tiny_tokenizer)
+    encode_split(settings.train, settings, vocabulary, ["0", "1"])
+    assert len(vocabulary.tokenizer.encode("the plot was dull").ids) == 6
+
+
+# --- buckets ---------------------------------------------------------------------------------
+
+all_lengths = st.lists(st.integers(2, 64), min_size=1, max_size=400).map(np.array)
+batch_sizes = st.integers(1, 9)
+
+
+@given(all_lengths, batch_sizes, st.integers(0, 9), st.integers(0, 3))
+def test_an_epoch_takes_whole_batches_and_no_example_twice(lengths, batch_size, seed, epoch):
+    steps = bucketed_steps(lengths, batch_size, seed, epoch)
+    assert steps.shape == (len(lengths) // batch_size, batch_size)
+    taken = set(steps.ravel().tolist())
+    assert len(taken) == steps.size
+    assert taken <= set(range(len(lengths)))
+
+
+@given(all_lengths, batch_sizes, st.integers(0, 9))
+def test_steps_of_a_group_do_not_overlap_in_length(lengths, batch_size, seed):
+    """Sorted by length, each step of up to 50 begins where another ends."""
+    lengths = lengths[: 50 * batch_size]
+    steps = sorted(sorted(lengths[step].tolist()) for step in bucketed_steps(lengths, batch_size, seed, 0))
+    assert all(before[-1] <= after[0] for before, after in pairwise(steps))
+
+
+@given(all_lengths, batch_sizes, st.integers(0, 9), st.integers(0, 3))
+def test_steps_are_a_function_of_seed_and_epoch(lengths, batch_size, seed, epoch):
+    first, again = (bucketed_steps(lengths, batch_size, seed, epoch) for _ in range(2))
+    assert (first == again).all()
+
+
+def test_steps_differ_from_epoch_to_epoch():
+    lengths = np.full(64, 5)
+    assert (bucketed_steps(lengths, 4, 0, 0) != bucketed_steps(lengths, 4, 0, 1)).any()
+
+
+def test_long_and_short_steps_are_mixed():
+    lengths = np.arange(400)
+    means = lengths[bucketed_steps(lengths, 8, 0, 0)].mean(1)
+    assert (means != np.sort(means)).any()
+
+
+def test_examples_left_over_come_in_another_epoch():
+    lengths = np.arange(7) + 2
+    taken = {int(i) for epoch in range(20) for i in bucketed_steps(lengths, 4, 0, epoch).ravel()}
+    assert taken == set(range(7))
