@@ -1,6 +1,7 @@
 """The objective by invariance (padding, micro-batches), against the paper's formula, and its signals."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -141,7 +142,7 @@ def test_micro_batches_add_up_to_the_whole_batch(cuts):
     whole["loss"].backward()
     expected = pair.gradients()
     counts, total = count(batch, "valid").float(), {}
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         terms = pair.terms(part(batch, slice(begin, end)), counts)
         terms["loss"].backward()
         total = {name: term + total.get(name, 0) for name, term in terms.items()}
