@@ -17,7 +17,7 @@ REAL_DATA = Path(os.environ.get("DISTILLERY_DATA", ROOT.parent / "shared" / "dat
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests are the same every time, and never judged by the clock.
-settings.register_profile("same", derandomize=True, deadline=None, max_examples=60)
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("same")
 
 

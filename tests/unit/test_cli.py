@@ -238,7 +238,7 @@ def dotted(content: dict, prefix: str = "") -> list[str]:
     return names
 
 
-@settings(max_examples=15)  # each builds two parsers
+@settings(max_examples=8)  # each builds two parsers
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20))
 def test_any_text_comes_back_from_yaml(text):
     config = GeneralConfig(TeacherConfig(text), shards=text)

@@ -137,6 +137,12 @@ def test_epochs_and_seeds_differ():
     assert first != other
 
 
+def test_rows_of_a_single_block_are_shuffled_anew_in_every_epoch():
+    first, second = (epoch(Places([100], 1, 0), number) for number in (0, 1))
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
 def test_what_one_epoch_leaves_over_comes_in_another():
     blocks = [3] * 9  # 27 rows, of which a step takes 16
     served = {place for number in range(20) for place in epoch(Places(blocks, 16, 0), number)}
@@ -182,6 +188,13 @@ def test_readers_together_serve_the_same_rows(numbered, world):
     for step in range(2 * alone.steps_per_epoch):
         together = [place for reader in ranks for place in places(reader, step)]
         assert sorted(together) == sorted(places(alone, step))
+
+
+def test_a_reader_at_work_serves_what_a_new_one_does(numbered):
+    """What it keeps of an epoch does not reach into the next."""
+    at_work = CorpusReader(numbered, 4, seed=0)
+    for step in range(3 * at_work.steps_per_epoch):
+        assert places(at_work, step) == places(CorpusReader(numbered, 4, seed=0), step)
 
 
 def test_the_reader_gives_the_rows_that_the_order_names(tiny_shards):

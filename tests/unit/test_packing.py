@@ -97,6 +97,18 @@ def test_a_second_segment_is_the_true_next_or_of_another_document(vocabulary, sh
             assert first[-1] < second[0]
 
 
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=5), st.integers(8, 24), st.integers(0, 9))
+def test_sentences_that_a_random_segment_displaced_are_used_again(vocabulary, counts, max_length, seed):
+    """With sentences of one token nothing is cut, so the rows hold every document in order."""
+    documents = distinct_documents([[1] * count for count in counts])
+    home = {token: number for number, d in enumerate(documents) for token in flat(d)}
+    tokens: list[int] = []
+    for row in rows_of(documents, PackingConfig("pairs", max_length), vocabulary, seed):
+        first, second = segments(row)
+        tokens += first + [token for token in second if home[token] == home[first[0]]]
+    assert tokens == [token for document in documents for token in flat(document)]
+
+
 def test_pairs_are_random_about_half_of_the_time(vocabulary):
     documents = distinct_documents([[3] * 40] * 40)
     home = {token: number for number, d in enumerate(documents) for token in flat(d)}

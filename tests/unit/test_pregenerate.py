@@ -129,6 +129,20 @@ def test_a_window_is_shuffled_by_itself(tmp_path, config, monkeypatch):
     assert not found
 
 
+def test_windows_draw_differently(tmp_path, config, monkeypatch):
+    """The same document twice, each time a window of its own, becomes other rows."""
+    monkeypatch.setattr(pregenerate, "WINDOW_TOKENS", 1)
+    document = "\n".join(documents(1, seed=2)[0])
+    (tmp_path / "twice.txt").write_text(f"{document}\n\n{document}\n", encoding="utf-8")
+    config.corpus = CorpusConfig(files=[str(tmp_path / "twice.txt")])
+    config.packing = PackingConfig("full", 16, masking=MaskingConfig(0.15))
+    run(config, tmp_path)
+    rows = rows_in(tmp_path)
+    half = len(rows) // 2
+    assert sorted(len(row.ids) for row in rows[:half]) == sorted(len(row.ids) for row in rows[half:])
+    assert sorted(rows[:half]) != sorted(rows[half:])
+
+
 def test_the_manifest_says_what_the_rows_were_made_from(tmp_path, config):
     config = replace(config, seed=3)
     run(config, tmp_path)
