@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
@@ -157,32 +158,38 @@ def _settings(options: argparse.Namespace) -> Settings:
 # --------------------------------------------------------------------------- the two processes
 def measure(settings: Settings) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Run every side in turns; returns the seconds of its steps, and memory in MB by figure."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         _in_own_process(save_teacher, folder / "teacher", settings)
-        sides = {"original": _Side("original", original, settings, folder)} if settings.reference else {}
+        sides: dict[str, _Side] = {}
+        if settings.reference:
+            sides["original"] = _Side("original", original, settings, folder, stack)
         os.environ.update(environment(1, dict(os.environ)))  # as `distillery` starts its processes
-        sides["ours"] = _Side("ours", ours, settings, folder)
-        try:
-            turns = {name: side.step for name, side in sides.items()}
-            take_turns(turns, rounds=1)  # warms up
-            seconds = take_turns(turns, settings.rounds)
-            memory = {f"{name}_{key}": mb for name, side in sides.items() for key, mb in side.end().items()}
-        finally:
-            for side in sides.values():
-                side.stop()
+        sides["ours"] = _Side("ours", ours, settings, folder, stack)
+        turns = {name: side.step for name, side in sides.items()}
+        take_turns(turns, rounds=1)  # warms up
+        seconds = take_turns(turns, settings.rounds)
+        memory = {f"{name}_{key}": mb for name, side in sides.items() for key, mb in side.end().items()}
     return {f"{name}_seconds": values for name, values in seconds.items()}, memory
 
 
 class _Side:
     """A process that makes one step whenever it is told to."""
 
-    def __init__(self, name: str, steps: Callable[..., Iterator[None]], settings: Settings, folder: Path):
+    def __init__(
+        self,
+        name: str,
+        steps: Callable[..., Iterator[None]],
+        settings: Settings,
+        folder: Path,
+        stack: ExitStack,  # ends the process when it closes
+    ):
         context = multiprocessing.get_context("spawn")
         self.name = name
         self.pipe, remote = context.Pipe()
         self.process = context.Process(target=_serve, args=(remote, steps, settings, folder), daemon=True)
         self.process.start()
+        stack.callback(self.stop)
         remote.close()
         self._answer()  # it is ready
 

@@ -7,7 +7,7 @@ length) tensor. It serves every encoder that uses the attention interface.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,11 +23,19 @@ QueryKey = tuple[Tensor, Tensor]  # (batch, heads, length, head size) each, quer
 
 
 class Collector:
-    """Takes queries and keys in the order of the layers while it is open."""
+    """Takes queries and keys of the layers that are wanted; layers count from 1 as they run."""
 
     def __init__(self) -> None:
-        self.layers: list[QueryKey] = []
-        self.open = False
+        self.wanted: set[int] = set()
+        self.layers: dict[int, QueryKey] = {}
+        self.passed = 0
+
+    def take(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
+        """One more layer has run."""
+        self.passed += 1
+        if self.passed in self.wanted:
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            self.layers[self.passed] = (query * scaling, key)
 
 
 def _capturing_sdpa(
@@ -39,10 +47,8 @@ def _capturing_sdpa(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     collector = getattr(module, "distillery_collector", None)
-    if collector is not None and collector.open:
-        scaling = kwargs.get("scaling")
-        scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        collector.layers.append((scaled, key))
+    if collector is not None and collector.wanted:
+        collector.take(query, key, kwargs.get("scaling"))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -60,10 +66,10 @@ def install(model: PreTrainedModel) -> Collector:
 
 
 @contextmanager
-def collecting(collector: Collector) -> Iterator[list[QueryKey]]:
-    """Queries and keys of the forward passes made inside, layer by layer."""
-    collector.layers, collector.open = [], True
+def collecting(collector: Collector, wanted: Iterable[int]) -> Iterator[dict[int, QueryKey]]:
+    """Queries and keys of the one forward pass made inside, by layer."""
+    collector.wanted, collector.layers, collector.passed = set(wanted), {}, 0
     try:
         yield collector.layers
     finally:
-        collector.open, collector.layers = False, []
+        collector.wanted, collector.layers = set(), {}

@@ -69,17 +69,16 @@ def run_encoder(
     attention: Iterable[int] = (),
 ) -> Signal:
     """One forward pass, keeping the layers that are asked for."""
-    hidden, attention = list(hidden), list(attention)
+    hidden = list(hidden)
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
     if getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = batch.segments
-    with collecting(collector) as layers:
+    with collecting(collector, attention) as layers:
         output = model(**inputs, output_hidden_states=bool(hidden))
-        kept = {layer: layers[layer - 1] for layer in attention}
     return Signal(
         getattr(output, "logits", None),
         {layer: output.hidden_states[layer] for layer in hidden},
-        kept,
+        layers,
     )
 
 

@@ -14,12 +14,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import distill.general
 import distill.task
 from data_pipeline.tasks import TaskConfig
 from distill.encoders import build_classifier, read_config, save_model
-from distill.engine import Engine
+from distill.engine import Engine, start_processes
 from distill.settings import (
     EngineConfig,
     GeneralConfig,
@@ -33,7 +34,7 @@ from distill.settings import (
 )
 from distill.trainer import Trainer
 from tests.helpers import tree
-from tests.processes import join_group_of_one
+from tests.processes import join_group_of_one, run_processes
 
 SHAPE = StudentConfig(layers=2, hidden_size=24, heads=4, intermediate_size=48, dropout=0.1)
 RECORD = RecordConfig(log_every=1, save_every=2)
@@ -49,18 +50,23 @@ def group() -> None:
     join_group_of_one()
 
 
-@pytest.fixture(scope="module")
-def general(tiny_model, tiny_shards) -> GeneralConfig:
+def general_config(model: str, shards: str, **changes: Any) -> GeneralConfig:
     """A general distillation of 7 steps."""
-    rows = json.loads((Path(tiny_shards) / "manifest.json").read_text())["rows"]
+    rows = json.loads((Path(shards) / "manifest.json").read_text())["rows"]
     objective = ObjectiveConfig(attention=1.0, hidden=1.0)
-    return GeneralConfig(
-        teacher=TeacherConfig(tiny_model, precision="fp32"),
-        shards=tiny_shards,
+    config = GeneralConfig(
+        teacher=TeacherConfig(model, precision="fp32"),
+        shards=shards,
         student=SHAPE,
         stage=StageConfig(epochs=7 / (rows // 16), batch_size=16, objective=objective, optimizer=FAST),
         record=RECORD,
     )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def general(tiny_model, tiny_shards) -> GeneralConfig:
+    return general_config(tiny_model, tiny_shards)
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +224,49 @@ def test_new_projections_do_not_depend_on_a_kill(task, tmp_path):
         run(config, tmp_path / "killed")
     run(config, tmp_path / "killed")
     assert_same(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+# ---- several processes
+
+
+def kill_and_resume(model: str, shards: str, folder: str) -> None:
+    """On every rank: an undisturbed run and a killed one, resumed, of every ZeRO stage."""
+    start_processes()
+    for zero in range(4):
+        config = general_config(model, shards, engine=EngineConfig(zero=zero))
+        run(config, Path(folder, f"undisturbed-{zero}"))
+        with killed_at("general", 4):
+            run(config, Path(folder, f"killed-{zero}"))
+        run(config, Path(folder, f"killed-{zero}"))
+
+
+def kill(model: str, shards: str, folder: str) -> None:
+    """On every rank: a run without dropout, whose draws depend on the rank, and a killed one."""
+    start_processes()
+    config = general_config(model, shards, student=replace(SHAPE, dropout=0.0))
+    run(config, Path(folder, "undisturbed"))
+    with killed_at("general", 4):
+        run(config, Path(folder, "killed"))
+
+
+@pytest.mark.slow
+def test_two_killed_processes_end_as_if_they_had_not_been(tiny_model, tiny_shards, tmp_path):
+    run_processes(kill_and_resume, 2, tiny_model, tiny_shards, str(tmp_path))
+    for zero in range(4):
+        assert_same(tmp_path / f"killed-{zero}", tmp_path / f"undisturbed-{zero}")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_can_be_resumed_by_one(tiny_model, tiny_shards, tmp_path):
+    """Under ZeRO 0, whose checkpoints are whole."""
+    run_processes(kill, 2, tiny_model, tiny_shards, str(tmp_path))
+    config = general_config(tiny_model, tiny_shards, student=replace(SHAPE, dropout=0.0))
+    run(config, tmp_path / "killed")
+    one, two = (
+        load_file(tmp_path / name / "student" / "model.safetensors") for name in ("killed", "undisturbed")
+    )
+    for name, weight in two.items():
+        assert (one[name] - weight).norm() <= 1e-5 * weight.norm(), name
 
 
 # ---- checkpoints that are not ours
