@@ -17,6 +17,8 @@ def command(job: str, folder: str, processes: int) -> list[str]:
     return [sys.executable, *torchrun, *rank]
 
 
+# Waiting threads sleep: by default they spin, and two jobs on one machine slow each other manifold.
+WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # glibc gives large blocks back to the system and faults their pages in anew at every use: keep them.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
@@ -26,7 +28,7 @@ def environment(processes: int, base: dict[str, str]) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // processes)
     tools = str(Path(sys.executable).parent)  # DeepSpeed looks for ninja there
     path = f"{tools}{os.pathsep}{base.get('PATH', '')}"
-    return {"OMP_NUM_THREADS": str(threads), **MALLOC, **base, "PATH": path}
+    return {"OMP_NUM_THREADS": str(threads), **WAIT, **MALLOC, **base, "PATH": path}
 
 
 def default_processes() -> int:

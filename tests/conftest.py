@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("DISTILLERY_DATA", ROOT.parent / "shared" / "data"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads; tests may share their cores
 # Tests are the same every time, and never judged by the clock.
 settings.register_profile("same", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("same")

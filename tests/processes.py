@@ -43,7 +43,11 @@ def run_processes(function: Callable[..., Any], world_size: int, *arguments: Any
 
 
 def join_group_of_one() -> None:
-    """Make this very process a group. Its environment stays, for the commands that it starts."""
+    """Make this very process a group. Its environment stays, for the commands that it starts.
+
+    On one thread: models of tests are so small that a second one only waits.
+    """
+    torch.set_num_threads(1)
     if not torch.distributed.is_initialized():
         with patch.dict(os.environ, _groups(1)[0]):
             torch.distributed.init_process_group("gloo")

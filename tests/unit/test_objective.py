@@ -319,9 +319,22 @@ def test_nothing_is_kept_of_passes_that_nobody_asked_about():
     model = encoder("bert", 2, 32)
     collector = install(model)
     model(batch_of(LENGTHS).ids)
-    assert collector.layers == []
+    assert not collector.layers
     signal_of(model, collector, batch_of(LENGTHS))
-    assert collector.layers == []
+    assert not collector.layers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wanted_layers_are_the_ones_kept(family):
+    torch.manual_seed(0)
+    model, batch = encoder(family, 3, 32), batch_of(LENGTHS)
+    collector = install(model)
+    every = signal_of(model, collector, batch).attention
+    some = run_encoder(model, collector, batch, [2], [1, 3])
+    assert list(some.hidden) == [2]
+    assert list(some.attention) == [1, 3]
+    for layer, pair in some.attention.items():
+        assert all(map(torch.equal, pair, every[layer]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
