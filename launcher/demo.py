@@ -57,7 +57,7 @@ class DemoConfig:
     train: int = 4000
     dev: int = 1000
     seeds: int = 3
-    teacher_epochs: float = 2.0
+    teacher_epochs: float = 1.0
     general_epochs: float = 1.0
     task_epochs: float = 2.0
     seed: int = 0

@@ -71,7 +71,6 @@ def way(tmp_path_factory, tiny_corpus, tiny_model, tiny_task) -> Path:
         student__heads=4,
         student__intermediate_size=48,
         stage__batch_size=16,
-        engine__zero=1,
         **seldom,
     )
     distillery(folder, "finetune", model=tiny_model, **task, stage__epochs=1, **seldom)
