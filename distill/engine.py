@@ -102,6 +102,12 @@ class Engine:
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read a checkpoint; returns the state that was saved with it. Every rank calls."""
+        parts = len(list(folder.glob("*_optim_states.pt")))
+        if self.zero and parts != world_size():
+            raise ValueError(
+                f"{folder} is shared out over {parts} processes (ZeRO {self.zero}) and this run has "
+                f"{world_size()}; resume with --processes {parts}"
+            )
         path, state = self.engine.load_checkpoint(str(folder.parent), folder.name)
         if path is None:
             raise ValueError(f"{folder} is no checkpoint that can be loaded; delete it and resume")

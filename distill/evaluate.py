@@ -7,8 +7,6 @@ import statistics
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForSequenceClassification
 
 from data_pipeline.model_folder import model_folder
@@ -64,8 +62,7 @@ def size(model: torch.nn.Module) -> dict:
 
 def add_latency(rows: list[dict], models: dict, data: dict, config: EvaluateConfig) -> None:
     """Add each row's latency at batch 1 and its speed-up over the reference row."""
-    some = next(iter(data.values()))  # one tokenisation, so that all see equal lengths
-    measured = latencies(models, some, config.latency_repeats)
+    measured = latencies(models, data, config.latency_repeats)
     reference = config.reference or rows[0]["name"]
     for row in rows:
         row["latency_ms_p50"] = round(measured[row["name"]], 3)
@@ -81,24 +78,3 @@ def _write_predictions(path: Path, logits: torch.Tensor, labels: list[str]) -> N
             line["label"] = labels[max(range(len(values)), key=values.__getitem__)]
         lines.append(json.dumps(line))
     write_whole(path, "\n".join(lines) + "\n")
-
-
-def print_table(rows: list[dict]) -> None:
-    """The rows on standard output."""
-    table = Table()
-    titles = ["model", rows[0]["metric"], "seeds", "parameters", "MB", "p50 ms", "speed-up"]
-    for title in titles:
-        table.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)
-    for row in rows:
-        spread = f" ± {100 * row['accuracy_sd']:.2f}" if row["accuracy_sd"] is not None else ""
-        latency, speedup = row.get("latency_ms_p50"), row.get("speedup")
-        table.add_row(
-            row["name"],
-            f"{100 * row['accuracy_mean']:.2f}{spread}",
-            str(row["seeds"]),
-            f"{row['parameters']:,}",
-            f"{row['megabytes']:.1f}",
-            "" if latency is None else f"{latency:.2f}",
-            "" if speedup is None else f"{speedup:.1f} x",
-        )
-    Console().print(table)

@@ -84,18 +84,21 @@ def parameter_count(model: torch.nn.Module) -> int:
 
 
 @torch.no_grad()
-def latencies(models: dict[str, PreTrainedModel], data: Encoded, repeats: int) -> dict[str, float]:
+def latencies(
+    models: dict[str, PreTrainedModel], data: dict[str, Encoded], repeats: int
+) -> dict[str, float]:
     """Median milliseconds of a single-sentence forward, the models taking turns.
 
-    Every model sees the same `repeats` examples, evenly spread over the data; turns keep a
-    machine's drift from favouring one of them.
+    Every model sees the same `repeats` examples, evenly spread over the data and tokenised its
+    own way; turns keep a machine's drift from favouring one of them.
     """
-    chosen = np.linspace(0, len(data) - 1, repeats).astype(int)
+    examples = min(map(len, data.values()))
+    chosen = np.linspace(0, examples - 1, repeats).astype(int)
     times: dict[str, list[float]] = {name: [] for name in models}
     warm_up = chosen[:5]
     for turn, example in enumerate([*warm_up, *chosen]):
-        batch = task_batch(data, np.array([example]))
         for name, model in models.items():
+            batch = task_batch(data[name], np.array([example]))
             inputs = model_inputs(model, batch.to(model.device))
             _synchronise(model)
             begin = time.perf_counter()

@@ -183,6 +183,8 @@ def _short(value: float) -> str:
 
 
 def _millions(value: float) -> str:
+    if value < 1000:
+        return f"{value:.0f}"
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
 
 
@@ -303,7 +305,7 @@ def _results(runs: Sequence[RunFolder]) -> str:
         Column("accuracy_mean", f"{score}, %", lambda v: f"{v:.1f}", max, spread),
         Column("seeds", "Seeds", _count),
         Column("parameters", "Parameters", _millions, min),
-        Column("megabytes", "MB", _short, min),
+        Column("megabytes", "MB", lambda v: f"{v:.1f}" if v >= 0.1 else "< 0.1", min),
         Column("latency_ms_p50", "Latency, ms", _short, min),
         Column("speedup", "Speed-up", lambda v: f"{v:.1f}×", max),
     ]

@@ -70,7 +70,10 @@ def _teacher_gate(
     dev: Encoded,
 ) -> dict[str, float]:
     """Measure the teacher; warn where it is hardly better than always saying one thing."""
+    live = teacher.model.training  # a recipe may leave dropout on; a measurement never does
+    teacher.model.eval()
     scores = measure(teacher.model)
+    teacher.model.train(live)
     classes = teacher.model.config.num_labels
     floor = 0.0
     if selection == "accuracy" and classes > 1:
@@ -88,7 +91,7 @@ def _teacher_gate(
 
 
 class _Stages:
-    """Runs the stages one after another on the same student and projections."""
+    """Runs the stages one after another on the same student."""
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import socket
@@ -16,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from distill import report
-from distill.evaluate import print_table
 from distill.run_folder import write_summary, write_whole
 from launcher.jobs import JOBS, load
 from launcher.settings import from_yaml
@@ -74,6 +70,9 @@ def execute(job: str, config: Any, folder: Path) -> dict[str, Any]:
 
 def _show(summary: dict[str, Any], folder: Path) -> None:
     """The table and the page of a finished job, where it has any."""
+    from distill import report
+    from distill.table import print_table
+
     if summary.get("rows"):
         print_table(summary["rows"])
     if summary.get("rows") or (folder / "metrics.jsonl").is_file():
@@ -117,10 +116,9 @@ def _hardware() -> str:
 
 
 def _quiet() -> None:
-    """Leave the terminal to our own progress: warnings of the libraries stay, chatter goes."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    """Leave the terminal to our own progress; read when the libraries are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _alone_is_a_group_of_one() -> None:

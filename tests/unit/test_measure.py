@@ -110,6 +110,6 @@ def test_shared_weights_count_once():
 
 @pytest.mark.parametrize("repeats", [1, 3, 20])
 def test_every_model_has_a_latency(model, data, repeats):
-    measured = latencies({"one": model, "other": model}, data, repeats)
+    measured = latencies({"one": model, "other": model}, {"one": data, "other": data}, repeats)
     assert list(measured) == ["one", "other"]
     assert all(value > 0 for value in measured.values())
