@@ -24,4 +24,7 @@ def print_table(rows: list[dict]) -> None:
             "" if latency is None else f"{latency:.2f}",
             "" if speedup is None else f"{speedup:.1f} x",
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a log has no width: let no column be cut
+        console.width = 120
+    console.print(table)
