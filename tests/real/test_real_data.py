@@ -64,7 +64,7 @@ def test_general_distillation_of_the_real_teacher_learns(corpus: Path, tmp_path:
         "--shards", str(corpus / "shards"), "--stage.epochs", "0.015", "--record.log_every", "5",
     )  # fmt: skip
     losses = [row["loss"] for row in metrics(run, "train")]
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < losses[0] * 2 / 3
     assert (run / "student" / "model.safetensors").is_file()
 
 
