@@ -79,7 +79,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     check_task(config.task, own_labels(teacher), longest, largest)
 
 
-def check_evaluate(config: EvaluateConfig, processes: int) -> None:
+def check_evaluate(config: EvaluateConfig) -> None:
     """Refuse an evaluation that can't work."""
     if not config.models:
         raise ValueError("models: none given; set --models '{NAME: [FOLDER, ...]}'")

@@ -61,6 +61,14 @@ class Signal:
     attention: dict[int, QueryKey] = field(default_factory=dict)
 
 
+def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+    """A batch as the keyword arguments of a model; segments only where it has them."""
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = batch.segments
+    return inputs
+
+
 def run_encoder(
     model: PreTrainedModel,
     collector: Collector,
@@ -70,11 +78,8 @@ def run_encoder(
 ) -> Signal:
     """One forward pass, keeping the layers that are asked for."""
     hidden = list(hidden)
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
-    if getattr(model.config, "type_vocab_size", 0) > 1:
-        inputs["token_type_ids"] = batch.segments
     with collecting(collector, attention) as layers:
-        output = model(**inputs, output_hidden_states=bool(hidden))
+        output = model(**model_inputs(model, batch), output_hidden_states=bool(hidden))
     return Signal(
         getattr(output, "logits", None),
         {layer: output.hidden_states[layer] for layer in hidden},

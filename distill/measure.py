@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from data_pipeline.tasks import Encoded, Metric
-from distill.encoders import Batch
+from distill.encoders import model_inputs
 from distill.engine import rank, sum_over_ranks, world_size
 from distill.sources import task_batch
 
@@ -40,14 +40,6 @@ def predict(model: PreTrainedModel, data: Encoded, batch_size: int = 64) -> Tens
         results[torch.from_numpy(step).to(device)] = functional.pad(logits.float(), (0, 1), value=1.0)
     results = sum_over_ranks(results)
     return (results[:, :-1] / results[:, -1:]).cpu()
-
-
-def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-    """A batch as the keyword arguments of a model; segments only where it has them."""
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
-    if getattr(model.config, "type_vocab_size", 0) > 1:
-        inputs["token_type_ids"] = batch.segments
-    return inputs
 
 
 def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[str, float]:

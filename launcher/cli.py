@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 
 from launcher import jobs, local, runs
-from launcher.settings import Launch, parse, to_yaml
+from launcher.settings import Launch, default_run, parse, to_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
     """On --resume, begin with the settings that the run folder keeps."""
     if "--resume" not in arguments:
         return arguments
-    folder = f"runs/{name}"
+    folder = default_run(name)
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = argument.partition("=")
         if flag == "--run":

@@ -103,7 +103,7 @@ def check(name: str, config: Any, processes: int) -> None:
     if not job.check:
         return
     function: Callable[..., None] = load(job.check)
-    if job.parallel or name == "evaluate":
+    if job.parallel:
         function(config, processes)
     else:
         function(config)

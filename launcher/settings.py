@@ -43,6 +43,11 @@ class Launch:
     dry_run: bool = False
 
 
+def default_run(name: str) -> str:
+    """The run folder of a job where none is given."""
+    return f"runs/{name}"
+
+
 class Recipe(ActionConfigFile):
     """A recipe on the command line; what is wrong in it is told with its name."""
 
@@ -72,7 +77,7 @@ def parser(name: str, launch: bool = True) -> ArgumentParser:
             action.nargs, action.const = "?", True
     if launch and job.folder:
         place = result.add_argument_group("Where and how it runs")
-        place.add_argument("--run", default=f"runs/{name}", help="The run folder.")
+        place.add_argument("--run", default=default_run(name), help="The run folder.")
         place.add_argument("--on", choices=["local"], default="local", help="The place.")
         if job.parallel:
             place.add_argument(
@@ -98,7 +103,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
         arguments = [f"--{JOBS[name].words}", json.dumps(words), *arguments[len(words) :]]
     values = command.parse_args(arguments)
     given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
-    return _build(name, command, values), Launch(**{"run": f"runs/{name}", **given})
+    return _build(name, command, values), Launch(**{"run": default_run(name), **given})
 
 
 def _build(name: str, command: ArgumentParser, values: Namespace) -> Any:

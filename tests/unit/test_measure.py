@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from data_pipeline.tasks import Encoded, TaskConfig, encode_split
 from data_pipeline.vocabulary import load_vocabulary
-from distill.encoders import build_classifier, read_config
-from distill.measure import latencies, model_inputs, parameter_count, predict, task_metrics
+from distill.encoders import build_classifier, model_inputs, read_config
+from distill.measure import latencies, parameter_count, predict, task_metrics
 from distill.sources import task_batch
 
 LABELS = np.random.default_rng(0).integers(0, 2, 50)
