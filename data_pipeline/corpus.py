@@ -1,22 +1,25 @@
-"""Documents of a corpus, streamed: txt, jsonl, or a folder saved by Hugging Face `datasets`.
+"""A corpus as pieces, each of which any process can read by itself, and the documents of a piece.
 
-A document is a list of sentences. Nothing is held in memory beyond the document at hand.
+A document is a list of sentences. Plain files are cut by byte positions and tables by rows, so the
+pieces, and what is made of them, are the same however many processes or nodes share them.
 """
 
 from __future__ import annotations
 
 import glob
-import json
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
+from data_pipeline import readers
+from data_pipeline.readers import Piece, Source
+from data_pipeline.urls import is_url
+
+SLACK = 1.25  # a piece may hold so much more text than asked before the next is begun
 # After Latin sentence marks only where white space follows; after CJK ones always.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
-
-ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
 
 
 @dataclass
@@ -24,44 +27,85 @@ class CorpusConfig:
     """Where the text is and how it is cut into documents.
 
     Args:
-        files: Paths or glob patterns: .txt, .jsonl, or folders saved by `datasets`.
+        files: Paths, glob patterns or URLs of .txt, .jsonl (both also as .gz, .bz2, .xz, .zst), .parquet,
+            Wikipedia's .xml.bz2 dumps; folders saved by `datasets`; or hub:NAME[,CONFIG[,SPLIT]], a
+            data set that `datasets` streams.
         documents: In .txt files: `blank_line` (one sentence a line, a blank line between
             documents) or `line` (each line is a document, cut into sentences here).
-        text_field: In jsonl and `datasets`: the field that holds a document's text.
+        text_field: In jsonl, parquet and `datasets`: the field that holds a document's text.
     """
 
-    files: list[str]
+    files: list[str] = field(default_factory=list)
     documents: Literal["blank_line", "line"] = "blank_line"
     text_field: str = "text"
 
 
-def corpus_files(config: CorpusConfig) -> list[Path]:
+class CorpusPiece(NamedTuple):
+    """A run of neighbouring parts of the corpus: part of one file, or many small files."""
+
+    parts: list[tuple[Source, Piece]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of text, as far as they are known before reading."""
+        return sum(piece.size for _, piece in self.parts)
+
+    @property
+    def done(self) -> int:
+        """Bytes that have been read."""
+        return sum(source.done for source, _ in self.parts)
+
+    def documents(self) -> Iterator[list[str]]:
+        """Yield every document as its non-empty sentences."""
+        for source, _ in self.parts:
+            source.done = 0
+        for source, piece in self.parts:
+            for document in source.documents(piece):
+                lines = split_sentences(document) if isinstance(document, str) else document
+                sentences = [s for s in (line.strip() for line in lines) if s]
+                if sentences:
+                    yield sentences
+
+
+def corpus_sources(config: CorpusConfig) -> list[Source]:
     """The files of a corpus, patterns expanded, in order. Raises ValueError where one is missing."""
-    found: list[Path] = []
-    for pattern in config.files:
-        is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()
-        matches = sorted(glob.glob(pattern)) if is_pattern else [pattern]
-        if not matches:
-            raise ValueError(f"corpus: nothing matches {pattern}; give an existing file")
-        found += map(Path, matches)
-    if not found:
+    if not config.files:
         raise ValueError("corpus: no file given; set --corpus.files '[FILE, ...]'")
-    for path in found:
-        if not path.exists():
-            raise ValueError(f"corpus: {path} does not exist; give an existing file")
-    return found
+    paths = [path for pattern in config.files for path in _expand(pattern)]
+    return [readers.source(path, config.documents == "line", config.text_field) for path in paths]
+
+
+def _expand(pattern: str) -> list[str]:
+    if pattern.startswith(readers.STREAMED):
+        return [pattern]
+    if is_url(pattern):
+        return readers.expand_url(pattern)
+    if os.path.exists(pattern):
+        return [pattern]
+    if not glob.has_magic(pattern):
+        raise ValueError(f"corpus: {pattern} does not exist; give an existing file")
+    matches = sorted(glob.glob(pattern))
+    if not matches:
+        raise ValueError(f"corpus: nothing matches {pattern}; give an existing file")
+    return matches
+
+
+def corpus_pieces(config: CorpusConfig, size: int) -> list[CorpusPiece]:
+    """The corpus in pieces of about `size` bytes: files are cut and small ones put together."""
+    pieces: list[CorpusPiece] = []
+    for source in corpus_sources(config):
+        for part in source.pieces(size):
+            if pieces and pieces[-1].size + part.size <= size * SLACK:
+                pieces[-1].parts.append((source, part))
+            else:
+                pieces.append(CorpusPiece([(source, part)]))
+    return pieces
 
 
 def read_documents(config: CorpusConfig) -> Iterator[list[str]]:
-    """Yield every document of the corpus as its non-empty sentences, in file order."""
-    for path in corpus_files(config):
-        try:
-            for document in _documents_of(path, config):
-                sentences = [s for s in (sentence.strip() for sentence in document) if s]
-                if sentences:
-                    yield sentences
-        except UnicodeDecodeError:
-            raise ValueError(f"corpus: {path} is not UTF-8 text; convert it, or leave it out") from None
+    """Yield every document of the corpus as its non-empty sentences, in order."""
+    for piece in corpus_pieces(config, readers.TO_THE_END):
+        yield from piece.documents()
 
 
 def check_corpus(config: CorpusConfig, least: int) -> None:
@@ -80,68 +124,6 @@ def check_corpus(config: CorpusConfig, least: int) -> None:
     )
 
 
-def _documents_of(path: Path, config: CorpusConfig) -> Iterator[list[str]]:
-    if path.is_dir():
-        yield from map(split_sentences, _saved_dataset(path, config.text_field))
-    elif path.suffix == ".jsonl":
-        yield from map(split_sentences, _json_lines(path, config.text_field))
-    elif path.suffix == ".txt" and config.documents == "line":
-        with path.open(encoding=ENCODING) as lines:
-            yield from map(split_sentences, lines)
-    elif path.suffix == ".txt":
-        yield from _blank_line_documents(path)
-    else:
-        raise ValueError(f"corpus: {path} is of no known kind; give .txt, .jsonl or a saved dataset")
-
-
-def whole_characters(text: str) -> str:
-    """Replace halves of characters, which JSON can hold and no tokenizer takes."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def split_sentences(text: str) -> list[str]:
     """Cut a text after sentence marks and at line ends."""
     return SENTENCE_END.split(text)
-
-
-def _blank_line_documents(path: Path) -> Iterator[list[str]]:
-    document: list[str] = []
-    with path.open(encoding=ENCODING) as lines:
-        for line in lines:
-            if line.strip():
-                document.append(line)
-            elif document:
-                yield document
-                document = []
-    if document:
-        yield document
-
-
-def _json_lines(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding=ENCODING) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[field]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ValueError(
-                    f'corpus: {path} line {number} is no JSON object with the field "{field}"; '
-                    "set --corpus.text_field"
-                ) from None
-            yield "" if text is None else whole_characters(str(text))
-
-
-def _saved_dataset(path: Path, field: str) -> Iterator[str]:
-    from datasets import Dataset, load_from_disk
-
-    try:
-        rows = load_from_disk(str(path))
-    except FileNotFoundError:
-        raise ValueError(f"corpus: {path} is no folder saved by `datasets`") from None
-    if not isinstance(rows, Dataset):
-        raise ValueError(f"corpus: {path} holds several splits; give the folder of one")
-    if field not in rows.column_names:
-        raise ValueError(f'corpus: {path} has no column "{field}"; it has {rows.column_names}')
-    for row in rows:
-        yield "" if row[field] is None else str(row[field])

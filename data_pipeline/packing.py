@@ -13,24 +13,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from data_pipeline.masking import MaskingConfig, mask
 from data_pipeline.vocabulary import Vocabulary
 
 Document = list[list[int]]  # token ids of each sentence
-
-
-@dataclass
-class MaskingConfig:
-    """Tokens replaced before training (80 % mask, 10 % random, 10 % kept).
-
-    Args:
-        probability: Share of tokens chosen; 0 masks none.
-        most: At most so many a row.
-        at_least_one: Choose one token even at probability 0, as the TinyBERT code does.
-    """
-
-    probability: float = 0.0
-    most: int = 20
-    at_least_one: bool = False
 
 
 @dataclass
@@ -69,10 +55,9 @@ def pack(
         rows = _full_rows(documents, config.max_length, vocabulary)
     else:
         rows = _pair_rows(documents, config, vocabulary, rng)
-    masking = config.masking
-    if masking.probability == 0 and not masking.at_least_one:
+    if not config.masking.active:
         return rows
-    return (mask_row(row, masking, vocabulary, rng) for row in rows)
+    return (Row(mask(row.ids, config.masking, vocabulary, rng), row.boundary) for row in rows)
 
 
 def _full_rows(documents: list[Document], max_length: int, vocabulary: Vocabulary) -> Iterator[Row]:
@@ -120,8 +105,7 @@ def _pair_rows(
             else:
                 second = [token for sentence in chunk[first_end:] for token in sentence]
             position += taken
-            _truncate(first, second, room, rng)
-            yield _join(first, second, vocabulary)
+            yield _join(*_truncate(first, second, room, rng), vocabulary)
 
 
 def _take_chunk(document: Document, position: int, target: int) -> tuple[Document, int]:
@@ -152,11 +136,25 @@ def _random_segment(document: Document, target: int, rng: np.random.Generator) -
     return segment
 
 
-def _truncate(first: list[int], second: list[int], room: int, rng: np.random.Generator) -> None:
-    """Drop a token of the longer side, from a random end, until both fit."""
-    while len(first) + len(second) > room:
-        longer = first if len(first) > len(second) else second
-        longer.pop(0 if rng.random() < 0.5 else -1)
+def _truncate(
+    first: list[int], second: list[int], room: int, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Drop a token of the longer side (the second where equal), from a random end, until both fit."""
+    extra = len(first) + len(second) - room
+    if extra <= 0:
+        return first, second
+    difference = len(first) - len(second)
+    ahead = min(extra, abs(difference))  # taken from the longer side alone; then in turns
+    turns = extra - ahead
+    from_first = (ahead if difference > 0 else 0) + turns // 2
+    from_second = extra - from_first
+    return _shorten(first, from_first, rng), _shorten(second, from_second, rng)
+
+
+def _shorten(tokens: list[int], count: int, rng: np.random.Generator) -> list[int]:
+    """Drop `count` tokens, each from the front or the back by a coin."""
+    front = int(rng.binomial(count, 0.5))
+    return tokens[front : len(tokens) - (count - front)]
 
 
 def _join(first: list[int], second: list[int], vocabulary: Vocabulary) -> Row:
@@ -164,18 +162,3 @@ def _join(first: list[int], second: list[int], vocabulary: Vocabulary) -> Row:
         return _single(first, vocabulary)
     head = [vocabulary.cls, *first, *[vocabulary.sep] * vocabulary.separators_between]
     return Row([*head, *second, vocabulary.sep], len(head))
-
-
-def mask_row(row: Row, config: MaskingConfig, vocabulary: Vocabulary, rng: np.random.Generator) -> Row:
-    """Mask a row's ordinary tokens as in BERT: 80 % mask, 10 % random token, 10 % unchanged."""
-    ids = np.array(row.ids)
-    ordinary = np.flatnonzero((ids != vocabulary.cls) & (ids != vocabulary.sep))
-    count = min(config.most, round(len(ids) * config.probability), len(ordinary))
-    if config.at_least_one and len(ordinary):
-        count = max(count, 1)
-    chosen = rng.permutation(ordinary)[:count]
-    draw = rng.random(count)
-    ids[chosen[draw < 0.8]] = vocabulary.mask
-    replaced = chosen[draw >= 0.9]
-    ids[replaced] = rng.integers(0, vocabulary.size, len(replaced))
-    return Row(ids.tolist(), row.boundary)

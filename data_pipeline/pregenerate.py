@@ -1,28 +1,48 @@
 """Job `pregenerate`: a corpus becomes shards of training rows, once, for every later run.
 
-Documents stream through in windows of some million tokens; each window is packed and shuffled
-with a generator of its own, so memory stays bounded and the bytes depend on the seed alone.
+The corpus is cut into pieces (data_pipeline/corpus.py); each is tokenised, packed and shuffled by
+itself with a generator of its own and becomes a shard file. Processes, and slices on other nodes,
+share the pieces: the bytes depend on the settings alone. A piece that is done has a record beside
+the shards, so that a run that was killed redoes only the others; the manifest is written when every
+piece has its record.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import multiprocessing
 import os
-import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
 
-from data_pipeline.corpus import CorpusConfig, check_corpus, corpus_files, read_documents
-from data_pipeline.packing import Document, PackingConfig, Row, pack
-from data_pipeline.shards import VERSION, Manifest, ShardWriter, write_manifest
+from data_pipeline.corpus import SLACK, CorpusConfig, CorpusPiece, check_corpus, corpus_pieces
+from data_pipeline.packing import Document, PackingConfig, pack
+from data_pipeline.shards import (
+    VERSION,
+    Block,
+    Manifest,
+    file_sha256,
+    ids_dtype,
+    write_manifest,
+    write_shard,
+)
+from data_pipeline.tokenising import SentenceTokenizer
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 
-WINDOW_TOKENS = 1_000_000
-BATCH_DOCUMENTS = 500
+BATCH_SENTENCES = 10_000
 LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
+RECORDS = "pieces"
 
 
 @dataclass
@@ -33,23 +53,58 @@ class PregenerateConfig:
         corpus: The text.
         tokenizer: Folder whose tokenizer is used: the teacher's.
         packing: How sentences become rows.
+        variants: Packings of the corpus with other draws (pairs, masks): epochs take them in turn.
         rows_per_block: Sequences in one tar member.
-        blocks_per_shard: Tar members in one shard file.
+        shard_mb: Megabytes of text in one shard file; rows are shuffled, and random segments drawn,
+            within it.
+        workers: Processes that tokenise and pack; 0 is one for each core.
+        slice: K/N: make the K-th of N shares of the corpus. Slices of one corpus, on any nodes, share
+            a shards folder; the last to end writes the manifest.
+        shards: The shards folder; by default RUN/shards.
         seed: Seed of every draw.
+        verify: Make nothing: check every byte of this shard folder and print what it holds.
     """
 
-    corpus: CorpusConfig
-    tokenizer: str
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    tokenizer: str = ""
     packing: PackingConfig = field(default_factory=PackingConfig)
+    variants: int = 1
     rows_per_block: int = 256
-    blocks_per_shard: int = 64
+    shard_mb: float = 8.0
+    workers: int = 0
+    slice: str = "1/1"
+    shards: str | None = None
     seed: int = 0
+    verify: str | None = None
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """The slice as numbers. Raises ValueError where it is none."""
+        first, _, count = self.slice.partition("/")
+        if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+            raise ValueError(f"slice: {self.slice}; give K/N with K from 1 to N, such as 2/8")
+        return int(first), int(count)
 
 
 def check(config: PregenerateConfig) -> None:
     """Refuse what can't work before anything is written. Raises ValueError."""
+    if config.verify:
+        return
+    if not config.tokenizer:
+        raise ValueError("tokenizer: none given; set --tokenizer to the teacher's folder")
     load_vocabulary(config.tokenizer)
-    packing = config.packing
+    _ = config.share
+    _check_packing(config.packing)
+    if not 1 <= config.rows_per_block <= LARGEST:
+        raise ValueError(f"rows_per_block: {config.rows_per_block}; give 1 to {LARGEST}")
+    if not config.shard_mb > 0:
+        raise ValueError(f"shard_mb: {config.shard_mb}; give a number above 0")
+    if config.variants < 1 or config.workers < 0:
+        raise ValueError("variants must be 1 or more, workers 0 or more")
+    check_corpus(config.corpus, least=2 if config.packing.method == "pairs" else 1)
+
+
+def _check_packing(packing: PackingConfig) -> None:
     if not 8 <= packing.max_length <= LARGEST:
         raise ValueError(f"packing.max_length: {packing.max_length}; give 8 to {LARGEST}")
     if packing.masking.most < 0:
@@ -60,30 +115,230 @@ def check(config: PregenerateConfig) -> None:
     ):
         if not 0 <= value <= 1:
             raise ValueError(f"packing.{name}: {value} is no probability; give 0 to 1")
-    if not 1 <= config.rows_per_block <= LARGEST:
-        raise ValueError(f"rows_per_block: {config.rows_per_block}; give 1 to {LARGEST}")
-    if config.blocks_per_shard < 1:
-        raise ValueError(f"blocks_per_shard: {config.blocks_per_shard}; give 1 or more")
-    check_corpus(config.corpus, least=2 if packing.method == "pairs" else 1)
+    if packing.masking.unit == "chinese_word" and importlib.util.find_spec("jieba") is None:
+        raise ValueError(
+            "packing.masking.unit: chinese_word needs the package jieba: pip install 'distillery[chinese]'"
+        )
 
 
-def run(config: PregenerateConfig, folder: Path) -> dict:
-    """Write `folder`/shards; returns counts for the summary."""
+def run(config: PregenerateConfig, folder: Path) -> dict[str, Any]:
+    """Write this slice's shards, and the manifest if it is the last; returns counts for the summary."""
+    shards = Path(config.shards) if config.shards else folder / "shards"
+    (shards / RECORDS).mkdir(parents=True, exist_ok=True)
+    pieces = corpus_pieces(config.corpus, int(config.shard_mb * 1e6))
+    _same_settings(config, pieces, shards)
+    first, count = config.share
+    mine = range(first - 1, len(pieces), count)
+    started = time.monotonic()
+    _make(config, pieces, [number for number in mine if not _record_path(shards, number).is_file()], shards)
+    seconds = time.monotonic() - started
+    records = [_read_record(shards, number) for number in range(len(pieces))]
+    done = [record for record in records if record]
+    counts = {
+        "slice": config.slice,
+        "pieces": len(mine),
+        "text_mb": round(sum(pieces[number].size for number in mine) / 1e6, 3),
+        "making_s": round(seconds, 2),
+    }
+    if len(done) < len(pieces):
+        return {**counts, "missing_pieces": len(pieces) - len(done)}
+    manifest = _manifest(config, done)
+    if not manifest.rows:
+        raise ValueError("corpus: no row came out of it; does the tokenizer fit its language?")
+    write_manifest(shards, manifest)
+    totals = {"sequences": manifest.rows, "tokens": manifest.tokens, "documents": manifest.documents}
+    return {**counts, **totals}
+
+
+def _same_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards: Path) -> None:
+    """Refuse to mix shards of other settings, or of a corpus that has changed. Raises ValueError."""
+    identity = {
+        "version": VERSION,
+        "vocabulary": load_vocabulary(config.tokenizer).fingerprint,
+        "packing": asdict(config.packing),
+        "variants": config.variants,
+        "rows_per_block": config.rows_per_block,
+        "shard_mb": config.shard_mb,
+        "seed": config.seed,
+        "corpus": asdict(config.corpus),
+        "pieces": [[list(part) for _, part in piece.parts] for piece in pieces],
+    }
+    text = json.dumps(identity, sort_keys=True) + "\n"
+    path = shards / RECORDS / "settings.json"
+    if not path.is_file():
+        _write_whole(path, text)
+    if path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"shards: {shards} was begun with other settings, or the corpus has changed since; "
+            "give another folder, or remove that one"
+        )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+# ---------------------------------------------------------------------------- sharing the pieces out
+
+
+def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int], shards: Path) -> None:
+    """Make the pieces `todo`, in this process or over several, with a progress bar."""
+    workers = min(config.workers or len(os.sched_getaffinity(0)), len(todo))
+    with _progress(sum(pieces[number].size for number in todo)) as done:
+        if workers <= 1:
+            maker = _Maker(config, shards, done)
+            for number in todo:
+                maker(number, pieces[number])
+            return
+        # Spawned, not forked: the tokenizer's threads don't survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _begin_worker, (config, shards, done)) as pool:
+            try:
+                futures = [pool.submit(_work, number, pieces[number]) for number in todo]
+                for future in as_completed(futures):
+                    future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar over the corpus's bytes; yields the counter, shared by processes, that moves it."""
+    done = multiprocessing.get_context("spawn").Value("q", 0)
+    usual = Progress.get_default_columns()
+    with Progress(*usual, "{task.fields[rate]}", transient=True, refresh_per_second=4) as bar:
+        task = bar.add_task("pregenerate", total=total or None, rate="")
+        stop = _watch(bar, task, done)
+        try:
+            yield done
+        finally:
+            stop()
+
+
+def _watch(bar: Progress, task: Any, done: Any) -> Callable[[], None]:
+    """Move the bar as the counter moves; returns what ends that."""
+    ended = threading.Event()
+    started = time.monotonic()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            speed = done.value / (time.monotonic() - started) / 1e6
+            bar.update(task, completed=done.value, rate=f"{speed:.1f} MB/s")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        ended.set()
+        thread.join()
+
+    return stop
+
+
+_maker: _Maker
+
+
+def _begin_worker(config: PregenerateConfig, shards: Path, done: Any) -> None:
+    global _maker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _maker = _Maker(config, shards, done)
+
+
+def _work(number: int, piece: CorpusPiece) -> None:
+    _maker(number, piece)
+
+
+# ------------------------------------------------------------------------------------- making a piece
+
+
+class _Maker:
+    """Makes shards of pieces; what it learns of the vocabulary serves every piece after."""
+
+    def __init__(self, config: PregenerateConfig, shards: Path, done: Any):
+        self.config, self.shards, self.done = config, shards, done
+        self.vocabulary: Vocabulary = load_vocabulary(config.tokenizer)
+        self.tokenise = SentenceTokenizer(self.vocabulary, config.packing.masking.unit)
+
+    def __call__(self, number: int, piece: CorpusPiece) -> None:
+        """Write the shards of piece `number`, then its record."""
+        blocks: list[Block] = []
+        tokens = documents = 0
+        for part, window in enumerate(self._windows(piece)):
+            documents += len(window)
+            for variant in range(self.config.variants):
+                rng = np.random.default_rng([self.config.seed, variant, number, part])
+                rows = list(pack(window, self.config.packing, self.vocabulary, rng))
+                order = rng.permutation(len(rows))
+                size = self.config.rows_per_block
+                cut = ([rows[i] for i in order[at : at + size]] for at in range(0, len(rows), size))
+                name = f"shard-{variant:02d}-{number:06d}-{part:03d}.tar"
+                dtype = ids_dtype(self.vocabulary.size)
+                if rows:
+                    blocks += write_shard(self.shards / name, cut, dtype, variant)
+                tokens += sum(len(row.ids) for row in rows)
+        record = {
+            "documents": documents,
+            "tokens": tokens,
+            "checksums": {name: file_sha256(self.shards / name) for name in {b.shard for b in blocks}},
+            "blocks": [list(asdict(block).values()) for block in blocks],
+        }
+        _write_whole(_record_path(self.shards, number), json.dumps(record, sort_keys=True))
+
+    def _windows(self, piece: CorpusPiece) -> Iterator[list[Document]]:
+        """The piece's documents, tokenised, a shard's worth at a time."""
+        window: list[Document] = []
+        size = 0
+        for document, length in self._tokenised(piece):
+            window.append(document)
+            size += length
+            if size >= self.config.shard_mb * 1e6 * SLACK:
+                yield window
+                window, size = [], 0
+        if window:
+            yield window
+
+    def _tokenised(self, piece: CorpusPiece) -> Iterator[tuple[Document, int]]:
+        """Yield each document's token ids and characters; sentences are tokenised many at once."""
+        batch: list[list[str]] = []
+        sentences = reported = 0
+        for document in piece.documents():
+            batch.append(document)
+            sentences += len(document)
+            if sentences >= BATCH_SENTENCES:
+                yield from self._ids(batch)
+                batch, sentences = [], 0
+                reported = self._report(piece, reported)
+        yield from self._ids(batch)
+        self._report(piece, reported)
+
+    def _ids(self, batch: list[list[str]]) -> Iterator[tuple[Document, int]]:
+        ids = iter(self.tokenise([sentence for document in batch for sentence in document]))
+        for document in batch:
+            if kept := [sentence for sentence in islice(ids, len(document)) if sentence]:
+                yield kept, sum(map(len, document))
+
+    def _report(self, piece: CorpusPiece, reported: int) -> int:
+        done = piece.done
+        with self.done.get_lock():
+            self.done.value += done - reported
+        return done
+
+
+def _record_path(shards: Path, number: int) -> Path:
+    return shards / RECORDS / f"{number:06d}.json"
+
+
+def _read_record(shards: Path, number: int) -> dict[str, Any] | None:
+    path = _record_path(shards, number)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _manifest(config: PregenerateConfig, records: list[dict[str, Any]]) -> Manifest:
     vocabulary = load_vocabulary(config.tokenizer)
-    partial = folder / "shards.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    writer = ShardWriter(partial, vocabulary.size, config.blocks_per_shard)
-    counted = _Counter()
-    rows: list[Row] = []
-    for row in _rows(config, vocabulary, counted):
-        rows.append(row)
-        if len(rows) == config.rows_per_block:
-            writer.write(rows)
-            rows = []
-    if rows:
-        writer.write(rows)
-    manifest = Manifest(
+    blocks = [Block(*entry) for record in records for entry in record["blocks"]]
+    return Manifest(
         version=VERSION,
         vocabulary=vocabulary.fingerprint,
         vocabulary_size=vocabulary.size,
@@ -91,74 +346,10 @@ def run(config: PregenerateConfig, folder: Path) -> dict:
         max_length=config.packing.max_length,
         packing=asdict(config.packing),
         seed=config.seed,
-        rows=sum(block.rows for block in writer.blocks),
-        tokens=writer.tokens,
-        documents=counted.documents,
-        checksums=writer.close(),
-        blocks=writer.blocks,
+        variants=config.variants,
+        rows=sum(block.rows for block in blocks),
+        tokens=sum(record["tokens"] for record in records),
+        documents=sum(record["documents"] for record in records),
+        checksums={name: value for record in records for name, value in record["checksums"].items()},
+        blocks=blocks,
     )
-    if not manifest.rows:
-        raise ValueError("corpus: no row came out of it; does the tokenizer fit its language?")
-    write_manifest(partial, manifest)
-    shutil.rmtree(folder / "shards", ignore_errors=True)
-    os.replace(partial, folder / "shards")
-    return {"sequences": manifest.rows, "tokens": manifest.tokens, "documents": manifest.documents}
-
-
-class _Counter:
-    documents = 0
-
-
-def _rows(config: PregenerateConfig, vocabulary: Vocabulary, counted: _Counter) -> Iterator[Row]:
-    total = sum(_size(path) for path in corpus_files(config.corpus))
-    with Progress(*Progress.get_default_columns(), "{task.fields[rate]}", transient=True) as bar:
-        task = bar.add_task("pregenerate", total=total, rate="")
-        for number, (window, size) in enumerate(_windows(config.corpus, vocabulary)):
-            rng = np.random.default_rng([config.seed, number])
-            rows = list(pack(window, config.packing, vocabulary, rng))
-            counted.documents += len(window)
-            yield from (rows[i] for i in rng.permutation(len(rows)))
-            speed = (bar.tasks[task].speed or 0) / 1e6
-            bar.update(task, advance=size, rate=f"{speed:.1f} MB/s")
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size
-
-
-def _windows(corpus: CorpusConfig, vocabulary: Vocabulary) -> Iterator[tuple[list[Document], int]]:
-    """Yield windows of tokenised documents and the bytes of text that each holds."""
-    window: list[Document] = []
-    size = tokens = 0
-    for document, length in _tokenised(corpus, vocabulary):
-        window.append(document)
-        size += length
-        tokens += sum(map(len, document))
-        if tokens >= WINDOW_TOKENS:
-            yield window, size
-            window, size, tokens = [], 0, 0
-    if window:
-        yield window, size
-
-
-def _tokenised(corpus: CorpusConfig, vocabulary: Vocabulary) -> Iterator[tuple[Document, int]]:
-    """Yield each document's token ids by sentence and its bytes; the tokenizer runs in batches."""
-    batch: list[list[str]] = []
-
-    def flush() -> Iterator[tuple[Document, int]]:
-        sentences = [sentence for document in batch for sentence in document]
-        encoded = iter(vocabulary.tokenizer.encode_batch(sentences, add_special_tokens=False))
-        for document in batch:
-            ids = [next(encoded).ids for _ in document]
-            kept = [sentence for sentence in ids if sentence]
-            if kept:
-                yield kept, sum(len(sentence.encode()) for sentence in document)
-        batch.clear()
-
-    for document in read_documents(corpus):
-        batch.append(document)
-        if len(batch) == BATCH_DOCUMENTS:
-            yield from flush()
-    yield from flush()

@@ -3,7 +3,7 @@
 A block is a flat integer array: the number of rows n, n lengths, n boundaries (where the second
 segment begins), then all ids one after another. `manifest.json` beside the tars records each
 block's place, size and checksum, and what the rows were made from; it is written last, so a
-folder without it is not whole.
+folder without it is not whole. The manifest carries a checksum of itself.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import tarfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.packing import Row
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -41,22 +42,32 @@ class Rows:
         """The rows at `index`, in its order."""
         return Rows(self.ids[index], self.lengths[index], self.boundaries[index])
 
+    def slice(self, begin: int, end: int) -> Rows:
+        """Rows `begin` to `end`, not copied."""
+        return Rows(self.ids[begin:end], self.lengths[begin:end], self.boundaries[begin:end])
+
 
 def encode_block(rows: list[Row], dtype: np.dtype) -> np.ndarray:
     """Pack rows into one flat array."""
     lengths = [len(row.ids) for row in rows]
     boundaries = [row.boundary for row in rows]
-    tokens = [token for row in rows for token in row.ids]
-    return np.array([len(rows), *lengths, *boundaries, *tokens], dtype=dtype)
+    tokens = chain.from_iterable(row.ids for row in rows)
+    size = 1 + 2 * len(rows) + sum(lengths)
+    return np.fromiter(chain([len(rows)], lengths, boundaries, tokens), dtype=dtype, count=size)
 
 
 def decode_block(block: np.ndarray, width: int, pad: int) -> Rows:
-    """Unpack a flat array into rows padded with `pad` to `width`."""
-    count = int(block[0])
+    """Unpack a flat array into rows padded with `pad` to `width`. Raises ValueError where it is none."""
+    count = int(block[0]) if len(block) else 0
     lengths = block[1 : 1 + count].astype(np.int64)
     boundaries = block[1 + count : 1 + 2 * count].astype(np.int64)
+    flat = block[1 + 2 * count :]
+    if not count or len(boundaries) != count or lengths.sum() != len(flat) or lengths.max() > width:
+        raise ValueError("it is no block of rows")
+    if len(flat) == count * width:  # no row is padded
+        return Rows(flat.reshape(count, width), lengths, boundaries)
     ids = np.full((count, width), pad, dtype=block.dtype)
-    ids[np.arange(width) < lengths[:, None]] = block[1 + 2 * count :]
+    ids[np.arange(width) < lengths[:, None]] = flat
     return Rows(ids, lengths, boundaries)
 
 
@@ -71,18 +82,22 @@ def concatenate(parts: list[Rows]) -> Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """Where one block lies: shard file, byte offset of the array file, its size, checksum, rows."""
+    """Where one block lies: shard file, byte offset of the array file, its size, checksum, rows.
+
+    `variant` numbers the packing of the corpus that it belongs to (PregenerateConfig.variants).
+    """
 
     shard: str
     offset: int
     size: int
     crc32: int
     rows: int
+    variant: int = 0
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard folder holds; `blocks` in file order."""
+    """What a shard folder holds; `blocks` in file order, `rows` and `tokens` over all variants."""
 
     version: int
     vocabulary: str  # fingerprint
@@ -91,6 +106,7 @@ class Manifest:
     max_length: int
     packing: dict
     seed: int
+    variants: int
     rows: int
     tokens: int
     documents: int
@@ -98,49 +114,29 @@ class Manifest:
     blocks: list[Block]
 
 
-class ShardWriter:
-    """Writes blocks into `folder` as shards of `blocks_per_shard` tar members each."""
-
-    def __init__(self, folder: Path, vocabulary_size: int, blocks_per_shard: int):
-        self.folder = folder
-        self.dtype = np.dtype(np.uint16 if vocabulary_size <= 2**16 else np.uint32)
-        self.blocks_per_shard = blocks_per_shard
-        self.blocks: list[Block] = []
-        self.tokens = 0
-        self._tar: tarfile.TarFile | None = None
-
-    def write(self, rows: list[Row]) -> None:
-        """Append one block."""
-        number = len(self.blocks)
-        if number % self.blocks_per_shard == 0:
-            self._open(f"shard-{number // self.blocks_per_shard:06d}.tar")
-        assert self._tar is not None
-        buffer = io.BytesIO()
-        np.save(buffer, encode_block(rows, self.dtype), allow_pickle=False)
-        data = buffer.getvalue()
-        member = tarfile.TarInfo(f"{number:08d}.npy")  # WebDataset's naming: key, dot, kind
-        member.size = len(data)
-        offset = self._tar.offset + tarfile.BLOCKSIZE
-        self._tar.addfile(member, io.BytesIO(data))
-        self.blocks.append(Block(self._name, offset, len(data), zlib.crc32(data), len(rows)))
-        self.tokens += sum(len(row.ids) for row in rows)
-
-    def _open(self, name: str) -> None:
-        if self._tar:
-            self._tar.close()
-        self._name = name
-        # USTAR headers take exactly one 512-byte record, which makes the offsets arithmetic.
-        self._tar = tarfile.open(self.folder / name, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-
-    def close(self) -> dict[str, str]:
-        """Finish the last shard; returns the checksum of every shard file."""
-        if self._tar:
-            self._tar.close()
-        return {name: file_sha256(self.folder / name) for name in _unique(self.blocks)}
+def write_shard(path: Path, blocks: Iterable[list[Row]], dtype: np.dtype, variant: int = 0) -> list[Block]:
+    """Write one shard file beside and rename it; returns where its blocks lie."""
+    partial = path.with_name(path.name + ".partial")
+    placed = []
+    # USTAR headers take exactly one 512-byte record, which makes the offsets arithmetic.
+    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, rows in enumerate(blocks):
+            buffer = io.BytesIO()
+            np.save(buffer, encode_block(rows, dtype), allow_pickle=False)
+            data = buffer.getvalue()
+            # WebDataset's naming: key, dot, kind; a key occurs once in the whole folder.
+            member = tarfile.TarInfo(f"{path.stem}-{number:05d}.npy")
+            member.size = len(data)
+            offset = tar.offset + tarfile.BLOCKSIZE
+            tar.addfile(member, io.BytesIO(data))
+            placed.append(Block(path.name, offset, len(data), zlib.crc32(data), len(rows), variant))
+    os.replace(partial, path)
+    return placed
 
 
-def _unique(blocks: Iterable[Block]) -> list[str]:
-    return list(dict.fromkeys(block.shard for block in blocks))
+def ids_dtype(vocabulary_size: int) -> np.dtype:
+    """The smallest dtype that a block's entries fit in."""
+    return np.dtype(np.uint16 if vocabulary_size <= 2**16 else np.uint32)
 
 
 def file_sha256(path: Path) -> str:
@@ -156,46 +152,57 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest beside and rename it, so that it is whole or absent."""
     content = asdict(manifest)
     content["blocks"] = [list(asdict(block).values()) for block in manifest.blocks]
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(content, indent=None, sort_keys=True), encoding="utf-8")
+    content["sha256"] = _content_sha256(content)
+    # A name of its own for each writer: several slices may find the last shard written.
+    partial = folder / f"{MANIFEST}.{os.getpid()}.partial"
+    partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
     os.replace(partial, folder / MANIFEST)
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Read and check a shard folder's manifest. Raises ValueError where it can't be used."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
+def _content_sha256(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """A manifest from its bytes; `place` is for messages. Raises ValueError where it can't be used."""
+    damaged = f"shards: {place} is damaged; run pregenerate again"
+    try:
+        content = json.loads(data)
+        version = content["version"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(damaged) from None
+    if (
+        version != VERSION
+        and isinstance(version, int)
+        and content.get("sha256")
+        in (
+            None,
+            _content_sha256({key: value for key, value in content.items() if key != "sha256"}),
+        )
+    ):
         raise ValueError(
-            f"shards: {folder} has no {MANIFEST}; give the shards/ folder of a finished pregenerate run"
+            f"shards: {place} is of format version {version} and this release reads {VERSION}; "
+            "run pregenerate again"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["version"]
-        if version == VERSION:
-            content["blocks"] = [Block(*entry) for entry in content["blocks"]]
-            manifest = Manifest(**content)
+        if content.pop("sha256") != _content_sha256(content):
+            raise ValueError(damaged)
+        content["blocks"] = [Block(*entry) for entry in content["blocks"]]
+        manifest = Manifest(**content)
     except (ValueError, TypeError, KeyError):
-        raise ValueError(f"shards: {path} is damaged; run pregenerate again") from None
-    if version != VERSION:
-        raise ValueError(
-            f"shards: {path} is of format version {version} and this release reads "
-            f"{VERSION}; run pregenerate again"
-        )
-    for name in _unique(manifest.blocks):
-        if Path(name).name != name or not (Path(folder) / name).is_file():
-            raise ValueError(f"shards: {Path(folder) / name} is missing; run pregenerate again")
+        raise ValueError(damaged) from None
+    for name in {block.shard for block in manifest.blocks}:
+        if Path(name).name != name:
+            raise ValueError(f"shards: {place} names a file outside its folder, {name}; don't use it")
     return manifest
 
 
-def read_block(folder: str | Path, block: Block, manifest: Manifest) -> Rows:
-    """Read one block by its place and check it. Raises ValueError naming shard and offset."""
-    with open(Path(folder) / block.shard, "rb") as file:
-        file.seek(block.offset)
-        data = file.read(block.size)
-    if len(data) != block.size or zlib.crc32(data) != block.crc32:
-        raise ValueError(
-            f"shards: {Path(folder) / block.shard} is damaged at byte {block.offset} "
-            "(checksum differs); run pregenerate again"
-        )
-    array = np.load(io.BytesIO(data), allow_pickle=False)
+def parse_block(data: bytes, block: Block, manifest: Manifest) -> Rows:
+    """A block from its bytes. Raises ValueError where they are not what was written."""
+    if len(data) != block.size:
+        raise ValueError(f"{len(data)} bytes of {block.size} there")
+    if zlib.crc32(data) != block.crc32:
+        raise ValueError("checksum differs")
+    begin = 10 + int.from_bytes(data[8:10], "little")  # .npy format 1.0: magic, header's length, header
+    array = np.frombuffer(data, ids_dtype(manifest.vocabulary_size), offset=begin)
     return decode_block(array, manifest.max_length, manifest.pad)

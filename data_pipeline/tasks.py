@@ -11,8 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipeline.corpus import ENCODING, whole_characters
+from data_pipeline.readers import whole_characters
 from data_pipeline.vocabulary import Vocabulary
+
+ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson_spearman"]
 

@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.order import CorpusReader
-from data_pipeline.shards import read_manifest
+from data_pipeline.store import ShardFolder
+from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import TaskConfig, check_labels, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary
 from distill.layer_map import layer_map
@@ -35,19 +35,29 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     check_objective("stage", config.stage.objective, student, teacher, ("attention", "hidden"))
-    manifest = read_manifest(config.shards)
-    if manifest.vocabulary != load_vocabulary(config.teacher.path).fingerprint:
-        raise ValueError(
-            f"shards: {config.shards} was made with another vocabulary than the teacher's, "
-            f"{config.teacher.path}; run pregenerate with --tokenizer {config.teacher.path}"
-        )
-    longest = min(positions(teacher), positions(student))
-    if manifest.max_length > longest:
-        raise ValueError(
-            f"shards: {config.shards} holds rows of {manifest.max_length} tokens and the models "
-            f"take {longest}; run pregenerate with --packing.max_length {longest}"
-        )
-    CorpusReader(config.shards, config.stage.batch_size, config.seed, 0, processes)
+    check_shards(config, min(positions(teacher), positions(student)), processes)
+
+
+def check_shards(config: GeneralConfig, longest: int, processes: int) -> None:
+    """Refuse shards that are missing, of another vocabulary, too long for the models or too few."""
+    if config.stream.workers < 0 or config.stream.store.retries < 0 or not config.stream.store.cache_gb > 0:
+        raise ValueError("stream: workers and store.retries must be 0 or more, store.cache_gb above 0")
+    for shards in [config.shards] if isinstance(config.shards, str) else config.shards:
+        folder = ShardFolder(shards, config.stream.store)
+        manifest = folder.manifest
+        if manifest.vocabulary != load_vocabulary(config.teacher.path).fingerprint:
+            raise ValueError(
+                f"shards: {shards} was made with another vocabulary than the teacher's, "
+                f"{config.teacher.path}; run pregenerate with --tokenizer {config.teacher.path}"
+            )
+        if manifest.max_length > longest:
+            raise ValueError(
+                f"shards: {shards} holds rows of {manifest.max_length} tokens and the models "
+                f"take {longest}; run pregenerate with --packing.max_length {longest}"
+            )
+        if config.stream.damaged == "fail":
+            folder.refuse_missing()
+    CorpusReader(config.shards, config.stage.batch_size, config.seed, 0, processes, config=config.stream)
 
 
 def check_finetune(config: FinetuneConfig, processes: int) -> None:

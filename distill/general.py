@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from data_pipeline.order import CorpusReader
+from data_pipeline.stream import CorpusReader, Damage
 from distill.attention import install
 from distill.checks import micro_batch_size
 from distill.encoders import Teacher, build_backbone, load_projections, read_config, save_model
@@ -32,7 +35,17 @@ def run(config: GeneralConfig, folder: Path) -> dict:
     )
     objective = Objective(student, install(student), stage.objective, layers, teacher_config.hidden_size)
     load_projections(config.student.path, objective.projections)
-    reader = CorpusReader(config.shards, stage.batch_size, config.seed, rank(), world_size())
+    damage = DamageRecord(folder)
+    reader = CorpusReader(
+        config.shards,
+        stage.batch_size,
+        config.seed,
+        rank(),
+        world_size(),
+        by_length=config.pad_to_longest,
+        config=config.stream,
+        on_damage=damage,
+    )
     micro = micro_batch_size(stage.batch_size, config.engine, world_size())
     trainer = Trainer(
         name="general",
@@ -48,7 +61,36 @@ def run(config: GeneralConfig, folder: Path) -> dict:
     trainer.fit()
     save_student(trainer, folder / "student", config.teacher.path)
     trainer.engine.close()
-    return {"steps": trainer.total, "processes": world_size(), "device": device.type}
+    reader.close()
+    return {
+        "steps": trainer.total,
+        "processes": world_size(),
+        "device": device.type,
+        "notes": damage.notes(),
+    }
+
+
+class DamageRecord:
+    """RUN/damage.jsonl: blocks that were passed over, told by every rank, through resumes."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "damage.jsonl"
+
+    def __call__(self, damage: Damage) -> None:
+        """Add a block, and say so."""
+        print(f"warning: skipped {damage.rows} rows: {damage.message}", file=sys.stderr)
+        with self.path.open("a", encoding="utf-8") as file:  # one write, so that ranks don't mix
+            file.write(json.dumps(asdict(damage)) + "\n")
+
+    def notes(self) -> list[str]:
+        """What the report says of them."""
+        if not self.path.is_file():
+            return []
+        lines = set(self.path.read_text(encoding="utf-8").splitlines())  # ranks may find the same
+        blocks = [json.loads(line) for line in sorted(lines)]
+        rows = sum(block["rows"] for block in blocks)
+        listed = "; ".join(block["message"] for block in blocks[:20])
+        return [f"{len(blocks)} blocks of {rows} rows were damaged or missing and skipped: {listed}"]
 
 
 def save_student(trainer: Trainer, target: Path, tokenizer: str) -> None:

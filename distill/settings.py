@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.stream import StreamConfig
 from data_pipeline.tasks import TaskConfig
 from distill.schedule import ScheduleConfig
 
@@ -166,17 +167,21 @@ class GeneralConfig:
 
     Args:
         teacher: The pretrained encoder.
-        shards: The shards/ folder of a pregenerate run.
+        shards: The shards/ folder of a pregenerate run, or its URL; or several with weights,
+            {FOLDER: WEIGHT, ...}: every batch then holds rows of each in that proportion.
+        stream: How the shards are read.
         student: The student.
         stage: The training.
-        pad_to_longest: Pad a batch to its longest row; otherwise to the packing's max_length.
+        pad_to_longest: Fill a step with rows of like lengths and pad them to the longest; otherwise
+            with any, padded to the packing's max_length.
         engine: DeepSpeed.
         record: Metrics and checkpoints.
         seed: Seed of weights, order and dropout.
     """
 
     teacher: TeacherConfig
-    shards: str
+    shards: str | dict[str, float]
+    stream: StreamConfig = field(default_factory=StreamConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     stage: StageConfig = field(default_factory=_general_stage)
     pad_to_longest: bool = True

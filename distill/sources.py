@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from data_pipeline.order import CorpusReader
 from data_pipeline.shards import Rows
+from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import Encoded, bucketed_steps
 from distill.encoders import Batch
 
@@ -33,7 +33,7 @@ class CorpusSource:
         """Micro-batches of global step `step`."""
         rows = self.reader.step(step)
         starts = range(0, len(rows), self.micro)
-        return [self._batch(rows.take(np.arange(i, min(i + self.micro, len(rows))))) for i in starts]
+        return [self._batch(rows.slice(i, i + self.micro)) for i in starts]
 
     def _batch(self, rows: Rows) -> Batch:
         width = int(rows.lengths.max()) if self.pad_to_longest else rows.ids.shape[1]

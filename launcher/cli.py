@@ -53,6 +53,9 @@ def run(name: str, arguments: list[str]) -> int:
     """Run one job. Raises ValueError or ArgumentError before anything is written."""
     job = jobs.JOBS[name]
     config, launch = parse(name, _with_stored_settings(name, arguments))
+    setting, _, function = job.instead.partition("=")
+    if setting and (value := getattr(config, setting)):
+        return jobs.load(function)(value)
     if not job.folder:
         jobs.check(name, config, 1)
         return jobs.load(job.run)(config) or 0

@@ -20,6 +20,8 @@ class Job:
         folder: Whether it makes a run folder; `run` then takes (config, folder).
         parallel: Whether several processes may run it together.
         words: The setting that leading bare words of the command line go to.
+        instead: A setting, and what does that and nothing else where it is given, without a run
+            folder: `setting=module:name`, called with the setting's value.
     """
 
     help: str
@@ -29,6 +31,7 @@ class Job:
     folder: bool = True
     parallel: bool = False
     words: str = ""
+    instead: str = ""
 
 
 JOBS = {
@@ -50,6 +53,7 @@ JOBS = {
         "data_pipeline.pregenerate:PregenerateConfig",
         "data_pipeline.pregenerate:check",
         "data_pipeline.pregenerate:run",
+        instead="verify=data_pipeline.verify:verify",
     ),
     "general": Job(
         "distil a pretrained encoder over a corpus",

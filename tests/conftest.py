@@ -96,7 +96,8 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: str, tiny
         tokenizer=tiny_tokenizer,
         packing=PackingConfig(max_length=32),
         rows_per_block=8,
-        blocks_per_shard=4,
+        shard_mb=0.004,
+        workers=1,
     )
     folder = tmp_path_factory.mktemp("pregenerate")
     pregenerate.run(config, folder)

@@ -1,11 +1,21 @@
 """Tiny things that tests are made of: a vocabulary, a corpus, folders as trees of bytes."""
 
+import hashlib
+import json
 import random
 from pathlib import Path
 
 from data_pipeline.grammar import DEGREES, FRAMES, NEGATIONS, NEGATIVE, POSITIVE, THINGS
 from data_pipeline.packing import Row
-from data_pipeline.shards import VERSION, Manifest, ShardWriter, write_manifest
+from data_pipeline.shards import (
+    MANIFEST,
+    VERSION,
+    Manifest,
+    file_sha256,
+    ids_dtype,
+    write_manifest,
+    write_shard,
+)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -50,9 +60,10 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def write_shards(folder: Path, blocks: list[list[Row]], size: int, per_shard: int = 2) -> Manifest:
     """Write a shard folder of these blocks, rows of at most 16 tokens, as pregenerate does."""
-    writer = ShardWriter(folder, size, per_shard)
-    for block in blocks:
-        writer.write(block)
+    placed = []
+    for number, start in enumerate(range(0, len(blocks), per_shard)):
+        path = folder / f"shard-{number:06d}.tar"
+        placed += write_shard(path, blocks[start : start + per_shard], ids_dtype(size))
     manifest = Manifest(
         version=VERSION,
         vocabulary="0" * 16,
@@ -61,11 +72,21 @@ def write_shards(folder: Path, blocks: list[list[Row]], size: int, per_shard: in
         max_length=16,
         packing={},
         seed=0,
+        variants=1,
         rows=sum(map(len, blocks)),
-        tokens=writer.tokens,
+        tokens=sum(len(row.ids) for block in blocks for row in block),
         documents=1,
-        checksums=writer.close(),
-        blocks=writer.blocks,
+        checksums={block.shard: file_sha256(folder / block.shard) for block in placed},
+        blocks=placed,
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    """Write a manifest with other content and the checksum that fits it."""
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | changes
+    del content["sha256"]
+    text = json.dumps(content, sort_keys=True)
+    content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 
-from data_pipeline.order import CorpusReader
+from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import TaskConfig, encode_split
 from data_pipeline.vocabulary import load_vocabulary
 from distill.attention import install

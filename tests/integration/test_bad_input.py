@@ -205,8 +205,8 @@ def test_a_batch_that_the_processes_can_not_share(refused, general, processes):
 
 
 def test_a_batch_whose_streams_the_processes_can_not_share(refused, general):
-    flags = {**general, "stage.batch_size": 20, "processes": 5}
-    refused("general", flags, "batch_size 20", "5 processes", "make it a multiple of 16")
+    flags = {**general, "stage.batch_size": 3072, "processes": 3}
+    refused("general", flags, "batch_size: 3072", "3 processes", "another number of them")
 
 
 def test_micro_batches_that_do_not_fill_a_share(refused, general):
@@ -301,7 +301,11 @@ def test_a_corpus_of_one_document(refused, pregenerate, tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_a_corpus_of_garbage(refused, pregenerate, tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\xff\xfe" * 100)
-    refused("pregenerate", {**pregenerate, **corpus(tmp_path / name)}, f"{name} is not UTF-8 text; convert")
+    refused(
+        "pregenerate",
+        {**pregenerate, **corpus(tmp_path / name)},
+        f"{name} is not UTF-8 text at byte 0; convert",
+    )
 
 
 def test_a_folder_in_place_of_a_corpus(refused, pregenerate, tmp_path):
@@ -311,7 +315,11 @@ def test_a_folder_in_place_of_a_corpus(refused, pregenerate, tmp_path):
 
 def test_a_corpus_in_an_unknown_format(refused, pregenerate, tmp_path):
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    refused("pregenerate", {**pregenerate, **corpus(tmp_path / "a.pdf")}, "a.pdf", "give .txt, .jsonl")
+    refused(
+        "pregenerate",
+        {**pregenerate, **corpus(tmp_path / "a.pdf")},
+        "a.pdf is of no known kind; give .txt or .jsonl",
+    )
 
 
 def test_a_jsonl_corpus_without_the_field(refused, pregenerate, tmp_path):
@@ -380,8 +388,10 @@ def test_shards_that_were_not_finished(refused, general, tiny_shards, tmp_path):
 
 def test_a_shard_that_is_missing(refused, general, tiny_shards, tmp_path):
     folder = copy(tiny_shards, tmp_path / "shards")
-    (folder / "shard-000002.tar").unlink()
-    refused("general", {**general, "shards": folder}, "shard-000002.tar is missing; run pregenerate")
+    shard = sorted(folder.glob("*.tar"))[2]
+    shard.unlink()
+    says = (f"{shard.name} is missing", "run pregenerate again", "set --stream.damaged skip")
+    refused("general", {**general, "shards": folder}, *says)
 
 
 def test_rows_longer_than_the_models_take(refused, general, tiny_model, tmp_path):
@@ -391,7 +401,12 @@ def test_rows_longer_than_the_models_take(refused, general, tiny_model, tmp_path
 
 
 def test_fewer_rows_than_a_batch(refused, general):
-    refused("general", {**general, "stage.batch_size": 1600}, "batch_size 1600", "162 rows")
+    refused(
+        "general",
+        {**general, "stage.batch_size": 1600},
+        "batch_size: a step takes 1600 rows",
+        "which has 1",
+    )
 
 
 def test_a_student_of_more_layers_than_the_teacher(refused, general):
@@ -605,3 +620,37 @@ def test_the_installed_command_refuses_in_one_line(request, tmp_path, job, chang
     assert child.stderr.count("\n") == 1
     assert says in child.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# --- streaming -------------------------------------------------------------------------------
+
+
+def test_corpora_with_a_weight_of_nothing(refused, general):
+    flags = {**{key: value for key, value in general.items() if key != "shards"}}
+    flags["shards"] = json.dumps({str(general["shards"]): 0.0})
+    refused("general", flags, "shards: weights [0.0]; give numbers above 0")
+
+
+@pytest.mark.parametrize(
+    "flags", [{"stream.workers": -1}, {"stream.store.retries": -1}, {"stream.store.cache_gb": 0}]
+)
+def test_a_stream_that_can_not_be(refused, general, flags):
+    refused("general", {**general, **flags}, "stream: workers and store.retries must be 0 or more")
+
+
+def test_shards_behind_a_url_of_no_known_protocol(refused, general):
+    refused("general", {**general, "shards": "nothing://there"}, "nothing://there can't be opened")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"slice": "0/4"}, "slice: 0/4; give K/N"),
+        ({"variants": 0}, "variants must be 1 or more"),
+        ({"shard_mb": 0}, "shard_mb: 0.0; give a number above 0"),
+        ({"corpus.files": '["hub:no/such/data"]'}, "hub:no/such/data can't be streamed"),
+        ({"tokenizer": ""}, "tokenizer: none given"),
+    ],
+)
+def test_a_pregeneration_that_can_not_be(refused, pregenerate, flags, says):
+    refused("pregenerate", {**pregenerate, **flags}, says)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.packing import MaskingConfig, PackingConfig, Row, mask_row, pack
+from data_pipeline.masking import MaskingConfig, mask
+from data_pipeline.packing import PackingConfig, Row, pack
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 
 CLS, SEP = 2, 3
@@ -221,6 +222,11 @@ def roberta_like(tiny_tokenizer: str, folder) -> Vocabulary:
 
 
 # --- masking ---------------------------------------------------------------------------------
+
+
+def mask_row(row: Row, config: MaskingConfig, vocabulary, rng) -> Row:
+    return Row(mask(row.ids, config, vocabulary, rng), row.boundary)
+
 
 ROW = Row([CLS, *range(10, 50), SEP, *range(50, 90), SEP], 42)
 

@@ -1,5 +1,6 @@
 """Pregeneration is a function of corpus, tokenizer and seed, and its shards are whole or absent."""
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 
 from data_pipeline import pregenerate
 from data_pipeline.corpus import CorpusConfig, read_documents
-from data_pipeline.packing import MaskingConfig, PackingConfig, Row, pack
+from data_pipeline.masking import MaskingConfig
+from data_pipeline.packing import PackingConfig, Row, pack
 from data_pipeline.pregenerate import PregenerateConfig, check, run
-from data_pipeline.shards import ShardWriter, read_block, read_manifest
+from data_pipeline.shards import write_shard
+from data_pipeline.store import ShardFolder
 from data_pipeline.vocabulary import load_vocabulary
 from tests.helpers import documents, tree, write_documents
 
@@ -24,7 +27,7 @@ def config(tmp_path, tiny_tokenizer) -> PregenerateConfig:
         tokenizer=tiny_tokenizer,
         packing=PackingConfig(max_length=32),
         rows_per_block=5,
-        blocks_per_shard=3,
+        workers=1,
     )
 
 
@@ -35,8 +38,8 @@ def run_in(folder: Path, config: PregenerateConfig) -> dict[str, bytes]:
 
 
 def rows_in(folder: Path) -> list[Row]:
-    manifest = read_manifest(folder / "shards")
-    blocks = [read_block(folder / "shards", block, manifest) for block in manifest.blocks]
+    shards = ShardFolder(str(folder / "shards"))
+    blocks = [shards.block(number) for number in range(len(shards.manifest.blocks))]
     return [
         Row(ids[:length].tolist(), int(boundary))
         for block in blocks
@@ -55,7 +58,7 @@ def tokenised(config: PregenerateConfig) -> list[list[list[int]]]:
 
 def test_rows_are_those_of_packing_in_a_shuffled_order(tmp_path, config):
     run(config, tmp_path)
-    rng = np.random.default_rng([config.seed, 0])
+    rng = np.random.default_rng([config.seed, 0, 0, 0])
     rows = list(pack(tokenised(config), config.packing, load_vocabulary(config.tokenizer), rng))
     assert rows_in(tmp_path) == [rows[i] for i in rng.permutation(len(rows))]
 
@@ -77,65 +80,124 @@ def test_masking_is_the_same_for_the_same_seed(tmp_path, config):
     assert any(mask in row.ids for row in rows_in(tmp_path / "a"))
 
 
-def test_block_and_shard_sizes_change_no_row(tmp_path, config):
+def test_block_sizes_change_no_row(tmp_path, config):
     run(config, tmp_path / "a")
-    run(replace(config, rows_per_block=7, blocks_per_shard=1), tmp_path / "b")
+    run(replace(config, rows_per_block=7), tmp_path / "b")
     assert rows_in(tmp_path / "a") == rows_in(tmp_path / "b")
 
 
 def test_blocks_hold_as_many_rows_as_asked(tmp_path, config):
     run(config, tmp_path)
-    manifest = read_manifest(tmp_path / "shards")
-    assert {block.rows for block in manifest.blocks[:-1]} == {5}
-    assert 1 <= manifest.blocks[-1].rows <= 5
-    per_shard = [sum(b.shard == name for b in manifest.blocks) for name in manifest.checksums]
-    assert set(per_shard[:-1]) == {3}
+    blocks = ShardFolder(str(tmp_path / "shards")).manifest.blocks
+    assert {block.rows for block in blocks[:-1]} == {5}
+    assert 1 <= blocks[-1].rows <= 5
+
+
+def shards_in(folder: Path) -> dict[str, bytes]:
+    """Shards and manifest, without the records of what they were made from."""
+    return {name: content for name, content in tree(folder / "shards").items() if "/" not in name}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_processes_gives_the_same_bytes(tmp_path, config, workers):
+    config.shard_mb = 0.0005
+    assert len(run_in(tmp_path / "alone", config)) > 10
+    run(replace(config, workers=workers), tmp_path / "shared")
+    assert shards_in(tmp_path / "shared") == shards_in(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_slices_in_any_order_give_the_same_bytes(tmp_path, config, order):
+    config.shard_mb = 0.0005
+    run(config, tmp_path / "alone")
+    shards = tmp_path / "shared" / "shards"
+    for number in order:
+        assert not (shards / "manifest.json").exists()
+        part = replace(config, slice=f"{number}/3", shards=str(shards))
+        summary = run(part, tmp_path / f"slice-{number}")
+    assert "missing_pieces" not in summary
+    assert shards_in(tmp_path / "shared") == shards_in(tmp_path / "alone")
+
+
+def test_a_slice_says_how_many_pieces_are_missing(tmp_path, config):
+    config.shard_mb = 0.0005
+    summary = run(replace(config, slice="1/2"), tmp_path)
+    assert summary["missing_pieces"] in (summary["pieces"], summary["pieces"] - 1)
+
+
+def test_slices_of_other_settings_do_not_mix(tmp_path, config):
+    run(replace(config, slice="1/2"), tmp_path)
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        run(replace(config, slice="2/2", seed=5), tmp_path)
+
+
+def test_a_corpus_that_changed_between_slices_is_refused(tmp_path, config):
+    run(replace(config, slice="1/2"), tmp_path)
+    with open(config.corpus.files[0], "a", encoding="utf-8") as file:
+        file.write("one more .\n")
+    with pytest.raises(ValueError, match="the corpus has changed since"):
+        run(replace(config, slice="2/2"), tmp_path)
+
+
+def test_variants_are_other_draws_of_the_same_text(tmp_path, config):
+    config.packing = PackingConfig("full", 32, masking=MaskingConfig(0.15))
+    run(config, tmp_path / "one")
+    run(replace(config, variants=3), tmp_path / "three")
+    shards = ShardFolder(str(tmp_path / "three" / "shards"))
+    packed = [[], [], []]
+    for number, block in enumerate(shards.manifest.blocks):
+        rows = shards.block(number)
+        packed[block.variant] += [ids[:n].tolist() for ids, n in zip(rows.ids, rows.lengths, strict=True)]
+    assert packed[0] == [row.ids for row in rows_in(tmp_path / "one")]
+    assert len({str(sorted(rows)) for rows in packed}) == 3
+    assert len({str(sorted(map(len, rows))) for rows in packed}) == 1
+    assert shards.manifest.rows == 3 * len(packed[0])
 
 
 def test_files_of_a_corpus_are_one_stream(tmp_path, config):
-    whole = run_in(tmp_path / "whole", config)
+    run(config, tmp_path / "whole")
     parts = []
     for number, document in enumerate(read_documents(config.corpus)):
         parts.append(tmp_path / f"{number:02d}.txt")
         parts[-1].write_text("\n".join(document), encoding="utf-8")
     config.corpus = CorpusConfig(files=list(map(str, parts)))
-    assert run_in(tmp_path / "parts", config) == whole
+    run(config, tmp_path / "parts")
+    assert shards_in(tmp_path / "parts") == shards_in(tmp_path / "whole")
 
 
 def test_the_tokenizers_batches_change_nothing(tmp_path, config, monkeypatch):
     usual = run_in(tmp_path / "a", config)
-    monkeypatch.setattr(pregenerate, "BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(pregenerate, "BATCH_SENTENCES", 5)
     assert run_in(tmp_path / "b", config) == usual
 
 
-def test_windows_lose_no_token(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(pregenerate, "WINDOW_TOKENS", 100)
+def test_pieces_lose_no_token(tmp_path, config):
+    config.shard_mb = 0.0005
     config.packing.method = "full"
     run(config, tmp_path)
     packed = sorted(token for row in rows_in(tmp_path) for token in row.ids[1:-1])
     assert packed == sorted(t for document in tokenised(config) for sentence in document for t in sentence)
 
 
-def test_a_window_is_shuffled_by_itself(tmp_path, config, monkeypatch):
-    """Memory stays bounded because rows stay near their place in the corpus."""
-    monkeypatch.setattr(pregenerate, "WINDOW_TOKENS", 1)
-    config.packing.method = "full"
+def test_a_text_that_can_not_be_cut_is_shared_out_over_shards(tmp_path, config):
+    """Memory stays bounded: a compressed file is one piece and several shards."""
+    path = tmp_path / "corpus.txt.gz"
+    path.write_bytes(gzip.compress(Path(config.corpus.files[0]).read_bytes()))
+    config.corpus = CorpusConfig(files=[str(path)])
+    config.packing.method, config.shard_mb = "full", 0.0005
     run(config, tmp_path)
-    vocabulary, found = load_vocabulary(config.tokenizer), rows_in(tmp_path)
-    for document in tokenised(config):
-        rows = list(pack([document], config.packing, vocabulary, np.random.default_rng(0)))
-        assert sorted(found[: len(rows)]) == sorted(rows)
-        found = found[len(rows) :]
-    assert not found
+    assert len(ShardFolder(str(tmp_path / "shards")).manifest.checksums) > 3
+    packed = sorted(token for row in rows_in(tmp_path) for token in row.ids[1:-1])
+    assert packed == sorted(t for document in tokenised(config) for sentence in document for t in sentence)
 
 
-def test_windows_draw_differently(tmp_path, config, monkeypatch):
-    """The same document twice, each time a window of its own, becomes other rows."""
-    monkeypatch.setattr(pregenerate, "WINDOW_TOKENS", 1)
+def test_pieces_draw_differently(tmp_path, config):
+    """The same document twice, each time a piece of its own, becomes other rows."""
     document = "\n".join(documents(1, seed=2)[0])
     (tmp_path / "twice.txt").write_text(f"{document}\n\n{document}\n", encoding="utf-8")
     config.corpus = CorpusConfig(files=[str(tmp_path / "twice.txt")])
     config.packing = PackingConfig("full", 16, masking=MaskingConfig(0.15))
+    config.shard_mb = len(document) / 1e6
     run(config, tmp_path)
     rows = rows_in(tmp_path)
     half = len(rows) // 2
@@ -146,7 +208,7 @@ def test_windows_draw_differently(tmp_path, config, monkeypatch):
 def test_the_manifest_says_what_the_rows_were_made_from(tmp_path, config):
     config = replace(config, seed=3)
     run(config, tmp_path)
-    manifest = read_manifest(tmp_path / "shards")
+    manifest = ShardFolder(str(tmp_path / "shards")).manifest
     vocabulary = load_vocabulary(config.tokenizer)
     assert (manifest.vocabulary, manifest.vocabulary_size) == (vocabulary.fingerprint, vocabulary.size)
     assert (manifest.seed, manifest.documents, manifest.max_length) == (3, 12, 32)
@@ -157,11 +219,10 @@ def test_the_manifest_says_what_the_rows_were_made_from(tmp_path, config):
 def test_the_summary_counts_what_was_written(tmp_path, config):
     summary = run(config, tmp_path)
     rows = rows_in(tmp_path)
-    assert summary == {
-        "sequences": len(rows),
-        "tokens": sum(len(row.ids) for row in rows),
-        "documents": len(documents(12, seed=1)),
-    }
+    assert summary["sequences"] == len(rows)
+    assert summary["tokens"] == sum(len(row.ids) for row in rows)
+    assert summary["documents"] == len(documents(12, seed=1))
+    assert summary["text_mb"] == round(Path(config.corpus.files[0]).stat().st_size / 1e6, 3)
 
 
 # --- interruption ----------------------------------------------------------------------------
@@ -169,33 +230,37 @@ def test_the_summary_counts_what_was_written(tmp_path, config):
 
 @pytest.fixture
 def killed(monkeypatch):
-    """Kill the writing after three blocks, once."""
-    write = ShardWriter.write
+    """Kill the writing within the third shard, once."""
+    written = []
 
-    def write_and_die(self, rows):
-        if len(self.blocks) == 3:
-            monkeypatch.setattr(ShardWriter, "write", write)
+    def write_and_die(path, blocks, *rest):
+        if len(written) == 2:
+            monkeypatch.setattr(pregenerate, "write_shard", write_shard)
+            path.with_name(path.name + ".partial").write_bytes(b"half")
             raise KeyboardInterrupt
-        write(self, rows)
+        written.append(path)
+        return write_shard(path, blocks, *rest)
 
-    monkeypatch.setattr(ShardWriter, "write", write_and_die)
+    monkeypatch.setattr(pregenerate, "write_shard", write_and_die)
+    return written
 
 
-@pytest.mark.usefixtures("killed")
-def test_a_killed_run_leaves_no_shards(tmp_path, config):
+def test_a_killed_run_leaves_no_manifest(tmp_path, config, killed):
+    config.shard_mb = 0.0005
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "shards").exists()
+        run(config, tmp_path)
     with pytest.raises(ValueError, match=r"no manifest\.json"):
-        read_manifest(tmp_path / "run" / "shards.partial")
+        ShardFolder(str(tmp_path / "shards"))
 
 
-@pytest.mark.usefixtures("killed")
-def test_a_run_after_a_killed_one_gives_the_same_bytes(tmp_path, config):
+def test_a_run_after_a_killed_one_redoes_only_the_rest(tmp_path, config, killed):
+    config.shard_mb = 0.0005
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "run")
+    times = {path: path.stat().st_mtime_ns for path in killed}
+    run(config, tmp_path / "run")
+    assert {path: path.stat().st_mtime_ns for path in killed} == times
     assert run_in(tmp_path / "run", config) == run_in(tmp_path / "other", config)
-    assert not (tmp_path / "run" / "shards.partial").exists()
 
 
 def test_a_corpus_that_becomes_no_token_is_refused_and_leaves_no_shards(tmp_path, config):
@@ -203,7 +268,7 @@ def test_a_corpus_that_becomes_no_token_is_refused_and_leaves_no_shards(tmp_path
     (tmp_path / "empty.txt").write_text("\u200b\n\n\u200b\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no row came out of it"):
         run(config, tmp_path)
-    assert not (tmp_path / "shards").exists()
+    assert not (tmp_path / "shards" / "manifest.json").exists()
 
 
 # --- checks ----------------------------------------------------------------------------------
@@ -219,7 +284,12 @@ def test_a_good_configuration_passes(config):
         ({"tokenizer": "/no/such/folder"}, "/no/such/folder: no such folder; give a model folder"),
         ({"rows_per_block": 0}, "rows_per_block: 0; give 1 to 65535"),
         ({"rows_per_block": 65_536}, "rows_per_block: 65536; give 1 to 65535"),
-        ({"blocks_per_shard": 0}, "blocks_per_shard: 0; give 1 or more"),
+        ({"shard_mb": 0.0}, "shard_mb: 0.0; give a number above 0"),
+        ({"variants": 0}, "variants must be 1 or more"),
+        ({"slice": "3/2"}, "slice: 3/2; give K/N with K from 1 to N"),
+        ({"slice": "half"}, "slice: half; give K/N"),
+        ({"tokenizer": ""}, "tokenizer: none given"),
+        ({"corpus": CorpusConfig()}, "corpus: no file given"),
         ({"packing": PackingConfig(max_length=7)}, "packing.max_length: 7; give 8 to 65535"),
         ({"packing": PackingConfig(max_length=65_536)}, "packing.max_length: 65536; give 8 to 65535"),
         ({"packing": PackingConfig(short_probability=1.5)}, "packing.short_probability: 1.5 is no prob"),
@@ -243,7 +313,5 @@ def test_pairs_need_two_documents_and_full_rows_one(config, tmp_path):
 
 
 def test_a_block_of_the_most_rows_allowed_is_written(tmp_path):
-    writer = ShardWriter(tmp_path, vocabulary_size=100, blocks_per_shard=1)
-    writer.write([Row([1], 1)] * 65_535)
-    writer.close()
-    assert writer.blocks[0].rows == 65_535
+    (block,) = write_shard(tmp_path / "shard.tar", [[Row([1], 1)] * 65_535], np.dtype(np.uint16))
+    assert block.rows == 65_535

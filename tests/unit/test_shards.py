@@ -15,15 +15,18 @@ from data_pipeline.packing import Row
 from data_pipeline.shards import (
     MANIFEST,
     VERSION,
+    Block,
+    Manifest,
     Rows,
     concatenate,
     decode_block,
     encode_block,
     file_sha256,
-    read_block,
-    read_manifest,
+    parse_block,
 )
-from tests.helpers import write_shards
+from data_pipeline.store import ShardFolder
+from data_pipeline.verify import verify
+from tests.helpers import change_manifest, write_shards
 
 PAD, WIDTH = 0, 16  # as `write_shards` has them
 
@@ -39,6 +42,11 @@ def as_rows(decoded: Rows) -> list[Row]:
         Row(ids[:length].tolist(), int(boundary))
         for ids, length, boundary in zip(decoded.ids, decoded.lengths, decoded.boundaries, strict=True)
     ]
+
+
+def every_block(folder) -> list[Rows]:
+    shards = ShardFolder(str(folder))
+    return [shards.block(number) for number in range(len(shards.manifest.blocks))]
 
 
 @pytest.fixture
@@ -77,8 +85,7 @@ def test_concatenated_rows_follow_each_other(blocks):
 def test_a_folder_gives_its_blocks_back_in_any_number_of_shards(tmp_path, count):
     blocks = [[Row([n, n + 1, n + 2], 2), Row([n], 1)] for n in range(count)]
     write_shards(tmp_path, blocks, size=100)
-    manifest = read_manifest(tmp_path)
-    assert [as_rows(read_block(tmp_path, b, manifest)) for b in manifest.blocks] == blocks
+    assert [as_rows(block) for block in every_block(tmp_path)] == blocks
     assert len(list(tmp_path.glob("*.tar"))) == -(-count // 2)
 
 
@@ -87,27 +94,27 @@ def test_a_folder_gives_its_blocks_back_in_any_number_of_shards(tmp_path, count)
 )
 def test_ids_take_four_bytes_only_where_the_vocabulary_needs_them(tmp_path, size, kind):
     block = [Row([size - 1, 0, size - 2], 3)]
-    manifest = write_shards(tmp_path, [block], size)
-    decoded = read_block(tmp_path, manifest.blocks[0], manifest)
+    write_shards(tmp_path, [block], size)
+    (decoded,) = every_block(tmp_path)
     assert decoded.ids.dtype == kind
     assert as_rows(decoded) == block
 
 
 def test_the_manifest_comes_back_as_it_was_written(tmp_path):
     manifest = write_shards(tmp_path, [[Row([1, 2], 2)]] * 3, size=10)
-    assert read_manifest(tmp_path) == manifest
+    assert ShardFolder(str(tmp_path)).manifest == manifest
 
 
 def test_the_manifest_counts_what_the_shards_hold(tiny_shards):
-    manifest = read_manifest(tiny_shards)
-    blocks = [read_block(tiny_shards, block, manifest) for block in manifest.blocks]
+    manifest = ShardFolder(tiny_shards).manifest
+    blocks = every_block(tiny_shards)
     assert [len(block) for block in blocks] == [block.rows for block in manifest.blocks]
     assert sum(map(len, blocks)) == manifest.rows
     assert sum(int(block.lengths.sum()) for block in blocks) == manifest.tokens
 
 
 def test_checksums_are_those_of_the_files(tiny_shards):
-    manifest = read_manifest(tiny_shards)
+    manifest = ShardFolder(tiny_shards).manifest
     names = {path.name for path in Path(tiny_shards).glob("*.tar")}
     assert manifest.checksums == {name: file_sha256(Path(tiny_shards) / name) for name in names}
 
@@ -115,19 +122,20 @@ def test_checksums_are_those_of_the_files(tiny_shards):
 def test_webdataset_reads_the_same_arrays(tiny_shards):
     import webdataset
 
-    manifest = read_manifest(tiny_shards)
+    manifest = ShardFolder(tiny_shards).manifest
     files = sorted(map(str, Path(tiny_shards).glob("*.tar")))
     samples = list(webdataset.WebDataset(files, shardshuffle=False).decode())
-    assert [int(sample["__key__"]) for sample in samples] == list(range(len(manifest.blocks)))
-    for sample, block in zip(samples, manifest.blocks, strict=True):
+    assert len({sample["__key__"] for sample in samples}) == len(manifest.blocks)
+    for sample, ours in zip(samples, every_block(tiny_shards), strict=True):
         theirs = decode_block(sample["npy"], manifest.max_length, manifest.pad)
-        assert as_rows(theirs) == as_rows(read_block(tiny_shards, block, manifest))
+        assert as_rows(theirs) == as_rows(ours)
 
 
 @given(st.data())
 def test_one_flipped_bit_in_a_block_is_named_with_shard_and_offset(tiny_shards, data):
-    manifest = read_manifest(tiny_shards)
-    block = data.draw(st.sampled_from(manifest.blocks))
+    folder = ShardFolder(tiny_shards)
+    number = data.draw(st.integers(0, len(folder.manifest.blocks) - 1))
+    block = folder.manifest.blocks[number]
     place = block.offset + data.draw(st.integers(0, block.size - 1))
     path = Path(tiny_shards) / block.shard
     content = path.read_bytes()
@@ -136,32 +144,33 @@ def test_one_flipped_bit_in_a_block_is_named_with_shard_and_offset(tiny_shards, 
     path.write_bytes(damaged)
     try:
         with pytest.raises(ValueError, match=rf"{block.shard} is damaged at byte {block.offset} .*run"):
-            read_block(tiny_shards, block, manifest)
+            folder.block(number)
     finally:
         path.write_bytes(content)
 
 
 def test_the_blocks_beside_a_damaged_one_can_be_read(shards):
-    manifest = read_manifest(shards)
+    folder = ShardFolder(str(shards))
+    manifest = folder.manifest
     path = shards / manifest.blocks[0].shard
     damaged = bytearray(path.read_bytes())
     damaged[manifest.blocks[0].offset] ^= 1
     path.write_bytes(damaged)
-    assert len(read_block(shards, manifest.blocks[1], manifest)) == manifest.blocks[1].rows
+    assert len(folder.block(1)) == manifest.blocks[1].rows
 
 
 def test_a_shard_that_is_cut_off_is_named(shards):
-    manifest = read_manifest(shards)
-    last = manifest.blocks[-1]
+    folder = ShardFolder(str(shards))
+    last = folder.manifest.blocks[-1]
     path = shards / last.shard
     path.write_bytes(path.read_bytes()[: last.offset + last.size - 1])
     with pytest.raises(ValueError, match=rf"{last.shard} is damaged at byte {last.offset}"):
-        read_block(shards, last, manifest)
+        folder.block(len(folder.manifest.blocks) - 1)
 
 
 def test_a_missing_manifest_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no manifest\.json; give the shards/ folder"):
-        read_manifest(tmp_path)
+        ShardFolder(str(tmp_path))
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])
@@ -170,46 +179,96 @@ def test_a_manifest_that_is_cut_off_is_refused(shards, keep):
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: int(len(text) * keep)], encoding="utf-8")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged; run pregenerate again"):
-        read_manifest(shards)
+        ShardFolder(str(shards))
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "3", '{"blocks": [1]}', "\x00\x01"])
 def test_a_manifest_that_says_something_else_is_refused(shards, text):
     (shards / MANIFEST).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged; run pregenerate again"):
-        read_manifest(shards)
+        ShardFolder(str(shards))
 
 
 def test_a_manifest_of_another_format_is_refused_as_such(shards):
-    content = json.loads((shards / MANIFEST).read_text(encoding="utf-8"))
-    content |= {"version": VERSION + 1, "something_new": True}
-    (shards / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+    change_manifest(shards, version=VERSION + 1, something_new=True)
     with pytest.raises(ValueError, match=rf"format version {VERSION + 1} and this release reads {VERSION}"):
-        read_manifest(shards)
+        ShardFolder(str(shards))
+
+
+def test_a_manifest_of_the_first_format_is_refused_as_such(shards):
+    (shards / MANIFEST).write_text(json.dumps({"version": 1, "blocks": []}), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"format version 1 and this release reads {VERSION}"):
+        ShardFolder(str(shards))
 
 
 def test_a_missing_shard_is_named(shards):
-    (shards / "shard-000001.tar").unlink()
-    with pytest.raises(ValueError, match=r"shard-000001\.tar is missing; run pregenerate again"):
-        read_manifest(shards)
+    folder = ShardFolder(str(shards))
+    (shards / folder.manifest.blocks[0].shard).unlink()
+    for look in (folder.refuse_missing, lambda: folder.block(0)):
+        with pytest.raises(ValueError, match=rf"{folder.manifest.blocks[0].shard} is missing; copy it"):
+            look()
 
 
 @pytest.mark.parametrize("name", ["../outside.tar", "/etc/passwd", "inner/shard.tar"])
 def test_a_manifest_can_not_name_a_file_outside_its_folder(shards, name):
-    content = json.loads((shards / MANIFEST).read_text(encoding="utf-8"))
-    content["blocks"][0][0] = name
-    (shards / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ValueError, match="is missing"):
-        read_manifest(shards)
+    blocks = json.loads((shards / MANIFEST).read_text(encoding="utf-8"))["blocks"]
+    blocks[0][0] = name
+    change_manifest(shards, blocks=blocks)
+    with pytest.raises(ValueError, match="names a file outside its folder"):
+        ShardFolder(str(shards))
 
 
 def test_pickled_objects_are_never_loaded(tmp_path):
     """A block with a fitting checksum that holds a pickle is refused, not run."""
     manifest = write_shards(tmp_path, [[Row([1, 2], 2)]], size=10)
     buffer = io.BytesIO()
-    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    np.save(buffer, np.array([Bomb()], dtype=object), allow_pickle=True)
     data = buffer.getvalue()
-    (tmp_path / "evil.tar").write_bytes(data)
-    block = type(manifest.blocks[0])("evil.tar", 0, len(data), zlib.crc32(data), 1)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        read_block(tmp_path, block, manifest)
+    block = Block("evil.tar", 0, len(data), zlib.crc32(data), 1)
+    with pytest.raises(ValueError, match="it is no block"):
+        parse_block(data, block, manifest)
+
+
+class Bomb:
+    """What a pickle does when it is loaded."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+# --- random damage ---------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> tuple[Manifest, list[list[Row]]]:
+    """The manifest and every row, or the ValueError that names what is wrong."""
+    shards = ShardFolder(str(folder))
+    return shards.manifest, [as_rows(shards.block(n)) for n in range(len(shards.manifest.blocks))]
+
+
+def test_no_damage_yields_a_wrong_token_silently(shards, capsys):
+    """200 flips and cuts over shards and manifest: each is named, or nothing that is read changes."""
+    rng = np.random.default_rng(0)
+    whole = contents(shards)
+    files = [shards / MANIFEST, *sorted(shards.glob("*.tar"))]
+    named = 0
+    for _ in range(200):
+        path = files[rng.integers(len(files))]
+        before = path.read_bytes()
+        damaged = bytearray(before)
+        if rng.random() < 0.25:
+            del damaged[rng.integers(len(damaged)) :]
+        else:
+            damaged[rng.integers(len(damaged))] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            assert contents(shards) == whole  # in a tar's headers and padding: nothing that we read
+        except ValueError as error:
+            assert path.name in str(error)  # noqa: PT017
+            named += 1
+        if path.suffix == ".tar":
+            assert verify(str(shards)) == 1
+            assert path.name in capsys.readouterr().out
+        path.write_bytes(before)
+    assert named > 50
+    assert verify(str(shards)) == 0
+    assert "every checksum is right" in capsys.readouterr().out

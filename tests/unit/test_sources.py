@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.order import CorpusReader
+from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import Encoded
 from distill.encoders import Batch
 from distill.sources import CorpusSource, TaskSource, task_batch

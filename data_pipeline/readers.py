@@ -1,0 +1,397 @@
+"""Where a corpus lies, one class for each kind: text files, lines, tables, data sets, Wikipedia dumps.
+
+A source says which pieces it is cut into and yields a piece's documents, each a text or a list of
+lines. Sources are small and picklable: a worker process opens what it reads by itself.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+
+from data_pipeline.urls import file_system, is_url
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+BOM = b"\xef\xbb\xbf"
+DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": zstd.open,
+}
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
+STREAMED = "hub:"
+LONGEST_DOCUMENT = 1 << 20  # bytes; a longer one is cut, so that memory stays bounded
+ROWS = 1000  # rows of a table that are read together
+TO_THE_END = 1 << 62
+
+
+class Piece(NamedTuple):
+    """A part of a source: positions in it (bytes or rows), and the bytes that it stands for."""
+
+    start: int
+    stop: int
+    size: int
+
+
+class Source(Protocol):
+    """One file, folder or data set of a corpus.
+
+    Attributes:
+        done: How many bytes of the piece at hand have been read, for progress.
+    """
+
+    done: int
+
+    def pieces(self, size: int) -> list[Piece]:
+        """Cut into pieces of about `size` bytes; one piece where it can only be read through."""
+        ...
+
+    def documents(self, piece: Piece) -> Iterator[str | list[str]]:
+        """Yield a piece's documents."""
+        ...
+
+
+def source(path: str, by_line: bool, field: str) -> Source:
+    """The source at `path`. Raises ValueError where it is of no known kind."""
+    if path.startswith(STREAMED):
+        return StreamedDataset(path, field)
+    if not is_url(path) and Path(path).is_dir():
+        return SavedDataset(path, field)
+    name = PurePosixPath(path)
+    kind = name.with_suffix("").suffix if name.suffix in DECOMPRESSORS else name.suffix
+    if kind == ".jsonl":
+        return Lines(path, field)
+    if kind == ".txt":
+        return Lines(path, None) if by_line else Text(path)
+    if kind == ".parquet":
+        return Parquet(path, field)
+    if kind == ".xml":
+        return WikipediaDump(path)
+    raise ValueError(
+        f"corpus: {path} is of no known kind; give .txt or .jsonl (plain, .gz, .bz2, .xz or .zst), "
+        ".parquet, a Wikipedia .xml.bz2 dump, a folder saved by `datasets`, or hub:NAME"
+    )
+
+
+def expand_url(pattern: str) -> list[str]:
+    """The URLs that a URL or a pattern of one stands for. Raises ValueError where there are none."""
+    if "*" not in pattern:
+        return [pattern]
+    files, path = file_system(pattern)
+    found = sorted(files.unstrip_protocol(match) for match in files.glob(path))
+    if not found:
+        raise ValueError(f"corpus: nothing matches {pattern}; give an existing URL")
+    return found
+
+
+def _open(path: str) -> BinaryIO:
+    if not is_url(path):
+        return open(path, "rb")
+    files, inside = file_system(path)
+    return cast(BinaryIO, files.open(inside, "rb"))
+
+
+def _size(path: str) -> int:
+    if not is_url(path):
+        return os.path.getsize(path)
+    files, inside = file_system(path)
+    try:
+        return int(files.size(inside) or 0)
+    except FileNotFoundError:
+        raise ValueError(f"corpus: {path} does not exist; give an existing URL") from None
+
+
+def whole_characters(text: str) -> str:
+    """Replace halves of characters, which JSON can hold and no tokenizer takes."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+@dataclass
+class _ByLines:
+    """A file of lines, plain or compressed; a plain one can be read from any byte on."""
+
+    path: str
+    done: int = 0
+
+    def pieces(self, size: int) -> list[Piece]:
+        total = _size(self.path)
+        if PurePosixPath(self.path).suffix in DECOMPRESSORS or total <= size:
+            return [Piece(0, TO_THE_END, total)]
+        count = round(total / size)
+        ends = [total * number // count for number in range(count + 1)]
+        return [Piece(a, b, b - a) for a, b in pairwise(ends)]
+
+    def lines(self, start: int) -> Iterator[tuple[int, str]]:
+        """Yield the lines that begin at byte `start` or later, each with its first byte's position."""
+        decompress = DECOMPRESSORS.get(PurePosixPath(self.path).suffix)
+        with _open(self.path) as raw:
+            file = decompress(raw) if decompress else raw
+            position = start
+            if start:  # a line that begins exactly here is ours: its line end is the byte before
+                file.seek(start - 1)
+                position += len(file.readline()) - 1
+            try:
+                for line in file:
+                    text = line.removeprefix(BOM) if position == 0 else line
+                    yield position, text.decode("utf-8")
+                    position += len(line)
+                    self.done = raw.tell() if decompress else position - start
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"corpus: {self.path} is not UTF-8 text at byte {position}; convert it, or leave it out"
+                ) from None
+            except DAMAGE as error:
+                raise ValueError(
+                    f"corpus: {self.path} is damaged after {position} bytes of text ({error}); "
+                    "fetch it again, or leave it out"
+                ) from None
+
+
+@dataclass
+class Text(_ByLines):
+    """One sentence a line, blank lines between documents.
+
+    A document belongs to the piece in which the last blank line before it begins, and is read to its
+    end, wherever that lies: every document is read once, however the file is cut.
+    """
+
+    def documents(self, piece: Piece) -> Iterator[str | list[str]]:
+        document: list[str] = []
+        size, ours = 0, piece.start == 0
+        for position, line in self.lines(piece.start):
+            if not line.strip():
+                if document:
+                    yield document
+                document, size, ours = [], 0, position < piece.stop
+            elif ours:
+                document.append(line)
+                size += len(line)
+                if size >= LONGEST_DOCUMENT:
+                    yield document
+                    document, size = [], 0
+            if not ours and position >= piece.stop:
+                return
+        if document:
+            yield document
+
+
+@dataclass
+class Lines(_ByLines):
+    """A document a line: plain text, or the `field` of a JSON object."""
+
+    field: str | None = None
+
+    def __init__(self, path: str, field: str | None):
+        super().__init__(path)
+        self.field = field
+
+    def documents(self, piece: Piece) -> Iterator[str | list[str]]:
+        for position, line in self.lines(piece.start):
+            if position >= piece.stop:
+                return
+            if line.strip():
+                yield line if self.field is None else self._json(line, position)
+
+    def _json(self, line: str, position: int) -> str:
+        try:
+            text = json.loads(line)[self.field]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            number = 1 + sum(1 for before, _ in self.lines(0) if before < position)
+            raise ValueError(
+                f'corpus: {self.path} line {number} is no JSON object with the field "{self.field}"; '
+                "set --corpus.text_field"
+            ) from None
+        return "" if text is None else whole_characters(str(text))
+
+
+@dataclass
+class Parquet:
+    """A document a row; pieces are runs of row groups."""
+
+    path: str
+    field: str
+    done: int = 0
+
+    def _file(self):
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            file = ParquetFile(_open(self.path))
+        except (ArrowInvalid, OSError) as error:
+            raise ValueError(f"corpus: {self.path} is no parquet file that can be read: {error}") from None
+        if self.field not in file.schema_arrow.names:
+            raise ValueError(_no_column(self.path, self.field, file.schema_arrow.names))
+        return file
+
+    def pieces(self, size: int) -> list[Piece]:
+        with self._file() as file:
+            column = file.schema_arrow.names.index(self.field)
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            sizes = [group.column(column).total_uncompressed_size for group in groups]
+        return _runs(sizes, size)
+
+    def documents(self, piece: Piece) -> Iterator[str | list[str]]:
+        self.done = 0
+        with self._file() as file:
+            stop = min(piece.stop, file.num_row_groups)
+            for batch in file.iter_batches(ROWS, range(piece.start, stop), columns=[self.field]):
+                yield from _texts(batch.column(0).to_pylist())
+                self.done += batch.nbytes
+
+
+@dataclass
+class SavedDataset:
+    """A folder saved by `datasets`: a document a row."""
+
+    path: str
+    field: str
+    done: int = 0
+
+    def _rows(self):
+        from datasets import Dataset, load_from_disk
+
+        try:
+            rows = load_from_disk(self.path)
+        except FileNotFoundError:
+            raise ValueError(f"corpus: {self.path} is no folder saved by `datasets`") from None
+        if not isinstance(rows, Dataset):
+            raise ValueError(f"corpus: {self.path} holds several splits; give the folder of one")
+        if self.field not in rows.column_names:
+            raise ValueError(_no_column(self.path, self.field, rows.column_names))
+        return rows.select_columns([self.field])
+
+    def pieces(self, size: int) -> list[Piece]:
+        rows = self._rows()
+        total = rows.data.nbytes if len(rows) else 0
+        count = max(1, round(total / size))
+        ends = [len(rows) * number // count for number in range(count + 1)]
+        return [Piece(a, b, total // count) for a, b in pairwise(ends)]
+
+    def documents(self, piece: Piece) -> Iterator[str | list[str]]:
+        rows = self._rows()
+        for start in range(piece.start, piece.stop, ROWS):
+            stop = min(start + ROWS, piece.stop)
+            yield from _texts(rows[start:stop][self.field])
+            self.done = piece.size * (stop - piece.start) // (piece.stop - piece.start)
+
+
+@dataclass
+class StreamedDataset:
+    """A data set that `datasets` streams from its hub or from a folder: hub:NAME[,CONFIG[,SPLIT]]."""
+
+    path: str
+    field: str
+    done: int = 0
+
+    def _rows(self):
+        from datasets import load_dataset
+
+        name, configuration, split = [*self.path.removeprefix(STREAMED).split(","), "", ""][:3]
+        try:
+            rows = load_dataset(name, configuration or None, split=split or "train", streaming=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"corpus: {self.path} can't be streamed: {error}") from None
+        if rows.column_names and self.field not in rows.column_names:
+            raise ValueError(_no_column(self.path, self.field, rows.column_names))
+        return rows
+
+    def pieces(self, size: int) -> list[Piece]:
+        count = self._rows().num_shards
+        return [Piece(number, count, size) for number in range(count)]
+
+    def documents(self, piece: Piece) -> Iterator[str | list[str]]:
+        rows = self._rows().shard(piece.stop, piece.start)
+        for row in rows:
+            yield from _texts([row[self.field]])
+
+
+@dataclass
+class WikipediaDump:
+    """Articles of a Wikipedia XML dump (pages-articles), their markup taken off; read through."""
+
+    path: str
+    done: int = 0
+
+    def pieces(self, size: int) -> list[Piece]:
+        _markup_parser()
+        return [Piece(0, TO_THE_END, _size(self.path))]
+
+    def documents(self, piece: Piece) -> Iterator[str | list[str]]:
+        from xml.etree import ElementTree
+
+        parser = _markup_parser()
+        decompress = DECOMPRESSORS.get(PurePosixPath(self.path).suffix)
+        with _open(self.path) as raw:
+            file = decompress(raw) if decompress else raw
+            try:
+                for markup in _articles(file):
+                    self.done = raw.tell()
+                    yield parser.parse(markup).strip_code()
+            except (ElementTree.ParseError, *DAMAGE) as error:
+                raise ValueError(
+                    f"corpus: {self.path} is damaged ({error}); fetch it again, or leave it out"
+                ) from None
+
+
+def _markup_parser():
+    try:
+        import mwparserfromhell
+    except ImportError:
+        raise ValueError(
+            "corpus: Wikipedia dumps need the package mwparserfromhell: pip install 'distillery[wikipedia]'"
+        ) from None
+    return mwparserfromhell
+
+
+def _articles(file: BinaryIO) -> Iterator[str]:
+    """Yield the wikitext of every article: pages of namespace 0 that are no redirect."""
+    from xml.etree import ElementTree
+
+    root = None
+    for event, element in ElementTree.iterparse(file, events=("start", "end")):
+        if root is None:
+            root = element
+        if event != "end" or not element.tag.endswith("}page"):
+            continue
+        namespace = element.tag.removesuffix("page")
+        markup = element.findtext(f"{namespace}revision/{namespace}text")
+        if element.findtext(f"{namespace}ns") == "0" and element.find(f"{namespace}redirect") is None:
+            yield markup or ""
+        root.clear()
+
+
+def _no_column(path: str, field: str, names: Iterable[str]) -> str:
+    return f'corpus: {path} has no column "{field}"; it has {", ".join(names)}; set --corpus.text_field'
+
+
+def _texts(values: Iterable[object]) -> Iterator[str]:
+    """Values of a text column; nothing is an empty text."""
+    return ("" if value is None else whole_characters(str(value)) for value in values)
+
+
+def _runs(sizes: list[int], size: int) -> list[Piece]:
+    """Runs of neighbours of about `size` together."""
+    pieces: list[Piece] = []
+    start = total = 0
+    for number, one in enumerate(sizes, 1):
+        total += one
+        if total >= size or number == len(sizes):
+            pieces.append(Piece(start, number, total))
+            start, total = number, 0
+    return pieces

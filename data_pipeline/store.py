@@ -1,0 +1,203 @@
+"""Bytes of shard folders: on a local path, or behind a URL with retries and a bounded local cache.
+
+A URL is read block by block (a byte range of a shard), never by whole files: a rank fetches what it
+trains on. Cached blocks are files; the oldest go when the folder outgrows its bound, and processes
+share it. Blocks are checked by whoever parses them, wherever they came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from data_pipeline.shards import MANIFEST, Block, Manifest, Rows, parse_block, parse_manifest
+from data_pipeline.urls import file_system, is_url
+
+T = TypeVar("T")
+
+FIRST_WAIT = 0.5  # seconds before the first retry; doubled before each further one
+PRUNE_EVERY = 64 << 20  # bytes written between looks at the cache's size
+
+
+@dataclass
+class StoreConfig:
+    """How shards behind a URL are read; local folders need none of it.
+
+    Args:
+        retries: Further attempts after a failed read, with doubling waits from half a second on.
+        cache: Folder for blocks that were fetched; null keeps none. By default the user's cache folder.
+        cache_gb: The cache's bound.
+    """
+
+    retries: int = 5
+    cache: str | None = "~/.cache/distillery/blocks"
+    cache_gb: float = 20.0
+
+
+class ShardFolder:
+    """A shard folder, local or behind a URL, and its manifest.
+
+    Raises ValueError where the manifest can't be used.
+    """
+
+    def __init__(self, folder: str, config: StoreConfig | None = None):
+        self.folder = folder.rstrip("/")
+        self.config = config or StoreConfig()
+        self.is_local = not is_url(folder)
+        self.manifest: Manifest = parse_manifest(self._manifest(), f"{self.folder}/{MANIFEST}")
+
+    def _manifest(self) -> bytes:
+        missing = (
+            f"shards: {self.folder} has no {MANIFEST}; give the shards/ folder of a finished "
+            "pregenerate run"
+        )
+        try:
+            if self.is_local:
+                return (Path(self.folder) / MANIFEST).read_bytes()
+            files = self._files  # a URL that can't be opened is no failure to wait for
+            return self._retried(lambda: files.cat_file(f"{self._inside}/{MANIFEST}"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(missing) from None
+
+    def refuse_missing(self) -> None:
+        """Raise ValueError where a local shard file is missing."""
+        for shard in self.manifest.checksums:
+            if self.is_local and not (Path(self.folder) / shard).is_file():
+                raise ValueError(f"shards: {self.folder}/{shard} is missing; {REMEDY}")
+
+    def block(self, number: int) -> Rows:
+        """Read block `number` of the manifest. Raises ValueError naming shard and offset."""
+        block = self.manifest.blocks[number]
+        place = f"{self.folder}/{block.shard}"
+        try:
+            if self.is_local:
+                return parse_block(self._local(block), block, self.manifest)
+            return self._retried(lambda: parse_block(self._remote(block), block, self.manifest))
+        except FileNotFoundError:
+            raise ValueError(f"shards: {place} is missing; {REMEDY}") from None
+        except ValueError as error:
+            raise ValueError(
+                f"shards: {place} is damaged at byte {block.offset} ({error}); {REMEDY}"
+            ) from None
+        except Exception as error:  # each protocol's library has errors of its own
+            tries = 1 if self.is_local else 1 + self.config.retries
+            raise ValueError(f"shards: {place} can't be read in {tries} attempts: {error}") from None
+
+    def _local(self, block: Block) -> bytes:
+        with open(f"{self.folder}/{block.shard}", "rb") as file:
+            file.seek(block.offset)
+            return file.read(block.size)
+
+    def _remote(self, block: Block) -> bytes:
+        if self._cache and (kept := self._cache.get(self._key(block))) is not None:
+            with suppress(ValueError):  # what has been damaged here since is fetched again
+                parse_block(kept, block, self.manifest)
+                return kept
+        begin, end = block.offset, block.offset + block.size
+        data = self._files.cat_file(f"{self._inside}/{block.shard}", start=begin, end=end)
+        if len(data) > block.size:
+            raise OSError(f"the server of {self.folder} answers byte ranges with whole files; use another")
+        parse_block(data, block, self.manifest)
+        if self._cache:
+            self._cache.put(self._key(block), data)
+        return data
+
+    def _key(self, block: Block) -> str:
+        name = f"{self.folder}/{block.shard}@{block.offset}:{block.crc32}"
+        return hashlib.sha256(name.encode()).hexdigest()
+
+    def sha256(self, shard: str) -> str:
+        """The checksum of a whole shard file. Raises FileNotFoundError where it is missing."""
+        digest = hashlib.sha256()
+        place = f"{self.folder}/{shard}"
+        with open(place, "rb") if self.is_local else self._files.open(f"{self._inside}/{shard}") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    @cached_property
+    def _opened(self):
+        return file_system(self.folder)
+
+    @property
+    def _files(self):
+        return self._opened[0]
+
+    @property
+    def _inside(self) -> str:
+        return self._opened[1].rstrip("/")
+
+    @cached_property
+    def _cache(self) -> BlockCache | None:
+        folder = self.config.cache
+        return BlockCache(Path(folder).expanduser(), int(self.config.cache_gb * 1e9)) if folder else None
+
+    def _retried(self, read: Callable[[], T]) -> T:
+        """Call `read`, again after a failure; a missing file is no failure that waiting mends."""
+        for attempt in range(self.config.retries + 1):
+            try:
+                return read()
+            except FileNotFoundError:
+                raise
+            except Exception:
+                if attempt == self.config.retries:
+                    raise
+                time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25))
+        raise AssertionError
+
+
+REMEDY = "copy it again from a whole one or run pregenerate again, or set --stream.damaged skip"
+
+
+class BlockCache:
+    """Files of a folder by key, bounded in bytes; several processes may use one folder."""
+
+    def __init__(self, folder: Path, bound: int):
+        self.folder, self.bound = folder, bound
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._since_prune = 0
+        self._prune()
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes kept under `key`, or None."""
+        path = self.folder / key
+        try:
+            data = path.read_bytes()
+            os.utime(path)  # the least recently used go first
+        except FileNotFoundError:
+            return None
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep bytes under `key`."""
+        partial = self.folder / f"{key}.{os.getpid()}.{time.monotonic_ns()}.partial"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        os.replace(partial, self.folder / key)
+        self._since_prune += len(data)
+        if self._since_prune >= min(PRUNE_EVERY, self.bound // 8):
+            self._prune()
+
+    def _prune(self) -> None:
+        self._since_prune = 0
+        files = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    files.append((status.st_mtime_ns, status.st_size, entry.path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self.bound * 7 // 8:
+                return
+            with suppress(FileNotFoundError):
+                os.remove(path)
+            total -= size

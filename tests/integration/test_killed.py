@@ -1,0 +1,148 @@
+"""Commands ended by SIGKILL at any moment: the same command with --resume ends as an undisturbed one."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.packing import Row
+from tests.helpers import tree, write_documents, write_shards
+
+DISTILLERY = Path(sys.executable).with_name("distillery")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def killed(command: list[str], folder: Path, ready: Callable[[], bool]) -> None:
+    """Start a command and kill all its processes as soon as `ready` says so."""
+    with (folder / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+        while process.poll() is None and not ready():
+            time.sleep(0.005)
+        assert process.poll() is None, (folder / "killed.log").read_text()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pregeneration_on_two_processes(tmp_path, tiny_tokenizer):
+    write_documents(tmp_path / "corpus.txt", 400, seed=0)
+    command = [
+        str(DISTILLERY), "pregenerate", "--corpus.files", '["corpus.txt"]', "--tokenizer", tiny_tokenizer,
+        "--packing.max_length", "32", "--rows_per_block", "8", "--shard_mb", "0.004", "--workers", "2",
+    ]  # fmt: skip
+    run([*command, "--run", "whole"], tmp_path)
+    records = tmp_path / "cut" / "shards" / "pieces"
+    killed([*command, "--run", "cut"], tmp_path, lambda: len(list(records.glob("0*.json"))) >= 3)
+    kept = {path: path.stat().st_mtime_ns for path in records.glob("0*.json")}
+    assert not (tmp_path / "cut" / "shards" / "manifest.json").exists()
+    run([*command, "--run", "cut", "--resume"], tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    whole = tree(tmp_path / "whole" / "shards")
+    cut = tree(tmp_path / "cut" / "shards")
+    assert {name: content for name, content in cut.items() if not name.endswith(".partial")} == whole
+
+
+def test_general_distillation_on_two_processes(tmp_path, tiny_model, tiny_shards):
+    command = [
+        str(DISTILLERY), "general", "--processes", "2", "--teacher.path", tiny_model,
+        "--shards", tiny_shards, "--student.layers", "2", "--student.hidden_size", "24",
+        "--student.heads", "4", "--student.intermediate_size", "48", "--student.dropout", "0.1",
+        "--stage.batch_size", "8", "--stage.epochs", "2", "--stage.optimizer.lr", "1e-3",
+        "--record.save_every", "5", "--record.log_every", "1",
+    ]  # fmt: skip
+    run([*command, "--run", "whole"], tmp_path)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    killed(
+        [*command, "--run", "cut"],
+        tmp_path,
+        lambda: metrics.is_file() and metrics.read_text().count("\n") > 17,
+    )
+    assert not (tmp_path / "cut" / "student").exists()
+    run([*command, "--run", "cut", "--resume"], tmp_path)
+    whole, cut = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(cut[name], weight, rtol=0, atol=1e-6)
+    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "cut"), abs=1e-6)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# Serves the rows of steps `first` to `last` to a file, a line a step, as slowly as a training would.
+SERVE = """
+import json, sys, time
+from data_pipeline.stream import CorpusReader, StreamConfig
+shards, out = sys.argv[1:3]
+rank, world, workers, first, last = map(int, sys.argv[3:])
+reader = CorpusReader(shards, 12, 0, rank, world, config=StreamConfig(workers))
+with open(out, "a") as file:
+    for step in range(first, last):
+        file.write(json.dumps([step, reader.step(step).ids[:, 0].tolist()]) + "\\n")
+        file.flush()
+        time.sleep(0.002)
+"""
+
+
+def served(path: Path) -> dict[int, list[int]]:
+    """Step -> rows, a line that the kill cut off left out."""
+    steps = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            step, rows = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        steps[step] = rows
+    return steps
+
+
+@pytest.mark.parametrize(("before", "after", "workers"), [(1, 3, 0), (4, 2, 1), (2, 1, 4)])
+def test_the_loader_in_real_processes(tmp_path, before, after, workers):
+    """Killed anywhere, each rank elsewhere, and resumed on other ranks: every row once, in its step."""
+    blocks = [[Row([40 * n + i], 1) for i in range(40)] for n in range(30)]
+    (tmp_path / "shards").mkdir()
+    write_shards(tmp_path / "shards", blocks, size=2000)
+    steps = 1200 // 12
+
+    def start(phase: str, rank: int, world: int, first: int) -> subprocess.Popen:
+        words = [str(tmp_path / "shards"), str(tmp_path / f"{phase}-{rank}")]
+        numbers = map(str, (rank, world, workers, first, steps))
+        root = Path(__file__).parents[2]
+        return subprocess.Popen([sys.executable, "-c", SERVE, *words, *numbers], cwd=root)
+
+    processes = [start("before", rank, before, 0) for rank in range(before)]
+    random.seed(before)
+    for rank, process in enumerate(processes):
+        while len(served(tmp_path / f"before-{rank}")) < 10 + random.randrange(20):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    done = min(len(served(tmp_path / f"before-{rank}")) for rank in range(before))  # the checkpoint's step
+    assert 10 <= done < steps
+    for process in [start("after", rank, after, done) for rank in range(after)]:
+        assert process.wait() == 0
+    seen: list[int] = []
+    for phase, world, part in (("before", before, range(done)), ("after", after, range(done, steps))):
+        ranks = [served(tmp_path / f"{phase}-{rank}") for rank in range(world)]
+        for step in part:
+            rows = [row for rank in ranks for row in rank[step]]
+            assert len(rows) == 12
+            seen += rows
+    assert sorted(seen) == list(range(1200))

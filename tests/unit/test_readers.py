@@ -1,0 +1,221 @@
+"""Every kind of corpus gives the same documents, each once, however it is cut."""
+
+import bz2
+import gzip
+import http.server
+import json
+import lzma
+import os
+import sys
+import threading
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline import readers
+from data_pipeline.corpus import CorpusConfig, corpus_pieces, read_documents
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+DOCUMENTS = [["One one.", "Two two."], ["Three."], ["Four é 中.", "Five."], ["Six."]]
+TEXT = "\n\n".join("\n".join(document) for document in DOCUMENTS) + "\n"
+COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd.compress}
+
+# Texts with any spacing between lines and documents, and a text or none at either end.
+texts = st.lists(st.sampled_from(["a.", "bb b", "é中", "", "  ", "\r"]), max_size=30).map("\n".join)
+
+
+def documents_in(config: CorpusConfig, size: int) -> list[list[str]]:
+    """All documents, every piece read by itself as another process would."""
+    return [document for piece in corpus_pieces(config, size) for document in piece.documents()]
+
+
+@given(texts, st.integers(1, 40))
+def test_a_text_gives_each_document_once_however_it_is_cut(tmp_path_factory, text, size):
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes(text.encode())
+    config = CorpusConfig(files=[str(path)])
+    assert documents_in(config, size) == list(read_documents(config))
+
+
+@given(texts, st.integers(1, 40))
+def test_lines_come_once_however_they_are_cut(tmp_path_factory, text, size):
+    path = tmp_path_factory.mktemp("lines") / "a.txt"
+    path.write_bytes(text.encode())
+    config = CorpusConfig(files=[str(path)], documents="line")
+    expected = [[line.strip()] for line in text.split("\n") if line.strip()]
+    assert documents_in(config, size) == list(read_documents(config)) == expected
+
+
+def test_a_text_without_blank_lines_is_one_document_and_read_once(tmp_path, monkeypatch):
+    """Pieces in which no document begins end at their bound, not at the file's end."""
+    path = tmp_path / "a.txt"
+    path.write_text("a line of text\n" * 500, encoding="utf-8")
+    pieces = corpus_pieces(CorpusConfig(files=[str(path)]), 500)
+    read = [list(piece.documents()) for piece in pieces]
+    assert [len(documents) for documents in read] == [1] + [0] * (len(pieces) - 1)
+    assert len(read[0][0]) == 500
+    assert sum(piece.done for piece in pieces[1:]) < 8500
+
+
+def test_a_very_long_document_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 100)
+    path = tmp_path / "a.txt"
+    path.write_text("a line of text\n" * 50, encoding="utf-8")
+    documents = list(read_documents(CorpusConfig(files=[str(path)])))
+    assert sum(map(len, documents)) == 50
+    assert max(len(document) for document in documents) == 7
+
+
+def test_small_files_are_put_together(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number:02d}.txt").write_text("x" * 100, encoding="utf-8")
+    pieces = corpus_pieces(CorpusConfig(files=[str(tmp_path / "*.txt")]), 500)
+    assert [len(piece.parts) for piece in pieces] == [6, 6, 6, 2]
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_compressed_texts_of_one_stream_or_several(tmp_path, kind, parts):
+    """Tools that compress in parallel write several streams one after another."""
+    data, compress = TEXT.encode(), COMPRESS[kind]
+    cuts = [len(data) * n // parts for n in range(parts + 1)]
+    path = tmp_path / f"a.txt.{kind}"
+    path.write_bytes(b"".join(compress(data[a:b]) for a, b in pairwise(cuts)))
+    assert list(read_documents(CorpusConfig(files=[str(path)]))) == DOCUMENTS
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_a_compressed_text_that_is_cut_off_is_named(tmp_path, kind):
+    data = COMPRESS[kind](os.urandom(5000).hex().encode())
+    path = tmp_path / f"a.txt.{kind}"
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=rf"a\.txt\.{kind} is damaged after \d+ bytes"):
+        list(read_documents(CorpusConfig(files=[str(path)])))
+
+
+def test_text_that_is_not_utf_8_is_named_with_its_place(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"good\n\n\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text at byte 6"):
+        list(read_documents(CorpusConfig(files=[str(tmp_path / "a.txt")])))
+
+
+@pytest.mark.parametrize("size", [1, 60, 10_000])
+def test_jsonl_by_pieces(tmp_path, size):
+    path = tmp_path / "a.jsonl.gz" if size == 1 else tmp_path / "a.jsonl"
+    text = "".join(json.dumps({"body": " ".join(document)}) + "\n" for document in DOCUMENTS).encode()
+    path.write_bytes(gzip.compress(text) if size == 1 else text)
+    assert documents_in(CorpusConfig(files=[str(path)], text_field="body"), size) == DOCUMENTS
+
+
+def test_a_bad_json_line_is_named_by_its_number_from_any_piece(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' * 20 + "no json\n", encoding="utf-8")
+    piece = corpus_pieces(CorpusConfig(files=[str(path)]), 50)[-1]
+    with pytest.raises(ValueError, match="line 21 is no JSON object"):
+        list(piece.documents())
+
+
+@pytest.mark.parametrize("size", [1, 40, 10_000])
+def test_parquet_by_row_groups(tmp_path, size):
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = [" ".join(document) for document in DOCUMENTS] + [None]
+    table = pyarrow.table({"text": texts, "other": [1] * 5})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    config = CorpusConfig(files=[str(tmp_path / "a.parquet")])
+    assert documents_in(config, size) == DOCUMENTS
+    if size == 1:
+        assert len(corpus_pieces(config, size)) == 3
+
+
+def test_bad_parquet_is_refused(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match=r"a\.parquet is no parquet file"):
+        corpus_pieces(CorpusConfig(files=[str(tmp_path / "a.parquet")]), 100)
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_saved_datasets_by_rows(tmp_path, size):
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": [" ".join(document) for document in DOCUMENTS]}).save_to_disk(
+        tmp_path / "saved"
+    )
+    assert documents_in(CorpusConfig(files=[str(tmp_path / "saved")]), size) == DOCUMENTS
+
+
+def test_a_streamed_data_set_by_its_files(tmp_path):
+    """What `datasets` streams from its hub it streams from a folder in the same way."""
+    for number, document in enumerate(DOCUMENTS):
+        line = json.dumps({"text": " ".join(document)})
+        (tmp_path / f"part-{number}.jsonl").write_text(line + "\n", encoding="utf-8")
+    config = CorpusConfig(files=[f"hub:{tmp_path}"])
+    assert documents_in(config, 100) == DOCUMENTS
+    assert len(corpus_pieces(config, 100)) == 4
+
+
+def test_a_data_set_that_can_not_be_reached_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"hub:\S+ can't be streamed"):
+        corpus_pieces(CorpusConfig(files=[f"hub:{tmp_path}/none"]), 100)
+
+
+DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/">
+<page><title>A</title><ns>0</ns>
+<revision><text>'''Bold''' and [[link|words]]. {{box|x=1}}More.</text></revision></page>
+<page><title>B</title><ns>1</ns><revision><text>A talk page.</text></revision></page>
+<page><title>C</title><ns>0</ns><redirect title="A"/>
+<revision><text>#REDIRECT [[A]]</text></revision></page>
+<page><title>D</title><ns>0</ns><revision><text>Last one.</text></revision></page>
+</mediawiki>
+"""
+
+
+def test_a_wikipedia_dump_gives_its_articles_without_markup(tmp_path):
+    pytest.importorskip("mwparserfromhell")
+    path = tmp_path / "pages-articles.xml.bz2"
+    path.write_bytes(bz2.compress(DUMP.encode()))
+    assert list(read_documents(CorpusConfig(files=[str(path)]))) == [
+        ["Bold and words.", "More."],
+        ["Last one."],
+    ]
+
+
+def test_a_damaged_dump_is_named(tmp_path):
+    pytest.importorskip("mwparserfromhell")
+    (tmp_path / "a.xml").write_text(DUMP[:300], encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.xml is damaged"):
+        list(read_documents(CorpusConfig(files=[str(tmp_path / "a.xml")])))
+
+
+def test_a_file_of_no_known_kind_is_refused(tmp_path):
+    (tmp_path / "a.pdf").write_text("x", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.pdf is of no known kind; give \.txt"):
+        corpus_pieces(CorpusConfig(files=[str(tmp_path / "a.pdf")]), 100)
+
+
+class _Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_corpus_behind_a_url(tmp_path: Path):
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Silent, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/a.txt"
+        assert list(read_documents(CorpusConfig(files=[url]))) == DOCUMENTS
+        with pytest.raises(ValueError, match=r"missing\.txt does not exist"):
+            list(read_documents(CorpusConfig(files=[url.replace("a.txt", "missing.txt")])))
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,238 @@
+"""Shards behind URLs: the same rows as from a folder, through failures, with a bounded cache."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from data_pipeline import store
+from data_pipeline.packing import Row
+from data_pipeline.store import BlockCache, ShardFolder, StoreConfig
+from data_pipeline.stream import CorpusReader, StreamConfig
+from tests.helpers import write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("store") / "shards"
+    folder.mkdir()
+    write_shards(folder, [[Row([10 * n + i, n], 2) for i in range(9)] for n in range(12)], size=500)
+    return folder
+
+
+def rows_of(folder: ShardFolder) -> list[list[int]]:
+    return [ids.tolist() for n in range(len(folder.manifest.blocks)) for ids in folder.block(n).ids]
+
+
+class Server:
+    """A folder behind http on this machine, that answers byte ranges and can be told to fail."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.requests: list[str] = []
+        self.failures = 0
+        self.spoil = 0
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        self._ready.wait(30)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(f"{request.method} {request.path} {request.headers.get('Range', '')}")
+        if self.failures:
+            self.failures -= 1
+            raise web.HTTPServiceUnavailable
+        path = self.folder / request.path.lstrip("/")
+        if not path.is_file():
+            raise web.HTTPNotFound
+        wanted = request.http_range
+        if self.spoil and wanted.start is not None:
+            self.spoil -= 1
+            data = path.read_bytes()[wanted.start : wanted.stop]
+            return web.Response(status=206, body=bytes(len(data)))
+        return web.FileResponse(path)
+
+    def _serve(self) -> None:
+        import asyncio
+
+        async def main() -> None:
+            application = web.Application()
+            application.router.add_get("/{path:.*}", self._answer)
+            runner = web.AppRunner(application)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            self._stop = asyncio.Event()
+            self._loop = asyncio.get_running_loop()
+            self._ready.set()
+            await self._stop.wait()
+            await runner.cleanup()
+
+        asyncio.run(main())
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+
+
+@pytest.fixture
+def server(shards, monkeypatch):
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
+    running = Server(shards)
+    yield running
+    running.close()
+
+
+def test_http_gives_the_same_rows(server, shards, tmp_path):
+    config = StoreConfig(cache=str(tmp_path / "cache"))
+    assert rows_of(ShardFolder(server.url, config)) == rows_of(ShardFolder(str(shards)))
+    ranges = [request for request in server.requests if "bytes=" in request]
+    assert len(ranges) == 12  # a block a request, never a whole shard
+
+
+def test_what_is_cached_is_not_fetched_again(server, tmp_path):
+    config = StoreConfig(cache=str(tmp_path / "cache"))
+    first = rows_of(ShardFolder(server.url, config))
+    server.requests.clear()
+    assert rows_of(ShardFolder(server.url, config)) == first
+    assert len(server.requests) == 1  # the manifest
+
+
+def test_a_cached_block_that_is_damaged_is_fetched_again(server, tmp_path):
+    config = StoreConfig(cache=str(tmp_path / "cache"))
+    first = rows_of(ShardFolder(server.url, config))
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert rows_of(ShardFolder(server.url, config)) == first
+
+
+def test_without_a_cache_nothing_is_written(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows_of(ShardFolder(server.url, StoreConfig(cache=None)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["failures", "spoil"])
+def test_failures_and_spoilt_transfers_are_tried_again(server, tmp_path, kind):
+    config = StoreConfig(retries=3, cache=str(tmp_path / "cache"))
+    expected = rows_of(ShardFolder(server.url, StoreConfig(cache=None)))
+    folder = ShardFolder(server.url, config)
+    setattr(server, kind, 3)
+    assert rows_of(folder) == expected
+
+
+def test_too_many_failures_end_it_naming_the_shard(server):
+    folder = ShardFolder(server.url, StoreConfig(retries=2, cache=None))
+    server.spoil = 100
+    with pytest.raises(ValueError, match=r"http://\S+/shard-000000\.tar is damaged at byte 512 \(checksum"):
+        folder.block(0)
+
+
+def test_an_outage_ends_it_naming_the_shard(server):
+    folder = ShardFolder(server.url, StoreConfig(retries=1, cache=None))
+    server.failures = 100
+    with pytest.raises(ValueError, match=r"http://\S+/shard-000000\.tar can't be read in 2 attempts"):
+        folder.block(0)
+
+
+def test_a_url_without_a_manifest_is_refused(server):
+    with pytest.raises(ValueError, match=r"http://\S+/none has no manifest\.json"):
+        ShardFolder(f"{server.url}/none", StoreConfig(cache=None))
+
+
+def test_a_server_that_ignores_byte_ranges_is_refused(server, monkeypatch):
+    async def whole(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=(self.folder / request.path.lstrip("/")).read_bytes())
+
+    monkeypatch.setattr(Server, "_answer", whole)
+    other = Server(server.folder)
+    try:
+        with pytest.raises(ValueError, match="answers byte ranges with whole files"):
+            ShardFolder(other.url, StoreConfig(retries=0, cache=None)).block(0)
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "nothing://there", "pipe://cat"])
+def test_no_url_runs_a_command(url):
+    with pytest.raises(ValueError, match=r"can't be opened|has no manifest"):
+        ShardFolder(url)
+
+
+def test_the_reader_serves_the_same_over_http(server, shards, tmp_path):
+    stores = StreamConfig(workers=3, store=StoreConfig(cache=str(tmp_path / "cache")))
+    remote = CorpusReader(server.url, 6, 0, config=stores)
+    local = CorpusReader(str(shards), 6, 0)
+    for step in range(2 * local.steps_per_epoch):
+        assert np.array_equal(remote.step(step).ids, local.step(step).ids)
+    remote.close()
+
+
+@pytest.fixture(scope="module")
+def s3(shards):
+    """moto's server with the shards in a bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=endpoint, **keys)
+    client.create_bucket(Bucket="corpora")
+    for path in shards.iterdir():
+        client.upload_file(str(path), "corpora", f"english/{path.name}")
+    yield endpoint
+    server.stop()
+
+
+def test_s3_gives_the_same_rows(s3, shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    config = StoreConfig(cache=str(tmp_path / "cache"))
+    assert rows_of(ShardFolder("s3://corpora/english", config)) == rows_of(ShardFolder(str(shards)))
+    with pytest.raises(ValueError, match=r"s3://corpora/none has no manifest"):
+        ShardFolder("s3://corpora/none", config)
+
+
+def test_a_file_url_is_a_folder_too(shards, tmp_path):
+    config = StoreConfig(cache=str(tmp_path / "cache"))
+    assert rows_of(ShardFolder(f"file://{shards}", config)) == rows_of(ShardFolder(str(shards)))
+
+
+# --- the cache ---------------------------------------------------------------------------------
+
+
+def test_the_cache_keeps_within_its_bound_and_drops_the_least_recently_used(tmp_path):
+    cache = BlockCache(tmp_path, bound=10_000)
+    for number in range(50):
+        cache.put(f"key{number}", bytes([number]) * 1000)
+        assert cache.get("key0") is not None or number > 9
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10_000
+    assert cache.get("key49") == bytes([49]) * 1000
+    assert cache.get("key0") == bytes(1000)  # asked for all along
+    assert cache.get("key1") is None
+
+
+def test_two_caches_share_a_folder(tmp_path):
+    first, second = BlockCache(tmp_path, 5000), BlockCache(tmp_path, 5000)
+    for number in range(20):
+        (first if number % 2 else second).put(f"key{number}", bytes(1000))
+    assert first.get("key19") == second.get("key19") == bytes(1000)
+    BlockCache(tmp_path, 5000)
+    assert len(list(tmp_path.iterdir())) <= 5
+
+
+def test_a_cache_that_vanishes_is_made_again(tmp_path):
+    cache = BlockCache(tmp_path / "cache", 5000)
+    cache.put("a", b"1")
+    shutil.rmtree(tmp_path / "cache")
+    assert cache.get("a") is None
+    cache.put("a", b"2")
+    assert cache.get("a") == b"2"
