@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import sys
 from collections import OrderedDict
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -15,6 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # asked for by name, it does not warn
 
 import deepspeed
+from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -151,9 +154,29 @@ def precision_name(precision: str) -> str:
     return "bf16" if torch.cuda.is_available() else "fp32"
 
 
+def load_communication(root: Path) -> None:
+    """Compile and load DeepSpeed's op for sums on a CPU in `root`, one process at a time.
+
+    torch marks a build in progress with a file. A process that is killed in between leaves it, and
+    every later one would wait for its removal for ever. Ours take a lock first that ends with its
+    holder: who has it knows that a mark is stale.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for mark in root.glob("*/lock"):
+            mark.unlink()
+        build_shm_op()
+
+
 def start_processes() -> torch.device:
     """Join the process group described by the environment (torchrun's); returns this rank's device."""
+    # A folder of our own: no other program builds there, for other versions or at the same time.
+    versions = f"python{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
+    home = Path.home() / ".cache" / "distillery" / "extensions" / versions
+    root = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(home)))
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
+        load_communication(root)
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -49,8 +49,10 @@ def join_group_of_one() -> None:
     """
     torch.set_num_threads(1)
     if not torch.distributed.is_initialized():
+        from distill.engine import start_processes
+
         with patch.dict(os.environ, _groups(1)[0]):
-            torch.distributed.init_process_group("gloo")
+            start_processes()
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it whenever an engine is made
 
 
