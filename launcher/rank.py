@@ -1,4 +1,6 @@
-"""One process of a job: `python -m launcher.rank JOB RUN`. The only launcher module with torch."""
+"""One process of a job: `python -m launcher.rank JOB RUN`. What the job needs is imported by the job:
+a process that tokenises is without torch.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from distill.run_folder import write_summary, write_whole
 from launcher.jobs import JOBS, load
@@ -33,27 +34,34 @@ def main(job: str, run: str) -> int:
         summary = execute(job, config, folder)
         if first():
             _show(summary, folder)
+    except ValueError as error:
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        line = " ".join(str(error).split())
+        print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         if first():
             command = f"distillery {job} --run {run} --resume"
             print(f"interrupted; continue from the last checkpoint with: {command}", file=sys.stderr)
         return 130
     finally:
-        if torch.distributed.is_initialized():
+        if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
 
 
 def execute(job: str, config: Any, folder: Path) -> dict[str, Any]:
     """Run a job in its begun folder and write its summary; returns the summary."""
+    function = load(JOBS[job].run)  # imports torch where the job needs it
     if first():
         versions = json.dumps(describe_machine(), indent=2) + "\n"
         write_whole(folder / "versions.json", versions)
-    wall, cpu = time.time(), time.process_time()
-    result = load(JOBS[job].run)(config, folder)
-    wall, cpu = time.time() - wall, time.process_time() - cpu
+    wall, cpu = time.time(), _cpu_seconds()
+    result = function(config, folder)
+    wall, cpu = time.time() - wall, _cpu_seconds() - cpu
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    gpus = world if torch.cuda.is_available() else 0
+    torch = sys.modules.get("torch")
+    gpus = world if torch and torch.cuda.is_available() else 0
     summary = {
         "job": job,
         "status": "finished",
@@ -66,6 +74,12 @@ def execute(job: str, config: Any, folder: Path) -> dict[str, Any]:
     if first():
         write_summary(folder, summary)
     return summary
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of those it started that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _show(summary: dict[str, Any], folder: Path) -> None:
@@ -105,14 +119,16 @@ def _commit() -> str:
 
 
 def _hardware() -> str:
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.is_file():
         names = [line for line in information.read_text().splitlines() if line.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{os.cpu_count()} cores of {model}, {torch.get_num_threads()} threads"
+    threads = f", {torch.get_num_threads()} threads" if torch else ""
+    return f"{os.cpu_count()} cores of {model}{threads}"
 
 
 def _quiet() -> None:
