@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.shards import read_block, read_manifest
+from data_pipeline.store import ShardFolder
 from data_pipeline.vocabulary import load_vocabulary
 
 pytestmark = pytest.mark.real
@@ -41,11 +41,12 @@ def corpus(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_token_of_the_corpus_is_in_the_shards_once(corpus: Path, real_data: Path):
-    manifest = read_manifest(corpus / "shards")
+    shards = ShardFolder(str(corpus / "shards"))
+    manifest = shards.manifest
     vocabulary = load_vocabulary(TEACHER)
     counts = np.zeros(vocabulary.size, dtype=np.int64)
-    for block in manifest.blocks:
-        rows = read_block(corpus / "shards", block, manifest)
+    for number in range(len(manifest.blocks)):
+        rows = shards.block(number)
         real = np.arange(rows.ids.shape[1]) < rows.lengths[:, None]
         counts += np.bincount(rows.ids[real], minlength=vocabulary.size)
     expected = np.zeros_like(counts)
@@ -61,10 +62,10 @@ def test_general_distillation_of_the_real_teacher_learns(corpus: Path, tmp_path:
     run = tmp_path / "general"
     distillery(
         "general", "--config", "recipes/general_4x312.yaml", "--run", str(run),
-        "--shards", str(corpus / "shards"), "--stage.epochs", "0.015", "--record.log_every", "5",
+        "--shards", str(corpus / "shards"), "--stage.epochs", "0.06", "--record.log_every", "5",
     )  # fmt: skip
     losses = [row["loss"] for row in metrics(run, "train")]
-    assert losses[-1] < losses[0] * 2 / 3
+    assert losses[-1] < losses[0] / 2
     assert (run / "student" / "model.safetensors").is_file()
 
 
@@ -88,9 +89,6 @@ def test_sts_b_is_read_as_a_regression_over_pairs(real_data: Path, tmp_path: Pat
         "--task.train", str(real_data / "stsb" / "dev.tsv"),
         "--task.dev", str(real_data / "stsb" / "dev.tsv"),
         "--task.text", "sentence1", "--task.text_pair", "sentence2", "--task.label", "score",
-        "--task.kind", "regression", "--stage.epochs", "1", "--stage.optimizer.lr", "1e-4",
-        "--record.log_every", "10",
+        "--task.kind", "regression", "--stage.epochs", "5", "--stage.optimizer.lr", "1e-4",
     )  # fmt: skip
-    losses = [row["loss"] for row in metrics(run, "train")]
-    assert losses[-1] < losses[0] / 2
-    assert {"pearson", "spearman"} <= metrics(run, "dev")[-1].keys()
+    assert metrics(run, "dev")[-1]["pearson"] > 0.6
