@@ -79,10 +79,10 @@ def _gpus() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute; those not installed are left out."""
+def versions(others: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of Python, of what computes and of `others`; packages not installed are left out."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -102,13 +102,17 @@ def write_record(
     arguments: Sequence[str],
     figures: Mapping[str, float],
     samples: Mapping[str, Any],
+    packages: Iterable[str] = (),
 ) -> None:
-    """Write a benchmark's result as JSON; every benchmark's file has these keys and no others."""
+    """Write a benchmark's result as JSON; every benchmark's file has these keys and no others.
+
+    `packages` are those that it measures, whose versions are recorded beside the usual ones.
+    """
     record = {
         "benchmark": benchmark,
         "command": command_line(benchmark, arguments),
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": versions(packages),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "figures": dict(figures),
         "samples": dict(samples),
