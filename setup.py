@@ -38,6 +38,7 @@ setup(
         "ninja",
         "fsspec",
         "pyarrow",
+        "xxhash",
         'backports.zstd; python_version < "3.14"',
     ],
     extras_require={

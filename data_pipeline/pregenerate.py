@@ -40,7 +40,7 @@ from data_pipeline.shards import (
 from data_pipeline.tokenising import SentenceTokenizer
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 
-BATCH_SENTENCES = 10_000
+BATCH_SENTENCES = 2_000
 LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
 RECORDS = "pieces"
 
@@ -70,7 +70,7 @@ class PregenerateConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     variants: int = 1
     rows_per_block: int = 256
-    shard_mb: float = 8.0
+    shard_mb: float = 4.0
     workers: int = 0
     slice: str = "1/1"
     shards: str | None = None
@@ -192,6 +192,9 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
             for number in todo:
                 maker(number, pieces[number])
             return
+        # What keeps memory for a training's large tensors would only let these grow.
+        for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+            del os.environ[name]
         # Spawned, not forked: the tokenizer's threads don't survive a fork.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _begin_worker, (config, shards, done)) as pool:

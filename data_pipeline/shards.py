@@ -13,13 +13,13 @@ import io
 import json
 import os
 import tarfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from data_pipeline.packing import Row
 
@@ -82,7 +82,7 @@ def concatenate(parts: list[Rows]) -> Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """Where one block lies: shard file, byte offset of the array file, its size, checksum, rows.
+    """Where one block lies: shard file, byte offset of the array file, its size, XXH3 checksum, rows.
 
     `variant` numbers the packing of the corpus that it belongs to (PregenerateConfig.variants).
     """
@@ -90,7 +90,7 @@ class Block:
     shard: str
     offset: int
     size: int
-    crc32: int
+    xxh3: int
     rows: int
     variant: int = 0
 
@@ -129,7 +129,9 @@ def write_shard(path: Path, blocks: Iterable[list[Row]], dtype: np.dtype, varian
             member.size = len(data)
             offset = tar.offset + tarfile.BLOCKSIZE
             tar.addfile(member, io.BytesIO(data))
-            placed.append(Block(path.name, offset, len(data), zlib.crc32(data), len(rows), variant))
+            placed.append(
+                Block(path.name, offset, len(data), xxhash.xxh3_64_intdigest(data), len(rows), variant)
+            )
     os.replace(partial, path)
     return placed
 
@@ -201,7 +203,7 @@ def parse_block(data: bytes, block: Block, manifest: Manifest) -> Rows:
     """A block from its bytes. Raises ValueError where they are not what was written."""
     if len(data) != block.size:
         raise ValueError(f"{len(data)} bytes of {block.size} there")
-    if zlib.crc32(data) != block.crc32:
+    if xxhash.xxh3_64_intdigest(data) != block.xxh3:
         raise ValueError("checksum differs")
     begin = 10 + int.from_bytes(data[8:10], "little")  # .npy format 1.0: magic, header's length, header
     array = np.frombuffer(data, ids_dtype(manifest.vocabulary_size), offset=begin)

@@ -111,7 +111,7 @@ class ShardFolder:
         return data
 
     def _key(self, block: Block) -> str:
-        name = f"{self.folder}/{block.shard}@{block.offset}:{block.crc32}"
+        name = f"{self.folder}/{block.shard}@{block.offset}:{block.xxh3}"
         return hashlib.sha256(name.encode()).hexdigest()
 
     def sha256(self, shard: str) -> str:

@@ -19,6 +19,8 @@ from data_pipeline.order import CorpusOrder, stream_count
 from data_pipeline.shards import Rows, concatenate
 from data_pipeline.store import ShardFolder, StoreConfig
 
+CHUNK_ROWS = 2048
+
 
 @dataclass
 class StreamConfig:
@@ -100,7 +102,7 @@ class CorpusReader:
         self.steps_per_epoch = alone if len(self.corpora) == 1 else rows // self.batch_size
 
     def step(self, number: int) -> Rows:
-        """This rank's rows of global step `number`, counted from the first epoch's start.
+        """This rank's rows of global step `number`, counted from the first epoch's start; ids int64.
 
         An epoch has `steps_per_epoch` steps: of one corpus, every row but those that fill no whole
         step (others in each epoch); of several, as many rows as they hold together.
@@ -140,7 +142,9 @@ class _Corpus:
             )
         self._key: tuple[int, int] | None = None
         self._window: Rows | None = None
-        self._ahead: tuple[tuple[int, int], Future[Rows]] | None = None
+        self._chunk: Rows | None = None  # some steps of the window, ids as int64
+        self._chunk_steps = range(0)
+        self.ahead: tuple[tuple[int, int], Future[Rows]] | None = None  # (epoch, window) and its rows
         self._damaged: set[int] = set()
 
     def step(self, number: int) -> Rows:
@@ -148,14 +152,25 @@ class _Corpus:
         window, place = divmod(step, self.order.window_steps)
         if self._key != (epoch, window):
             self._window = self._turn_to(epoch, window)
-            self._key = (epoch, window)
-        assert self._window is not None
+            self._key, self._chunk_steps = (epoch, window), range(0)
         size = len(self.mine) * self.order.rows_per_step
-        return self._window.slice(place * size, (place + 1) * size)
+        if place not in self._chunk_steps:
+            self._widen(place, size)
+        assert self._chunk is not None
+        begin = (place - self._chunk_steps.start) * size
+        return self._chunk.slice(begin, begin + size)
+
+    def _widen(self, place: int, size: int) -> None:
+        """Make the ids of some steps from `place` on int64, at once: a step by itself takes longer."""
+        assert self._window is not None
+        steps = max(1, CHUNK_ROWS // size)
+        chunk = self._window.slice(place * size, (place + steps) * size)
+        self._chunk = Rows(chunk.ids.astype(np.int64), chunk.lengths, chunk.boundaries)
+        self._chunk_steps = range(place, place + len(chunk) // size)
 
     def _turn_to(self, epoch: int, window: int) -> Rows:
         """The rows of a window, from what was read ahead if it is that; begins to read the next."""
-        key, ahead = self._ahead or (None, None)
+        key, ahead = self.ahead or (None, None)
         rows = ahead.result() if ahead and key == (epoch, window) else self._read(epoch, window)
         if self.reader.config.workers:
             is_last = (window + 1) * self.order.window_steps >= self.order.steps_per_epoch
@@ -163,7 +178,7 @@ class _Corpus:
             # A thread of its own: it waits for the pool's threads, and must not occupy one of them.
             future: Future[Rows] = Future()
             threading.Thread(target=_fulfil, args=(future, self._read, *following), daemon=True).start()
-            self._ahead = (following, future)
+            self.ahead = (following, future)
         return rows
 
     def _read(self, epoch: int, window: int) -> Rows:

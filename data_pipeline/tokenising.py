@@ -17,7 +17,7 @@ from data_pipeline.vocabulary import Vocabulary
 
 # Added to the id of a token that continues the word before it, where whole words are masked.
 CONTINUES = 1 << 30
-REMEMBERED_TOKENS = 2_000_000  # of all words together, some 100 MB; then the words are forgotten
+REMEMBERED_TOKENS = 250_000  # of all words together, some 20 MB; then the words are forgotten
 
 Unit = Literal["token", "word", "chinese_word"]
 

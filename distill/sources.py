@@ -37,13 +37,14 @@ class CorpusSource:
 
     def _batch(self, rows: Rows) -> Batch:
         width = int(rows.lengths.max()) if self.pad_to_longest else rows.ids.shape[1]
+        ids = torch.from_numpy(rows.ids[:, :width])
+        if rows.boundaries.min() == width:  # no padding, no second segment
+            return Batch(ids, torch.ones_like(ids), torch.zeros_like(ids))
         places = np.arange(width)
         mask = places < rows.lengths[:, None]
         segments = mask & (places >= rows.boundaries[:, None])
         return Batch(
-            torch.from_numpy(rows.ids[:, :width].astype(np.int64)),
-            torch.from_numpy(mask.astype(np.int64)),
-            torch.from_numpy(segments.astype(np.int64)),
+            ids, torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(segments.astype(np.int64))
         )
 
 

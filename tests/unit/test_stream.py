@@ -134,8 +134,8 @@ def test_a_step_keeps_ids_lengths_and_boundaries_together(tiny_shards):
     known = set()
     for number in range(len(folder.manifest.blocks)):
         block = folder.block(number)
-        known |= {(i.tobytes(), int(b)) for i, b in zip(block.ids, block.boundaries, strict=True)}
-    assert all((i.tobytes(), int(b)) in known for i, b in zip(step.ids, step.boundaries, strict=True))
+        known |= {(tuple(i), int(b)) for i, b in zip(block.ids, block.boundaries, strict=True)}
+    assert all((tuple(i), int(b)) in known for i, b in zip(step.ids, step.boundaries, strict=True))
 
 
 def test_each_block_is_read_once_for_a_window(numbered, monkeypatch):
