@@ -13,10 +13,12 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -202,6 +204,11 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
                 futures = [pool.submit(_work, number, pieces[number]) for number in todo]
                 for future in as_completed(futures):
                     future.result()
+            except BrokenProcessPool:
+                raise ValueError(
+                    "pregenerate: a worker was killed, perhaps for want of memory; continue with "
+                    "--resume, and with fewer --workers in a new --run if it happens again"
+                ) from None
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -245,8 +252,18 @@ _maker: _Maker
 
 def _begin_worker(config: PregenerateConfig, shards: Path, done: Any) -> None:
     global _maker
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the parent says what there is to say
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _maker = _Maker(config, shards, done)
+
+
+def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
+    """End this process when its parent has been killed."""
+    parent.join()
+    os._exit(1)
 
 
 def _work(number: int, piece: CorpusPiece) -> None:

@@ -57,6 +57,57 @@ def test_pregeneration_on_two_processes(tmp_path, tiny_tokenizer):
     assert {name: content for name, content in cut.items() if not name.endswith(".partial")} == whole
 
 
+def children(process: int) -> list[int]:
+    """The processes below one, itself left out."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    below = [int(child) for task in tasks for child in task.read_text().split()]
+    return below + [grandchild for child in below for grandchild in children(child)]
+
+
+def workers(process: int) -> list[int]:
+    """The processes that tokenise and pack."""
+    return [n for n in children(process) if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("event", ["interrupt", "a worker is killed", "the parent is killed"])
+def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenizer, event):
+    """One line, no traceback, no process left behind; and it can be continued."""
+    write_documents(tmp_path / "corpus.txt", 3000, seed=0)
+    command = [
+        str(DISTILLERY), "pregenerate", "--corpus.files", '["corpus.txt"]', "--tokenizer", tiny_tokenizer,
+        "--packing.max_length", "32", "--shard_mb", "0.004", "--workers", "2", "--run", "run",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    records = tmp_path / "run" / "shards" / "pieces"
+    while len(list(records.glob("0*.json"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.005)
+    started = children(process.pid)
+    if event == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)
+    elif event == "a worker is killed":
+        os.kill(workers(process.pid)[0], signal.SIGKILL)
+    else:
+        os.kill(started[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert "Traceback" not in said
+    if event == "interrupt":
+        assert process.returncode == 130
+        assert "continue from the last checkpoint with: distillery pregenerate --run run --resume" in said
+    elif event == "a worker is killed":
+        assert process.returncode == 2
+        assert "a worker was killed" in said
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{number}/cmdline").is_file() and Path(f"/proc/{number}/cmdline").read_bytes()
+              for number in started):  # fmt: skip
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.05)
+    run([*command, "--resume"], tmp_path)
+    assert (tmp_path / "run" / "shards" / "manifest.json").is_file()
+
+
 def test_general_distillation_on_two_processes(tmp_path, tiny_model, tiny_shards):
     command = [
         str(DISTILLERY), "general", "--processes", "2", "--teacher.path", tiny_model,

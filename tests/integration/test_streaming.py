@@ -1,0 +1,109 @@
+"""Corpora mixed, damaged and verified, by the user's door."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import pregenerate
+from data_pipeline.corpus import CorpusConfig
+from data_pipeline.packing import PackingConfig
+from data_pipeline.store import ShardFolder
+from tests.helpers import write_documents
+
+DISTILLERY = Path(sys.executable).with_name("distillery")
+
+
+def distillery(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(DISTILLERY), *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def damaged(tiny_shards, tmp_path) -> tuple[Path, str]:
+    """A copy of the shards, and the file of it that has a flipped bit in its first block."""
+    folder = Path(shutil.copytree(tiny_shards, tmp_path / "damaged"))
+    block = ShardFolder(str(folder)).manifest.blocks[0]
+    content = bytearray((folder / block.shard).read_bytes())
+    content[block.offset + block.size - 1] ^= 1
+    (folder / block.shard).write_bytes(content)
+    return folder, block.shard
+
+
+def general(folder: Path, teacher: str, *words: str) -> subprocess.CompletedProcess:
+    return distillery(
+        folder, "general", "--teacher.path", teacher, "--student.layers", "2",
+        "--student.hidden_size", "24", "--student.heads", "4", "--student.intermediate_size", "48",
+        "--stage.batch_size", "8", "--record.log_every", "5", *words,
+    )  # fmt: skip
+
+
+def test_a_mixture_with_damage_is_trained_on_and_told(tmp_path, tiny_model, tiny_tokenizer, damaged):
+    other = pregenerate.PregenerateConfig(
+        corpus=CorpusConfig([str(write_documents(tmp_path / "other.txt", 20, seed=7))]),
+        tokenizer=tiny_tokenizer,
+        packing=PackingConfig(method="full", max_length=24),
+        workers=1,
+    )
+    pregenerate.run(other, tmp_path / "other")
+    folder, shard = damaged
+    mixture = json.dumps({str(folder): 3, str(tmp_path / "other" / "shards"): 1})
+    done = general(
+        tmp_path,
+        tiny_model,
+        "--processes",
+        "2",
+        "--shards",
+        mixture,
+        "--stream.damaged",
+        "skip",
+        "--run",
+        "run",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"warning: skipped 8 rows: shards: {folder}/{shard} is damaged at byte 512" in done.stderr
+    (note,) = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
+    assert note.startswith("1 blocks of 8 rows were damaged or missing and skipped: ")
+    assert note.count(shard) == 1  # told once, whichever ranks found it
+    assert "damaged or missing and skipped" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_damage_found_on_the_way_is_one_line(tmp_path, tiny_model, damaged):
+    folder, shard = damaged
+    done = general(tmp_path, tiny_model, "--shards", str(folder), "--run", "run")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert (
+        f"distillery general: error: shards: {folder}/{shard} is damaged at byte 512 (checksum"
+        in done.stderr
+    )
+    assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
+
+
+def test_verify_names_every_damaged_file_and_shows_the_rest(tmp_path, tiny_shards, damaged):
+    folder, shard = damaged
+    whole = distillery(tmp_path, "pregenerate", "--verify", tiny_shards)
+    assert whole.returncode == 0
+    assert "every checksum is right" in whole.stdout
+    rows = ShardFolder(tiny_shards).manifest.rows
+    assert f"{rows:,}" in whole.stdout
+    assert "rows by length in tokens" in whole.stdout
+    broken = distillery(tmp_path, "pregenerate", "--verify", str(folder))
+    assert broken.returncode == 1
+    assert f"{shard}: the file's checksum differs" in broken.stdout
+    assert f"{shard} is damaged at byte 512" in broken.stdout
+    assert "2 faults" in broken.stdout
+    none = distillery(tmp_path, "pregenerate", "--verify", str(tmp_path / "none"))
+    assert none.returncode == 2
+    assert "no manifest.json" in none.stderr
+    assert not (tmp_path / "runs").exists()
