@@ -148,7 +148,9 @@ class _SafeCheckpoints(TorchCheckpointEngine):
 
 
 def precision_name(precision: str) -> str:
-    """The student's precision; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    """The student's precision; `auto` is bf16 on a GPU, fp32 on a CPU, which has no fp16 (ValueError)."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("engine.precision: fp16 needs a GPU and there is none; give bf16, fp32 or auto")
     if precision != "auto":
         return precision
     return "bf16" if torch.cuda.is_available() else "fp32"

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from distill import engine
 
@@ -24,6 +25,12 @@ def test_the_mark_of_a_killed_build_is_removed(tmp_path, built, monkeypatch):
     monkeypatch.setattr(engine, "build_shm_op", lambda: built.append(list(tmp_path.glob("*/lock"))))
     engine.load_communication(tmp_path)
     assert built == [[]]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp16_without_a_gpu_is_refused():
+    with pytest.raises(ValueError, match="fp16 needs a GPU and there is none; give bf16"):
+        engine.precision_name("fp16")
 
 
 def _hold(root: Path, ready) -> None:
