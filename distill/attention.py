@@ -1,7 +1,7 @@
-"""Queries and keys of every layer, without attention maps.
+"""Queries, keys and values of every layer, without attention maps.
 
 An attention function registered with transformers computes the output by SDPA as usual and hands
-the queries and keys to a collector, so that attention losses need no (batch, heads, length,
+the queries, keys and values to a collector, so that attention losses need no (batch, heads, length,
 length) tensor. It serves every encoder that uses the attention interface.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,20 +22,39 @@ NAME = "distillery"
 QueryKey = tuple[Tensor, Tensor]  # (batch, heads, length, head size) each, query already scaled
 
 
+class Heads(NamedTuple):
+    """What one layer attends with: (batch, heads, length, head size) each, the query not yet scaled."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+
+    @property
+    def scores(self) -> QueryKey:
+        """The two factors of the attention scores."""
+        return self.query * self.scaling, self.key
+
+    def sides(self, kind: str) -> tuple[Tensor, Tensor]:
+        """The two factors of a relation, by their letters: qq, kk, vv or qk."""
+        by_letter = {"q": self.query, "k": self.key, "v": self.value}
+        return by_letter[kind[0]], by_letter[kind[1]]
+
+
 class Collector:
-    """Takes queries and keys of the layers that are wanted; layers count from 1 as they run."""
+    """Takes queries, keys and values of the layers that are wanted; layers count from 1 as they run."""
 
     def __init__(self) -> None:
         self.wanted: set[int] = set()
-        self.layers: dict[int, QueryKey] = {}
+        self.layers: dict[int, Heads] = {}
         self.passed = 0
 
-    def take(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
+    def take(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         """One more layer has run."""
         self.passed += 1
         if self.passed in self.wanted:
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            self.layers[self.passed] = (query * scaling, key)
+            self.layers[self.passed] = Heads(query, key, value, scaling)
 
 
 def _capturing_sdpa(
@@ -48,7 +67,7 @@ def _capturing_sdpa(
 ) -> tuple[Tensor, None]:
     collector = getattr(module, "distillery_collector", None)
     if collector is not None and collector.wanted:
-        collector.take(query, key, kwargs.get("scaling"))
+        collector.take(query, key, value, kwargs.get("scaling"))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -57,7 +76,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def install(model: PreTrainedModel) -> Collector:
-    """Make `model` report its queries and keys to the collector that is returned."""
+    """Make `model` report its queries, keys and values to the collector that is returned."""
     collector = Collector()
     model.set_attn_implementation(NAME)
     for module in model.modules():
@@ -66,8 +85,8 @@ def install(model: PreTrainedModel) -> Collector:
 
 
 @contextmanager
-def collecting(collector: Collector, wanted: Iterable[int]) -> Iterator[dict[int, QueryKey]]:
-    """Queries and keys of the one forward pass made inside, by layer."""
+def collecting(collector: Collector, wanted: Iterable[int]) -> Iterator[dict[int, Heads]]:
+    """Queries, keys and values of the one forward pass made inside, by layer."""
     collector.wanted, collector.layers, collector.passed = set(wanted), {}, 0
     try:
         yield collector.layers

@@ -27,6 +27,8 @@ from distill.settings import (
     TaskDistillConfig,
 )
 
+TERMS = ("attention", "relation", "hidden", "logits", "labels")
+
 
 def check_general(config: GeneralConfig, processes: int) -> None:
     """Refuse a general run that can't work."""
@@ -34,7 +36,7 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     student = check_student(config.student, config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
-    check_objective("stage", config.stage.objective, student, teacher, ("attention", "hidden"))
+    check_objective("stage", config.stage.objective, student, teacher, ("attention", "relation", "hidden"))
     check_shards(config, min(positions(teacher), positions(student)), processes)
 
 
@@ -82,7 +84,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     for name, stage in stages.items():
         if stage.epochs:
             check_stage(name, stage, config.engine, processes)
-            terms = ("attention", "hidden", "logits", "labels")
+            terms = TERMS
             check_objective(name, stage.objective, student, teacher, terms)
     largest = max(stage.batch_size for stage in stages.values() if stage.epochs)
     longest = min(positions(teacher), positions(student))
@@ -180,7 +182,7 @@ def check_record(record: RecordConfig) -> None:
 
 def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...]) -> None:
     """Refuse weights that are negative, all zero, or on terms this job does not have."""
-    weights = {term: getattr(objective, term) for term in ("attention", "hidden", "logits", "labels")}
+    weights = {term: getattr(objective, term) for term in TERMS}
     for term, weight in weights.items():
         if weight < 0 or (weight and term not in allowed):
             raise ValueError(
@@ -202,7 +204,28 @@ def check_objective(
     if objective.attention and heads[0] != heads[1]:
         raise ValueError(
             f"student.heads: {heads[0]}, but the teacher has {heads[1]}, and attention scores are "
-            f"compared head by head; give {heads[1]}, or set {name}.objective.attention 0"
+            f"compared head by head; give {heads[1]}, or set {name}.objective.attention 0 and .relation 1"
+        )
+    if objective.relation:
+        check_relations(name, objective, student, teacher)
+
+
+def check_relations(name: str, objective: ObjectiveConfig, student: dict, teacher: dict) -> None:
+    """Refuse relations of heads that the two models can't be cut into."""
+    if not objective.relations:
+        raise ValueError(f"{name}.objective.relations: none; give some of qk, qq, kk, vv")
+    heads = student["num_attention_heads"], teacher["num_attention_heads"]
+    widths = student["hidden_size"], teacher["hidden_size"]
+    wanted = objective.relation_heads
+    if not wanted and heads[0] != heads[1]:
+        raise ValueError(
+            f"{name}.objective.relation_heads: 0, but the student has {heads[0]} heads and the teacher "
+            f"{heads[1]}; give a divisor of both widths, such as {math.gcd(*widths)}"
+        )
+    if wanted < 0 or (wanted and any(width % wanted for width in widths)):
+        raise ValueError(
+            f"{name}.objective.relation_heads: {wanted} does not divide the widths {widths[0]} and "
+            f"{widths[1]}; give a divisor of both, such as {math.gcd(*widths)}"
         )
 
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
-from distill.attention import Collector, QueryKey, collecting, install
+from distill.attention import Collector, Heads, collecting, install
 from distill.settings import StudentConfig, TeacherConfig
 
 PROJECTIONS = "projections.safetensors"
@@ -58,7 +58,7 @@ class Signal:
 
     logits: Tensor | None = None  # (batch, classes)
     hidden: dict[int, Tensor] = field(default_factory=dict)  # (batch, length, width)
-    attention: dict[int, QueryKey] = field(default_factory=dict)
+    attention: dict[int, Heads] = field(default_factory=dict)
 
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:

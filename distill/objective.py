@@ -21,9 +21,8 @@ from distill.losses import (
     regression_loss,
     soft_target_loss,
 )
+from distill.relations import relation_loss
 from distill.settings import ObjectiveConfig
-
-TERMS = ("attention", "hidden", "logits", "labels")
 
 
 def count(batch: Batch, normalise: str) -> Tensor:
@@ -73,8 +72,9 @@ class Objective(nn.Module):
 
     @property
     def attention_layers(self) -> LayerMap:
-        """Pairs of layers whose attention scores are compared; the embedding has none."""
-        return [pair for pair in self.layers if pair[0]] if self.config.attention else []
+        """Pairs of layers whose attention or relations are compared; the embedding has none."""
+        wanted = self.config.attention or self.config.relation
+        return [pair for pair in self.layers if pair[0]] if wanted else []
 
     def forward(self, batch: Batch, signal: Signal, counts: Tensor) -> dict[str, Tensor]:
         """The loss and its weighted terms, by name.
@@ -94,6 +94,8 @@ class Objective(nn.Module):
         terms: dict[str, Tensor] = {}
         if self.config.attention:
             terms["attention"] = self._attention(own, signal, batch) / counts[2]
+        if self.config.relation:
+            terms["relation"] = self._relation(own, signal, batch) / counts[1]
         if self.config.hidden:
             terms["hidden"] = self._hidden(own, signal, batch) / counts[1]
         if self.config.logits:
@@ -109,15 +111,28 @@ class Objective(nn.Module):
 
     def _attention(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
         # Padding keys never count; padding queries do in the paper's code.
-        queries = torch.ones_like(batch.mask) if self.config.normalise == "all" else batch.mask
-        total = own.attention[self.attention_layers[0][0]][0].new_zeros((), dtype=torch.float32)
+        queries = self._counted(batch)
+        total = torch.zeros((), device=batch.mask.device)
         for student, teacher in self.attention_layers:
-            pair = own.attention[student], signal.attention[teacher]
-            total = total + attention_score_loss(*pair, queries, batch.mask) / pair[0][0].shape[1]
+            ours, theirs = own.attention[student].scores, signal.attention[teacher].scores
+            total = total + attention_score_loss(ours, theirs, queries, batch.mask) / ours[0].shape[1]
         return total
 
+    def _relation(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
+        config, queries = self.config, self._counted(batch)
+        total = torch.zeros((), device=batch.mask.device)
+        for student, teacher in self.attention_layers:
+            pair = own.attention[student], signal.attention[teacher]
+            for kind in config.relations:
+                total = total + relation_loss(*pair, kind, config.relation_heads, queries, batch.mask)
+        return total
+
+    def _counted(self, batch: Batch) -> Tensor:
+        """The positions that count, (batch, length)."""
+        return torch.ones_like(batch.mask) if self.config.normalise == "all" else batch.mask
+
     def _hidden(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
-        mask = torch.ones_like(batch.mask) if self.config.normalise == "all" else batch.mask
+        mask = self._counted(batch)
         total = torch.zeros((), device=batch.mask.device)
         for index, (student, teacher) in enumerate(self.hidden_layers):
             projection = self.projections[index if len(self.projections) > 1 else 0]

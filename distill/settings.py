@@ -55,6 +55,11 @@ class ObjectiveConfig:
 
     Args:
         attention: Squared error of attention scores before softmax (TinyBERT).
+        relation: Divergence of relations between tokens (MiniLM): of unlike numbers of heads too. With
+            `layer_map: last` of the last layers only, as published.
+        relations: Which: `qk` is the attention distribution; [qk, vv] is MiniLM, [qq, kk, vv] MiniLMv2.
+        relation_heads: Heads that both sides are cut into for it, a divisor of both widths; 0 keeps
+            each model's own.
         hidden: Squared error of projected hidden states, the embedding output included.
         logits: Kullback-Leibler divergence from the teacher's softened outputs, times the squared
             temperature (Hinton et al. 2015); squared error for regression.
@@ -66,6 +71,9 @@ class ObjectiveConfig:
     """
 
     attention: float = 0.0
+    relation: float = 0.0
+    relations: list[Literal["qk", "qq", "kk", "vv"]] = field(default_factory=lambda: ["qq", "kk", "vv"])
+    relation_heads: int = 0
     hidden: float = 0.0
     logits: float = 0.0
     labels: float = 0.0

@@ -441,7 +441,7 @@ def test_a_layer_map_that_does_not_fit(refused, general, layers):
 
 def test_an_objective_of_nothing(refused, general):
     flags = {**general, "stage.objective.attention": 0, "stage.objective.hidden": 0}
-    refused("general", flags, "every term is 0; give attention or hidden a weight")
+    refused("general", flags, "every term is 0; give attention or relation or hidden a weight")
 
 
 def test_a_model_folder_without_a_config(refused, general, tiny_model, tmp_path):
@@ -654,3 +654,24 @@ def test_shards_behind_a_url_of_no_known_protocol(refused, general):
 )
 def test_a_pregeneration_that_can_not_be(refused, pregenerate, flags, says):
     refused("pregenerate", {**pregenerate, **flags}, says)
+
+
+# --- relations -------------------------------------------------------------------------------
+
+RELATIONS = {"stage.objective.attention": 0, "stage.objective.relation": 1}
+
+
+def test_relations_of_unlike_heads_need_relation_heads(refused, general):
+    flags = {**general, **student(heads=3), **RELATIONS}
+    says = ("relation_heads: 0, but the student has 3 heads", "a divisor of both widths, such as 8")
+    refused("general", flags, *says)
+
+
+def test_relation_heads_that_divide_no_width(refused, general):
+    flags = {**general, **RELATIONS, "stage.objective.relation_heads": 5}
+    refused("general", flags, "relation_heads: 5 does not divide the widths 24 and 32", "such as 8")
+
+
+def test_no_relations(refused, general):
+    flags = {**general, **RELATIONS, "stage.objective.relations": "[]"}
+    refused("general", flags, "objective.relations: none; give some of qk, qq, kk, vv")

@@ -317,3 +317,30 @@ def test_a_regression_student_loads_with_one_output(regression):
     model = AutoModelForSequenceClassification.from_pretrained(regression[0] / "task" / "student")
     assert model.config.num_labels == 1
     assert model.config.problem_type == "regression"
+
+
+def test_relations_teach_a_student_of_other_heads(tmp_path, tiny_model, tiny_shards):
+    distillery(
+        tmp_path,
+        "general",
+        teacher__path=tiny_model,
+        shards=tiny_shards,
+        student__layers=2,
+        student__hidden_size=24,
+        student__heads=3,
+        student__intermediate_size=48,
+        stage__objective__attention=0,
+        stage__objective__hidden=0,
+        stage__objective__relation=1,
+        stage__objective__relation_heads=8,
+        stage__objective__layer_map="last",
+        stage__optimizer__lr=1e-2,
+        stage__batch_size=16,
+        stage__epochs=6,
+        record__log_every=5,
+    )
+    losses = [row["loss/relation"] for row in metrics(tmp_path, "general", "train")]
+    assert losses[-1] < losses[0] / 2
+    assert (
+        AutoModel.from_pretrained(tmp_path / "runs" / "general" / "student").config.num_attention_heads == 3
+    )
