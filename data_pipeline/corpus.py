@@ -63,8 +63,17 @@ class CorpusPiece(NamedTuple):
             for document in source.documents(piece):
                 lines = split_sentences(document) if isinstance(document, str) else document
                 sentences = [s for s in (line.strip() for line in lines) if s]
-                if sentences:
-                    yield sentences
+                yield from _cut(sentences)
+
+
+def _cut(sentences: list[str]) -> Iterator[list[str]]:
+    """A document, in parts where it is very long."""
+    begin = size = 0
+    for number, sentence in enumerate(sentences, 1):
+        size += len(sentence)
+        if size >= readers.LONGEST_DOCUMENT or number == len(sentences):
+            yield sentences[begin:number]
+            begin, size = number, 0
 
 
 def corpus_sources(config: CorpusConfig) -> list[Source]:
@@ -84,7 +93,7 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     if not glob.has_magic(pattern):
         raise ValueError(f"corpus: {pattern} does not exist; give an existing file")
-    matches = sorted(glob.glob(pattern))
+    matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         raise ValueError(f"corpus: nothing matches {pattern}; give an existing file")
     return matches
@@ -93,19 +102,23 @@ def _expand(pattern: str) -> list[str]:
 def corpus_pieces(config: CorpusConfig, size: int) -> list[CorpusPiece]:
     """The corpus in pieces of about `size` bytes: files are cut and small ones put together."""
     pieces: list[CorpusPiece] = []
+    total = 0.0  # of the last one
     for source in corpus_sources(config):
         for part in source.pieces(size):
-            if pieces and pieces[-1].size + part.size <= size * SLACK:
+            if pieces and total + part.size <= size * SLACK:
                 pieces[-1].parts.append((source, part))
+                total += part.size
             else:
                 pieces.append(CorpusPiece([(source, part)]))
+                total = part.size
     return pieces
 
 
 def read_documents(config: CorpusConfig) -> Iterator[list[str]]:
     """Yield every document of the corpus as its non-empty sentences, in order."""
-    for piece in corpus_pieces(config, readers.TO_THE_END):
-        yield from piece.documents()
+    for source in corpus_sources(config):
+        for part in source.pieces(readers.TO_THE_END):
+            yield from CorpusPiece([(source, part)]).documents()
 
 
 def check_corpus(config: CorpusConfig, least: int) -> None:

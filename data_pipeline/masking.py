@@ -48,7 +48,7 @@ def mask(
     if config.unit == "token":
         chosen = rng.permutation(ordinary)[:count]
     else:
-        chosen = _whole_words(ordinary, (marked & CONTINUES) > 0, count, rng)
+        chosen = _whole_words(ordinary, (marked & CONTINUES) > 0, count, rng, config.at_least_one)
     draw = rng.random(len(chosen))
     plain[chosen[draw < 0.8]] = vocabulary.mask
     replaced = chosen[draw >= 0.9]
@@ -57,15 +57,15 @@ def mask(
 
 
 def _whole_words(
-    ordinary: np.ndarray, continues: np.ndarray, count: int, rng: np.random.Generator
+    ordinary: np.ndarray, continues: np.ndarray, count: int, rng: np.random.Generator, one: bool
 ) -> np.ndarray:
-    """Positions of words drawn at random, at most `count` positions."""
+    """Positions of words drawn at random, at most `count` positions, or of `one` word that is longer."""
     # A word that was cut at the row's edge, or follows a special token, begins where it is seen.
     follows = np.append(False, np.diff(ordinary) == 1)
     starts = np.flatnonzero(~(continues[ordinary] & follows))
     words = np.split(ordinary, starts[1:]) if len(ordinary) else []
     chosen: list[int] = []
     for number in rng.permutation(len(words)):
-        if len(chosen) + len(words[number]) <= count:
+        if len(chosen) + len(words[number]) <= count or (one and count and not chosen):
             chosen += words[number].tolist()
     return np.array(chosen, dtype=np.int64)

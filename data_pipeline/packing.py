@@ -69,9 +69,10 @@ def _full_rows(documents: list[Document], max_length: int, vocabulary: Vocabular
                 yield _single(current, vocabulary)
                 current = []
             current = current + sentence
-            while len(current) > room:
-                yield _single(current[:room], vocabulary)
-                current = current[room:]
+            whole = max(0, (len(current) - 1) // room) * room  # a sentence longer than a row
+            for start in range(0, whole, room):
+                yield _single(current[start : start + room], vocabulary)
+            current = current[whole:]
         if current:
             yield _single(current, vocabulary)
 

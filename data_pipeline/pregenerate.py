@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from data_pipeline.shards import (
     VERSION,
     Block,
     Manifest,
+    beside,
     file_sha256,
     ids_dtype,
     write_manifest,
@@ -57,8 +58,8 @@ class PregenerateConfig:
         packing: How sentences become rows.
         variants: Packings of the corpus with other draws (pairs, masks): epochs take them in turn.
         rows_per_block: Sequences in one tar member.
-        shard_mb: Megabytes of text in one shard file; rows are shuffled, and random segments drawn,
-            within it.
+        shard_mb: Megabytes of text (of a compressed file, millions of characters) in one shard file;
+            rows are shuffled, and random segments drawn, within it.
         workers: Processes that tokenise and pack; 0 is one for each core.
         slice: K/N: make the K-th of N shares of the corpus. Slices of one corpus, on any nodes, share
             a shards folder; the last to end writes the manifest.
@@ -90,8 +91,6 @@ class PregenerateConfig:
 
 def check(config: PregenerateConfig) -> None:
     """Refuse what can't work before anything is written. Raises ValueError."""
-    if config.verify:
-        return
     if not config.tokenizer:
         raise ValueError("tokenizer: none given; set --tokenizer to the teacher's folder")
     load_vocabulary(config.tokenizer)
@@ -99,8 +98,8 @@ def check(config: PregenerateConfig) -> None:
     _check_packing(config.packing)
     if not 1 <= config.rows_per_block <= LARGEST:
         raise ValueError(f"rows_per_block: {config.rows_per_block}; give 1 to {LARGEST}")
-    if not config.shard_mb > 0:
-        raise ValueError(f"shard_mb: {config.shard_mb}; give a number above 0")
+    if not 1e-4 <= config.shard_mb <= 1e4:
+        raise ValueError(f"shard_mb: {config.shard_mb}; give 0.0001 to 10000")
     if config.variants < 1 or config.workers < 0:
         raise ValueError("variants must be 1 or more, workers 0 or more")
     check_corpus(config.corpus, least=2 if config.packing.method == "pairs" else 1)
@@ -148,6 +147,8 @@ def run(config: PregenerateConfig, folder: Path) -> dict[str, Any]:
     if not manifest.rows:
         raise ValueError("corpus: no row came out of it; does the tokenizer fit its language?")
     write_manifest(shards, manifest)
+    for left in shards.rglob("*.partial"):  # by processes that were killed
+        left.unlink(missing_ok=True)
     totals = {"sequences": manifest.rows, "tokens": manifest.tokens, "documents": manifest.documents}
     return {**counts, **totals}
 
@@ -168,7 +169,11 @@ def _same_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards:
     text = json.dumps(identity, sort_keys=True) + "\n"
     path = shards / RECORDS / "settings.json"
     if not path.is_file():
-        _write_whole(path, text)
+        partial = beside(path)
+        partial.write_text(text, encoding="utf-8")
+        with suppress(FileExistsError):  # another slice was first: its settings count
+            os.link(partial, path)
+        partial.unlink()
     if path.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"shards: {shards} was begun with other settings, or the corpus has changed since; "
@@ -177,7 +182,7 @@ def _same_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = beside(path)
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
@@ -209,8 +214,10 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
                     "pregenerate: a worker was killed, perhaps for want of memory; continue with "
                     "--resume, and with fewer --workers in a new --run if it happens again"
                 ) from None
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException:
+                for worker in multiprocessing.active_children():  # else they finish their pieces first
+                    worker.terminate()
+                raise
 
 
 @contextmanager
@@ -279,7 +286,8 @@ class _Maker:
     def __init__(self, config: PregenerateConfig, shards: Path, done: Any):
         self.config, self.shards, self.done = config, shards, done
         self.vocabulary: Vocabulary = load_vocabulary(config.tokenizer)
-        self.tokenise = SentenceTokenizer(self.vocabulary, config.packing.masking.unit)
+        masking = config.packing.masking
+        self.tokenise = SentenceTokenizer(self.vocabulary, masking.unit if masking.active else "token")
 
     def __call__(self, number: int, piece: CorpusPiece) -> None:
         """Write the shards of piece `number`, then its record."""

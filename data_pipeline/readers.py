@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -15,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
@@ -33,9 +34,10 @@ DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     ".xz": lzma.open,
     ".zst": zstd.open,
 }
-DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
+DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError)
 STREAMED = "hub:"
 LONGEST_DOCUMENT = 1 << 20  # bytes; a longer one is cut, so that memory stays bounded
+LONGEST_LINE = 64 << 20  # bytes
 ROWS = 1000  # rows of a table that are read together
 TO_THE_END = 1 << 62
 
@@ -72,12 +74,12 @@ def source(path: str, by_line: bool, field: str) -> Source:
         return StreamedDataset(path, field)
     if not is_url(path) and Path(path).is_dir():
         return SavedDataset(path, field)
-    name = PurePosixPath(path)
+    name = PurePosixPath(path.partition("?")[0] if is_url(path) else path)  # a signed URL has a query
     kind = name.with_suffix("").suffix if name.suffix in DECOMPRESSORS else name.suffix
     if kind == ".jsonl":
-        return Lines(path, field)
+        return Lines(path, field=field)
     if kind == ".txt":
-        return Lines(path, None) if by_line else Text(path)
+        return Lines(path) if by_line else Text(path)
     if kind == ".parquet":
         return Parquet(path, field)
     if kind == ".xml":
@@ -103,7 +105,8 @@ def _open(path: str) -> BinaryIO:
     if not is_url(path):
         return open(path, "rb")
     files, inside = file_system(path)
-    return cast(BinaryIO, files.open(inside, "rb"))
+    # fsspec's own readline copies what it has fetched for every line.
+    return io.BufferedReader(cast(io.RawIOBase, files.open(inside, "rb")), 1 << 20)
 
 
 def _size(path: str) -> int:
@@ -130,23 +133,29 @@ class _ByLines:
 
     def pieces(self, size: int) -> list[Piece]:
         total = _size(self.path)
-        if PurePosixPath(self.path).suffix in DECOMPRESSORS or total <= size:
+        if self._decompress or total <= size:
             return [Piece(0, TO_THE_END, total)]
         count = round(total / size)
         ends = [total * number // count for number in range(count + 1)]
         return [Piece(a, b, b - a) for a, b in pairwise(ends)]
 
+    @property
+    def _decompress(self) -> Callable[[Any], Any] | None:
+        return DECOMPRESSORS.get(PurePosixPath(self.path.partition("?")[0]).suffix)
+
     def lines(self, start: int) -> Iterator[tuple[int, str]]:
         """Yield the lines that begin at byte `start` or later, each with its first byte's position."""
-        decompress = DECOMPRESSORS.get(PurePosixPath(self.path).suffix)
+        decompress = self._decompress
         with _open(self.path) as raw:
             file = decompress(raw) if decompress else raw
             position = start
-            if start:  # a line that begins exactly here is ours: its line end is the byte before
-                file.seek(start - 1)
-                position += len(file.readline()) - 1
             try:
-                for line in file:
+                if start:  # a line that begins exactly here is ours: its line end is the byte before
+                    file.seek(start - 1)
+                    position += len(file.readline(LONGEST_LINE)) - 1
+                while line := file.readline(LONGEST_LINE):
+                    if len(line) == LONGEST_LINE:
+                        raise ValueError("a line of more than 64 MB; is it a text of lines?")
                     text = line.removeprefix(BOM) if position == 0 else line
                     yield position, text.decode("utf-8")
                     position += len(line)
@@ -160,6 +169,8 @@ class _ByLines:
                     f"corpus: {self.path} is damaged after {position} bytes of text ({error}); "
                     "fetch it again, or leave it out"
                 ) from None
+            except ValueError as error:
+                raise ValueError(f"corpus: {self.path} at byte {position}: {error}") from None
 
 
 @dataclass
@@ -196,10 +207,6 @@ class Lines(_ByLines):
 
     field: str | None = None
 
-    def __init__(self, path: str, field: str | None):
-        super().__init__(path)
-        self.field = field
-
     def documents(self, piece: Piece) -> Iterator[str | list[str]]:
         for position, line in self.lines(piece.start):
             if position >= piece.stop:
@@ -209,14 +216,14 @@ class Lines(_ByLines):
 
     def _json(self, line: str, position: int) -> str:
         try:
-            text = json.loads(line)[self.field]
+            return _text(json.loads(line)[self.field])
         except (json.JSONDecodeError, KeyError, TypeError):
-            number = 1 + sum(1 for before, _ in self.lines(0) if before < position)
+            earlier = takewhile(lambda line: line[0] < position, self.lines(0))
+            number = 1 + sum(1 for _ in earlier)
             raise ValueError(
-                f'corpus: {self.path} line {number} is no JSON object with the field "{self.field}"; '
-                "set --corpus.text_field"
+                f"corpus: {self.path} line {number} is no JSON object with text in the field "
+                f'"{self.field}"; set --corpus.text_field'
             ) from None
-        return "" if text is None else whole_characters(str(text))
 
 
 @dataclass
@@ -241,18 +248,25 @@ class Parquet:
 
     def pieces(self, size: int) -> list[Piece]:
         with self._file() as file:
-            column = file.schema_arrow.names.index(self.field)
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-            sizes = [group.column(column).total_uncompressed_size for group in groups]
+        columns = [[group.column(n) for n in range(group.num_columns)] for group in groups]
+        sizes = [
+            sum(c.total_uncompressed_size for c in group if c.path_in_schema == self.field)
+            for group in columns
+        ]
         return _runs(sizes, size)
 
     def documents(self, piece: Piece) -> Iterator[str | list[str]]:
         self.done = 0
         with self._file() as file:
             stop = min(piece.stop, file.num_row_groups)
-            for batch in file.iter_batches(ROWS, range(piece.start, stop), columns=[self.field]):
-                yield from _texts(batch.column(0).to_pylist())
-                self.done += batch.nbytes
+            batches = file.iter_batches(ROWS, range(piece.start, stop), columns=[self.field])
+            try:
+                for batch in batches:
+                    yield from _texts(batch.column(0).to_pylist(), self.path, self.field)
+                    self.done += batch.nbytes
+            except OSError as error:
+                raise ValueError(f"corpus: {self.path} is damaged ({error}); fetch it again") from None
 
 
 @dataclass
@@ -287,7 +301,7 @@ class SavedDataset:
         rows = self._rows()
         for start in range(piece.start, piece.stop, ROWS):
             stop = min(start + ROWS, piece.stop)
-            yield from _texts(rows[start:stop][self.field])
+            yield from _texts(rows[start:stop][self.field], self.path, self.field)
             self.done = piece.size * (stop - piece.start) // (piece.stop - piece.start)
 
 
@@ -318,7 +332,7 @@ class StreamedDataset:
     def documents(self, piece: Piece) -> Iterator[str | list[str]]:
         rows = self._rows().shard(piece.stop, piece.start)
         for row in rows:
-            yield from _texts([row[self.field]])
+            yield from _texts([row[self.field]], self.path, self.field)
 
 
 @dataclass
@@ -336,7 +350,7 @@ class WikipediaDump:
         from xml.etree import ElementTree
 
         parser = _markup_parser()
-        decompress = DECOMPRESSORS.get(PurePosixPath(self.path).suffix)
+        decompress = DECOMPRESSORS.get(PurePosixPath(self.path.partition("?")[0]).suffix)
         with _open(self.path) as raw:
             file = decompress(raw) if decompress else raw
             try:
@@ -380,9 +394,25 @@ def _no_column(path: str, field: str, names: Iterable[str]) -> str:
     return f'corpus: {path} has no column "{field}"; it has {", ".join(names)}; set --corpus.text_field'
 
 
-def _texts(values: Iterable[object]) -> Iterator[str]:
-    """Values of a text column; nothing is an empty text."""
-    return ("" if value is None else whole_characters(str(value)) for value in values)
+def _text(value: object) -> str:
+    """A text of a field; nothing is an empty one. Raises TypeError for what is no text."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if value is not None and not isinstance(value, str):
+        raise TypeError(type(value).__name__)
+    return whole_characters(value or "")
+
+
+def _texts(values: Iterable[object], path: str, field: str) -> Iterator[str]:
+    """The texts of a column."""
+    for value in values:
+        try:
+            yield _text(value)
+        except TypeError as error:
+            raise ValueError(
+                f'corpus: {path} holds {error} in the column "{field}", where text is needed; '
+                "set --corpus.text_field"
+            ) from None
 
 
 def _runs(sizes: list[int], size: int) -> list[Piece]:

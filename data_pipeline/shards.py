@@ -13,6 +13,7 @@ import io
 import json
 import os
 import tarfile
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -116,7 +117,7 @@ class Manifest:
 
 def write_shard(path: Path, blocks: Iterable[list[Row]], dtype: np.dtype, variant: int = 0) -> list[Block]:
     """Write one shard file beside and rename it; returns where its blocks lie."""
-    partial = path.with_name(path.name + ".partial")
+    partial = beside(path)
     placed = []
     # USTAR headers take exactly one 512-byte record, which makes the offsets arithmetic.
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -134,6 +135,11 @@ def write_shard(path: Path, blocks: Iterable[list[Row]], dtype: np.dtype, varian
             )
     os.replace(partial, path)
     return placed
+
+
+def beside(path: Path) -> Path:
+    """A name to write `path` under before it is renamed; no process on any node has the same."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def ids_dtype(vocabulary_size: int) -> np.dtype:
@@ -155,8 +161,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = asdict(manifest)
     content["blocks"] = [list(asdict(block).values()) for block in manifest.blocks]
     content["sha256"] = _content_sha256(content)
-    # A name of its own for each writer: several slices may find the last shard written.
-    partial = folder / f"{MANIFEST}.{os.getpid()}.partial"
+    partial = beside(folder / MANIFEST)
     partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
     os.replace(partial, folder / MANIFEST)
 

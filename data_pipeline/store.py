@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from data_pipeline.urls import file_system, is_url
 T = TypeVar("T")
 
 FIRST_WAIT = 0.5  # seconds before the first retry; doubled before each further one
+LONGEST_WAIT = 60.0
 PRUNE_EVERY = 64 << 20  # bytes written between looks at the cache's size
 
 
@@ -32,7 +34,7 @@ class StoreConfig:
     """How shards behind a URL are read; local folders need none of it.
 
     Args:
-        retries: Further attempts after a failed read, with doubling waits from half a second on.
+        retries: Further attempts after a failed read, with doubling waits from half a second to a minute.
         cache: Folder for blocks that were fetched; null keeps none. By default the user's cache folder.
         cache_gb: The cache's bound.
     """
@@ -40,6 +42,10 @@ class StoreConfig:
     retries: int = 5
     cache: str | None = "~/.cache/distillery/blocks"
     cache_gb: float = 20.0
+
+
+class DamagedBlock(ValueError):
+    """A block that is missing or damaged for good; an outage is none."""
 
 
 class ShardFolder:
@@ -66,6 +72,10 @@ class ShardFolder:
             return self._retried(lambda: files.cat_file(f"{self._inside}/{MANIFEST}"))
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(missing) from None
+        except ValueError:
+            raise
+        except Exception as error:  # each protocol's library has errors of its own
+            raise ValueError(f"shards: {self.folder}/{MANIFEST} can't be read: {error}") from None
 
     def refuse_missing(self) -> None:
         """Raise ValueError where a local shard file is missing."""
@@ -74,7 +84,11 @@ class ShardFolder:
                 raise ValueError(f"shards: {self.folder}/{shard} is missing; {REMEDY}")
 
     def block(self, number: int) -> Rows:
-        """Read block `number` of the manifest. Raises ValueError naming shard and offset."""
+        """Read block `number` of the manifest.
+
+        Raises DamagedBlock, naming shard and offset, where it is missing or not what was written, and
+        ValueError where its store does not answer.
+        """
         block = self.manifest.blocks[number]
         place = f"{self.folder}/{block.shard}"
         try:
@@ -82,9 +96,9 @@ class ShardFolder:
                 return parse_block(self._local(block), block, self.manifest)
             return self._retried(lambda: parse_block(self._remote(block), block, self.manifest))
         except FileNotFoundError:
-            raise ValueError(f"shards: {place} is missing; {REMEDY}") from None
+            raise DamagedBlock(f"shards: {place} is missing; {REMEDY}") from None
         except ValueError as error:
-            raise ValueError(
+            raise DamagedBlock(
                 f"shards: {place} is damaged at byte {block.offset} ({error}); {REMEDY}"
             ) from None
         except Exception as error:  # each protocol's library has errors of its own
@@ -97,8 +111,8 @@ class ShardFolder:
             return file.read(block.size)
 
     def _remote(self, block: Block) -> bytes:
-        if self._cache and (kept := self._cache.get(self._key(block))) is not None:
-            with suppress(ValueError):  # what has been damaged here since is fetched again
+        with suppress(ValueError, OSError):  # what is damaged or can't be read here is fetched again
+            if self._cache and (kept := self._cache.get(self._key(block))) is not None:
                 parse_block(kept, block, self.manifest)
                 return kept
         begin, end = block.offset, block.offset + block.size
@@ -107,7 +121,11 @@ class ShardFolder:
             raise OSError(f"the server of {self.folder} answers byte ranges with whole files; use another")
         parse_block(data, block, self.manifest)
         if self._cache:
-            self._cache.put(self._key(block), data)
+            try:
+                self._cache.put(self._key(block), data)
+            except OSError as error:  # a full disk stops no training
+                print(f"warning: {self.config.cache} keeps nothing more: {error}", file=sys.stderr)
+                self._cache = None
         return data
 
     def _key(self, block: Block) -> str:
@@ -137,8 +155,13 @@ class ShardFolder:
 
     @cached_property
     def _cache(self) -> BlockCache | None:
-        folder = self.config.cache
-        return BlockCache(Path(folder).expanduser(), int(self.config.cache_gb * 1e9)) if folder else None
+        if not self.config.cache:
+            return None
+        try:
+            return BlockCache(Path(self.config.cache).expanduser(), int(self.config.cache_gb * 1e9))
+        except OSError as error:
+            print(f"warning: {self.config.cache} can't be used: {error}", file=sys.stderr)
+            return None
 
     def _retried(self, read: Callable[[], T]) -> T:
         """Call `read`, again after a failure; a missing file is no failure that waiting mends."""
@@ -150,7 +173,7 @@ class ShardFolder:
             except Exception:
                 if attempt == self.config.retries:
                     raise
-                time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25))
+                time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.25))
         raise AssertionError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipeline.order import CorpusOrder, stream_count
 from data_pipeline.shards import Rows, concatenate
-from data_pipeline.store import ShardFolder, StoreConfig
+from data_pipeline.store import DamagedBlock, ShardFolder, StoreConfig
 
 CHUNK_ROWS = 2048
 
@@ -27,8 +27,8 @@ class StreamConfig:
     """How a run reads its shards.
 
     Args:
-        workers: Threads that fetch the next rows while the ones at hand are trained on; 0 reads
-            when they are needed.
+        workers: Threads that fetch the next rows from a URL while the ones at hand are trained on (of
+            a local folder one does); 0 reads when they are needed.
         damaged: What a block that is missing or damaged does: `fail` ends the run, naming it; `skip`
             takes the rows of the next whole block instead and counts them in the report.
         store: Shards behind a URL.
@@ -77,6 +77,8 @@ class CorpusReader:
 
     def __post_init__(self) -> None:
         weights = {self.shards: 1.0} if isinstance(self.shards, str) else dict(self.shards)
+        if not weights:
+            raise ValueError("shards: none given; set --shards to the shards/ folder of a pregenerate run")
         streams = stream_count(self.batch_size)
         if streams % self.world:
             raise ValueError(
@@ -207,34 +209,38 @@ class _Corpus:
         return list(self.reader.threads.map(lambda number: self._block(number, epoch), numbers))
 
     def _block(self, number: int, epoch: int) -> Rows:
-        try:
-            return self.folder.block(number)
-        except ValueError as error:
-            if self.reader.config.damaged == "fail":
-                raise
-            return self._instead(number, epoch, str(error))
+        if number not in self._damaged:
+            try:
+                return self.folder.block(number)
+            except DamagedBlock as error:
+                if self.reader.config.damaged == "fail":
+                    raise
+                self._tell(number, str(error))
+        return self._instead(number, epoch)
 
-    def _instead(self, number: int, epoch: int, message: str) -> Rows:
+    def _instead(self, number: int, epoch: int) -> Rows:
         """Rows of the block that follows a damaged one in the epoch's order, as many as it had.
 
         Which block that is depends on the epoch alone, so every rank and every resume takes the same.
         """
         rows = self.folder.manifest.blocks[number].rows
-        self._tell(number, message, rows)
         variant = self.variants[epoch % len(self.variants)]
         line = [variant[place] for place in self.order.blocks(epoch)]
         at = line.index(number)
         for other in line[at + 1 :] + line[:at]:
+            if other in self._damaged:
+                continue
             try:
                 whole = self.folder.block(other)
-            except ValueError:
+            except DamagedBlock as error:
+                self._tell(other, str(error))
                 continue
             return whole.take(np.arange(rows) % len(whole))
         raise ValueError(f"shards: no block of {self.folder.folder} is whole; run pregenerate again")
 
-    def _tell(self, number: int, message: str, rows: int) -> None:
+    def _tell(self, number: int, message: str) -> None:
         if number not in self._damaged and self.reader.on_damage:
-            self.reader.on_damage(Damage(message, rows))
+            self.reader.on_damage(Damage(message, self.folder.manifest.blocks[number].rows))
         self._damaged.add(number)
 
 

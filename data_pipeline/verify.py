@@ -30,7 +30,9 @@ def verify(path: str) -> int:
             continue
         lengths.update(rows.lengths.tolist())
         if rows.ids.size and int(rows.ids.max()) >= manifest.vocabulary_size:
-            faults.append(f"shards: block {number} holds an id outside the vocabulary")
+            block = manifest.blocks[number]
+            at = f"{folder.folder}/{block.shard} at byte {block.offset}"
+            faults.append(f"shards: {at} holds an id outside the vocabulary")
     console = Console()
     console.print(_summary(folder))
     if lengths:
@@ -49,6 +51,8 @@ def _shard_faults(folder: ShardFolder) -> Iterator[str]:
                 yield f"shards: {folder.folder}/{shard}: the file's checksum differs"
         except FileNotFoundError:
             yield f"shards: {folder.folder}/{shard} is missing"
+        except Exception as error:  # each protocol's library has errors of its own
+            yield f"shards: {folder.folder}/{shard} can't be read: {error}"
 
 
 def _summary(folder: ShardFolder) -> Table:
@@ -83,7 +87,7 @@ def _histogram(lengths: Counter[int]) -> Table:
     table.add_column("rows", justify="right")
     table.add_column("")
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        last = int(np.ceil(high)) - (high < edges[-1])
+        last = int(values.max()) if high == edges[-1] else int(np.ceil(high)) - 1
         table.add_row(
             f"{int(np.ceil(low))}-{last}", f"{int(count):,}", "█" * round(BAR * count / counts.max())
         )

@@ -171,12 +171,17 @@ def load_communication(root: Path) -> None:
         build_shm_op()
 
 
+def extensions_folder(wanted: str | None) -> Path:
+    """A folder of our own: no other program builds there, for other versions or at the same time."""
+    name = f"distillery-python{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
+    root = Path(wanted) if wanted else Path.home() / ".cache" / "torch_extensions"
+    return root if root.name == name else root / name
+
+
 def start_processes() -> torch.device:
     """Join the process group described by the environment (torchrun's); returns this rank's device."""
-    # A folder of our own: no other program builds there, for other versions or at the same time.
-    versions = f"python{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
-    home = Path.home() / ".cache" / "distillery" / "extensions" / versions
-    root = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(home)))
+    root = extensions_folder(os.environ.get("TORCH_EXTENSIONS_DIR"))
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
         load_communication(root)
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")

@@ -58,10 +58,12 @@ def run(config: GeneralConfig, folder: Path) -> dict:
         seed=config.seed,
         folder=folder,
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        reader.close()  # else what is read ahead delays the end of a process that failed
     save_student(trainer, folder / "student", config.teacher.path)
     trainer.engine.close()
-    reader.close()
     return {
         "steps": trainer.total,
         "processes": world_size(),

@@ -647,7 +647,7 @@ def test_shards_behind_a_url_of_no_known_protocol(refused, general):
     [
         ({"slice": "0/4"}, "slice: 0/4; give K/N"),
         ({"variants": 0}, "variants must be 1 or more"),
-        ({"shard_mb": 0}, "shard_mb: 0.0; give a number above 0"),
+        ({"shard_mb": 0}, "shard_mb: 0.0; give 0.0001 to 10000"),
         ({"corpus.files": '["hub:no/such/data"]'}, "hub:no/such/data can't be streamed"),
         ({"tokenizer": ""}, "tokenizer: none given"),
     ],

@@ -9,11 +9,12 @@ import pytest
 
 from data_pipeline import pregenerate
 from data_pipeline.corpus import CorpusConfig, read_documents
-from data_pipeline.masking import MaskingConfig
+from data_pipeline.masking import MaskingConfig, mask
 from data_pipeline.packing import PackingConfig, Row, pack
 from data_pipeline.pregenerate import PregenerateConfig, check, run
 from data_pipeline.shards import write_shard
 from data_pipeline.store import ShardFolder
+from data_pipeline.tokenising import CONTINUES
 from data_pipeline.vocabulary import load_vocabulary
 from tests.helpers import documents, tree, write_documents
 
@@ -284,7 +285,7 @@ def test_a_good_configuration_passes(config):
         ({"tokenizer": "/no/such/folder"}, "/no/such/folder: no such folder; give a model folder"),
         ({"rows_per_block": 0}, "rows_per_block: 0; give 1 to 65535"),
         ({"rows_per_block": 65_536}, "rows_per_block: 65536; give 1 to 65535"),
-        ({"shard_mb": 0.0}, "shard_mb: 0.0; give a number above 0"),
+        ({"shard_mb": 0.0}, "shard_mb: 0.0; give 0.0001 to 10000"),
         ({"variants": 0}, "variants must be 1 or more"),
         ({"slice": "3/2"}, "slice: 3/2; give K/N with K from 1 to N"),
         ({"slice": "half"}, "slice: half; give K/N"),
@@ -315,3 +316,42 @@ def test_pairs_need_two_documents_and_full_rows_one(config, tmp_path):
 def test_a_block_of_the_most_rows_allowed_is_written(tmp_path):
     (block,) = write_shard(tmp_path / "shard.tar", [[Row([1], 1)] * 65_535], np.dtype(np.uint16))
     assert block.rows == 65_535
+
+
+def test_a_unit_of_masking_changes_nothing_where_nothing_is_masked(tmp_path, config):
+    run(config, tmp_path / "token")
+    config.packing.masking = MaskingConfig(unit="word")
+    run(config, tmp_path / "word")
+    assert rows_in(tmp_path / "word") == rows_in(tmp_path / "token")
+
+
+def test_whole_words_are_masked_whole(tmp_path, config):
+    text = "abcab cabca bcabc acbab cbaca"
+    (tmp_path / "words.txt").write_text("\n\n".join([text] * 9), encoding="utf-8")
+    config.corpus = CorpusConfig(files=[str(tmp_path / "words.txt")])
+    config.packing = PackingConfig("full", 32, masking=MaskingConfig(0.3, unit="word"))
+    run(config, tmp_path)
+    vocabulary = load_vocabulary(config.tokenizer)
+    plain = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+    for row in rows_in(tmp_path):
+        assert max(row.ids) < vocabulary.size
+        # Five words of five letters; at 0.3 of 27 tokens one word is chosen, and its five tokens only.
+        changed = [n // 5 for n, token in enumerate(row.ids[1:-1]) if token != plain[n]]
+        assert len(set(changed)) <= 1
+    assert any(vocabulary.mask in row.ids for row in rows_in(tmp_path))
+
+
+def test_one_word_is_masked_at_least_where_asked(vocabulary_of_tests):
+    ids = [vocabulary_of_tests.cls, 10, 11 + CONTINUES, 12, 13 + CONTINUES, vocabulary_of_tests.sep]
+    config = MaskingConfig(0.0, at_least_one=True, unit="word")
+    changed = [mask(ids, config, vocabulary_of_tests, np.random.default_rng(seed)) for seed in range(50)]
+    plain = [token & ~CONTINUES for token in ids]
+    assert sum(row != plain for row in changed) > 40
+    for row in changed:
+        different = [place for place in range(6) if row[place] != plain[place]]
+        assert set(different) <= {1, 2} or set(different) <= {3, 4}
+
+
+@pytest.fixture
+def vocabulary_of_tests(tiny_tokenizer):
+    return load_vocabulary(tiny_tokenizer)

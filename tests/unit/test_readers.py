@@ -219,3 +219,50 @@ def test_a_corpus_behind_a_url(tmp_path: Path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_pattern_may_reach_into_every_folder_below(tmp_path):
+    for name in ("0.txt", "x/1.txt", "x/y/2.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(f"text {name}", encoding="utf-8")
+    found = list(read_documents(CorpusConfig(files=[str(tmp_path / "**" / "*.txt")])))
+    assert found == [["text 0.txt"], ["text x/1.txt"], ["text x/y/2.txt"]]
+
+
+@pytest.mark.parametrize("value", [["a list"], {"an": "object"}, 3])
+def test_what_is_no_text_is_refused(tmp_path, value):
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": value}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl .*line 1 is no JSON object with text in the field"):
+        list(read_documents(CorpusConfig(files=[str(tmp_path / "a.jsonl")])))
+    parquet.write_table(pyarrow.table({"text": [value]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r'a\.parquet holds (list|dict|int) in the column "text"'):
+        list(read_documents(CorpusConfig(files=[str(tmp_path / "a.parquet")])))
+
+
+def test_parquet_pieces_are_sized_by_the_texts_own_column(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table(
+        {"meta": [{"a": 1, "b": 2}] * 8, "text": ["word " * 2000 + str(n) for n in range(8)]}
+    )
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    assert len(corpus_pieces(CorpusConfig(files=[str(tmp_path / "a.parquet")]), 10_000)) == 8
+
+
+def test_damage_inside_a_compressed_text_is_named(tmp_path):
+    data = bytearray(bz2.compress(os.urandom(50_000).hex().encode()))
+    data[len(data) // 2] ^= 255
+    (tmp_path / "a.txt.bz2").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.txt\.bz2 is damaged after \d+ bytes"):
+        list(read_documents(CorpusConfig(files=[str(tmp_path / "a.txt.bz2")])))
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_LINE", 100)
+    (tmp_path / "a.txt").write_text("x" * 1000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.txt at byte 0: a line of more than"):
+        list(read_documents(CorpusConfig(files=[str(tmp_path / "a.txt")])))
