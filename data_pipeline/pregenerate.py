@@ -259,7 +259,7 @@ _maker: _Maker
 
 def _begin_worker(config: PregenerateConfig, shards: Path, done: Any) -> None:
     global _maker
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the parent says what there is to say
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
