@@ -78,7 +78,15 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
         "--packing.max_length", "32", "--shard_mb", "0.004", "--workers", "2", "--run", "run",
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a job in the background ignores it
     )
     records = tmp_path / "run" / "shards" / "pieces"
     while len(list(records.glob("0*.json"))) < 3:
