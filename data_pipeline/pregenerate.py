@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -171,9 +171,13 @@ def _same_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards:
     if not path.is_file():
         partial = beside(path)
         partial.write_text(text, encoding="utf-8")
-        with suppress(FileExistsError):  # another slice was first: its settings count
+        try:
             os.link(partial, path)
-        partial.unlink()
+            partial.unlink()
+        except FileExistsError:  # another slice was first: its settings count
+            partial.unlink()
+        except OSError:  # a file system without links
+            os.replace(partial, path)
     if path.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"shards: {shards} was begun with other settings, or the corpus has changed since; "

@@ -132,6 +132,16 @@ def test_slices_of_other_settings_do_not_mix(tmp_path, config):
         run(replace(config, slice="2/2", seed=5), tmp_path)
 
 
+def test_slices_share_a_file_system_without_links(tmp_path, config, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(pregenerate.os, "link", refuse)
+    run(replace(config, slice="1/2"), tmp_path)
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        run(replace(config, slice="2/2", seed=5), tmp_path)
+
+
 def test_a_corpus_that_changed_between_slices_is_refused(tmp_path, config):
     run(replace(config, slice="1/2"), tmp_path)
     with open(config.corpus.files[0], "a", encoding="utf-8") as file:

@@ -54,7 +54,7 @@ def test_lines_come_once_however_they_are_cut(tmp_path_factory, text, size):
     assert documents_in(config, size) == list(read_documents(config)) == expected
 
 
-def test_a_text_without_blank_lines_is_one_document_and_read_once(tmp_path, monkeypatch):
+def test_a_text_without_blank_lines_is_one_document_and_read_once(tmp_path):
     """Pieces in which no document begins end at their bound, not at the file's end."""
     path = tmp_path / "a.txt"
     path.write_text("a line of text\n" * 500, encoding="utf-8")
