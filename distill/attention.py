@@ -19,7 +19,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "distillery"
-QueryKey = tuple[Tensor, Tensor]  # (batch, heads, length, head size) each, query already scaled
 
 
 class Heads(NamedTuple):
@@ -29,11 +28,6 @@ class Heads(NamedTuple):
     key: Tensor
     value: Tensor
     scaling: float
-
-    @property
-    def scores(self) -> QueryKey:
-        """The two factors of the attention scores."""
-        return self.query * self.scaling, self.key
 
     def sides(self, kind: str) -> tuple[Tensor, Tensor]:
         """The two factors of a relation, by their letters: qq, kk, vv or qk."""

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill.attention import QueryKey
+from distill.attention import Heads
+from distill.fused import kernels
 
 
-class _ScoreError(torch.autograd.Function):
-    """Sum over (batch, heads, i, j) of (Qs_i . Ks_j - Qt_i . Kt_j)^2 without a score tensor.
+class PlainScoreError(torch.autograd.Function):
+    """Sum over (batch, heads, i, j) of (c_s Qs_i . Ks_j - c_t Qt_i . Kt_j)^2 without a score tensor.
 
-    With A = [Qs, -Qt] and B = [Ks, Kt] the difference of the two score matrices is A B', and
+    With A = [c_s Qs, -c_t Qt] and B = [Ks, Kt] the difference of the two score matrices is A B', and
     ||A B'||^2 = <A'A, B'B>: small Gram matrices, so time and memory grow linearly with the
     length. The gradients are 2 A (B'B) and 2 B (A'A), in the student's columns. Sequences
     shorter than a Gram matrix is wide go by the scores themselves, which are then the smaller.
@@ -22,12 +23,22 @@ class _ScoreError(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor, rows: Tensor, columns: Tensor
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        other_query: Tensor,
+        other_key: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        scale: float,
+        other_scale: float,
     ) -> Tensor:
-        """Queries and keys (batch, heads, length, head size); masks (batch, 1, length, 1), fp32."""
-        trained = qs.shape[-1]
-        a = torch.cat([qs.float(), -qt.float()], dim=-1).mul_(rows)
-        b = torch.cat([ks.float(), kt.float()], dim=-1).mul_(columns)
+        """Queries and keys (batch, heads, length, head size); masks (batch, length)."""
+        trained = query.shape[-1]
+        a = torch.cat([query.float() * scale, other_query.float() * -other_scale], dim=-1)
+        b = torch.cat([key.float(), other_key.float()], dim=-1)
+        a.mul_(rows[:, None, :, None])
+        b.mul_(columns[:, None, :, None])
         if a.shape[-2] < a.shape[-1]:
             error = a @ b.mT  # (batch, heads, length, length), length small
             loss, grads = error.square().sum(), (error @ b[..., :trained], error.mT @ a[..., :trained])
@@ -35,32 +46,40 @@ class _ScoreError(torch.autograd.Function):
             gram_a, gram_b = a.mT @ a, b.mT @ b  # (batch, heads, ds + dt, ds + dt)
             loss = (gram_a * gram_b).sum()
             grads = (a @ gram_b[..., :trained], b @ gram_a[..., :trained])
-        ctx.save_for_backward(*grads)
-        ctx.dtype = qs.dtype
+        ctx.save_for_backward(grads[0] * (2 * scale), grads[1] * 2)
+        ctx.dtype = query.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        for_query, for_key = ((2 * grad * saved).to(ctx.dtype) for saved in ctx.saved_tensors)
-        return for_query, for_key, None, None, None, None
+        for_query, for_key = ((grad * saved).to(ctx.dtype) for saved in ctx.saved_tensors)
+        return for_query, for_key, *[None] * 6
 
 
-def attention_score_loss(
-    student: QueryKey, teacher: QueryKey, query_mask: Tensor, key_mask: Tensor
-) -> Tensor:
+def attention_score_loss(student: Heads, teacher: Heads, query_mask: Tensor, key_mask: Tensor) -> Tensor:
     """Squared error of attention scores before softmax (Jiao et al. 2020, TinyBERT, eq. 7).
 
     Args:
-        student: Scaled queries and keys, (batch, heads, length, student head size).
+        student: Queries and keys of one layer, (batch, heads, length, student head size).
         teacher: The same with as many heads and the teacher's head size; takes no gradient.
         query_mask: (batch, length), 0 where a query's scores don't count.
         key_mask: (batch, length), 0 where a key's don't.
 
     Returns the sum over batch, heads, queries and keys, in fp32.
     """
-    rows, columns = query_mask[:, None, :, None].float(), key_mask[:, None, :, None].float()
+    fused = kernels(query_mask.device.type)
+    function = fused.ScoreError if fused else PlainScoreError
     with torch.autocast(query_mask.device.type, enabled=False):
-        return _ScoreError.apply(*student, *(part.detach() for part in teacher), rows, columns)
+        return function.apply(
+            student.query,
+            student.key,
+            teacher.query.detach(),
+            teacher.key.detach(),
+            query_mask,
+            key_mask,
+            student.scaling,
+            teacher.scaling,
+        )
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -114,8 +114,9 @@ class Objective(nn.Module):
         queries = self._counted(batch)
         total = torch.zeros((), device=batch.mask.device)
         for student, teacher in self.attention_layers:
-            ours, theirs = own.attention[student].scores, signal.attention[teacher].scores
-            total = total + attention_score_loss(ours, theirs, queries, batch.mask) / ours[0].shape[1]
+            ours, theirs = own.attention[student], signal.attention[teacher]
+            heads = ours.query.shape[1]
+            total = total + attention_score_loss(ours, theirs, queries, batch.mask) / heads
         return total
 
     def _relation(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from distill.attention import Heads
+from distill.fused import kernels
 
+HIDDEN = -1e30  # a score that counts as none; finite, so that a row without keys is too
 TILE = 1 << 22  # entries of a score matrix that exist at once: 16 MB in fp32
 
 
-class _RelationDivergence(torch.autograd.Function):
-    """Sum over (batch, heads, i) of KL(softmax_j(Pt_i . Qt_j) || softmax_j(Ps_i . Qs_j)), by tiles.
+class PlainRelationDivergence(torch.autograd.Function):
+    """Sum of KL(softmax(c_t Pt_i . Qt_j) || softmax(c_s Ps_i . Qs_j)) over batch, heads, rows i, by tiles.
 
     A tile of queries is compared and its gradients (softmax_s - softmax_t times the other side) are
     added up at once, so time is quadratic in the length but memory linear.
@@ -35,11 +37,13 @@ class _RelationDivergence(torch.autograd.Function):
         other_right: Tensor,
         rows: Tensor,
         keys: Tensor,
+        scale: float,
+        other_scale: float,
     ) -> Tensor:
-        """Student's and teacher's sides (batch, heads, length, size), scaled; masks (batch, length)."""
+        """Student's and teacher's sides (batch, heads, length, size); masks (batch, length)."""
         ctx.dtype = left.dtype
         left, right, other_left, other_right = (
-            part.float() for part in (left, right, other_left, other_right)
+            part.float() for part in (left * scale, right, other_left * other_scale, other_right)
         )
         batch, heads, length, _ = left.shape
         hidden = ~keys[:, None, None, :].bool()
@@ -57,17 +61,17 @@ class _RelationDivergence(torch.autograd.Function):
             gradient = (own.exp() - probability) * counted  # (batch, heads, tile, length)
             for_left[:, :, tile] = gradient @ right
             for_right += gradient.mT @ left[:, :, tile]
-        ctx.save_for_backward(for_left, for_right)
+        ctx.save_for_backward(for_left * scale, for_right)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         for_left, for_right = ((grad * saved).to(ctx.dtype) for saved in ctx.saved_tensors)
-        return for_left, for_right, None, None, None, None
+        return for_left, for_right, *[None] * 6
 
 
 def _log_softmax(left: Tensor, right: Tensor, hidden: Tensor) -> Tensor:
-    return (left @ right.mT).masked_fill(hidden, float("-inf")).log_softmax(dim=-1)
+    return (left @ right.mT).masked_fill(hidden, HIDDEN).log_softmax(dim=-1)
 
 
 def regroup(part: Tensor, heads: int) -> Tensor:
@@ -97,14 +101,9 @@ def relation_loss(
     """
     own, other = student.sides(kind), teacher.sides(kind)
     parts = [regroup(part, heads) for part in (*own, *(side.detach() for side in other))]
-    left, right, other_left, other_right = parts
+    fused = kernels(query_mask.device.type)
+    function = fused.RelationDivergence if fused else PlainRelationDivergence
+    scales = (side.shape[-1] ** -0.5 for side in (parts[0], parts[2]))
     with torch.autocast(query_mask.device.type, enabled=False):
-        total = _RelationDivergence.apply(
-            left * left.shape[-1] ** -0.5,
-            right,
-            other_left * other_left.shape[-1] ** -0.5,
-            other_right,
-            query_mask,
-            key_mask,
-        )
-    return total / left.shape[1]
+        total = function.apply(*parts, query_mask, key_mask, *scales)
+    return total / parts[0].shape[1]

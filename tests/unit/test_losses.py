@@ -1,11 +1,13 @@
 """The losses against the formulas as the papers write them, in float64, with whole score matrices."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.attention import QueryKey
+from distill.attention import Heads
 from distill.losses import (
     attention_score_loss,
     hidden_loss,
@@ -19,38 +21,45 @@ SHAPES = [(5, 26, 32), (57, 26, 32), (58, 26, 32), (150, 26, 32), (40, 24, 64), 
 SHAPES += [(1, 32, 32), (64, 32, 32), (100, 64, 32)]
 
 
-def query_key(generator: torch.Generator, length: int, size: int) -> QueryKey:
+def some_heads(generator: torch.Generator, length: int, size: int) -> Heads:
     """Random queries and keys of 2 sequences and 3 heads."""
     query, key = torch.randn(2, 2, 3, length, size, generator=generator)
-    return query.requires_grad_(), key.requires_grad_()
+    return Heads(query.requires_grad_(), key.requires_grad_(), query, 0.5 + 1 / size)
 
 
 def random_mask(generator: torch.Generator, length: int) -> Tensor:
     return (torch.rand(2, length, generator=generator) < 0.7).long()
 
 
-def naive_score_loss(student: QueryKey, teacher: QueryKey, queries: Tensor, keys: Tensor) -> Tensor:
+def naive_score_loss(student: Heads, teacher: Heads, queries: Tensor, keys: Tensor) -> Tensor:
     """Sum of squared differences of the score matrices, where both masks allow."""
-    error = student[0] @ student[1].mT - teacher[0] @ teacher[1].mT
+    own, other = (heads.query @ heads.key.mT * heads.scaling for heads in (student, teacher))
+    error = own - other
     return (error * queries[:, None, :, None] * keys[:, None, None, :]).square().sum()
 
 
-def doubled(pair: QueryKey) -> QueryKey:
-    return tuple(tensor.detach().double().requires_grad_() for tensor in pair)
+def changed(heads: Heads, change: Callable[[Tensor], Tensor]) -> Heads:
+    """Heads with other queries and keys, leaves again."""
+    query, key = (change(part.detach()).requires_grad_() for part in heads[:2])
+    return heads._replace(query=query, key=key)
 
 
-def gradients(loss: Tensor, pair: QueryKey) -> list[Tensor]:
-    return [gradient.double() for gradient in torch.autograd.grad(loss, pair)]
+def doubled(heads: Heads) -> Heads:
+    return changed(heads, Tensor.double)
+
+
+def gradients(loss: Tensor, heads: Heads) -> list[Tensor]:
+    return [gradient.double() for gradient in torch.autograd.grad(loss, heads[:2])]
 
 
 @pytest.fixture(params=SHAPES, ids=str)
-def case(request) -> tuple[QueryKey, QueryKey, Tensor, Tensor]:
+def case(request) -> tuple[Heads, Heads, Tensor, Tensor]:
     """Student, teacher, query mask and key mask."""
     length, student, teacher = request.param
     generator = torch.Generator().manual_seed(length)
     return (
-        query_key(generator, length, student),
-        query_key(generator, length, teacher),
+        some_heads(generator, length, student),
+        some_heads(generator, length, teacher),
         random_mask(generator, length),
         random_mask(generator, length),
     )
@@ -72,12 +81,14 @@ def test_score_gradients_equal_the_naive_formulas(case):
 
 def test_score_loss_has_the_slope_of_its_gradient(case):
     """Along the queries the loss is a parabola, whose central difference is exact for any width."""
-    (query, key), teacher, queries, keys = case
+    student, teacher, queries, keys = case
+    query = student.query
     direction = torch.randn(query.shape, generator=torch.Generator().manual_seed(1))
     ends = [
-        attention_score_loss((query + side * direction, key), teacher, queries, keys) for side in (1, -1)
+        attention_score_loss(student._replace(query=query + side * direction), teacher, queries, keys)
+        for side in (1, -1)
     ]
-    gradient, _ = gradients(attention_score_loss(*case), (query, key))
+    gradient, _ = gradients(attention_score_loss(*case), student)
     slope, scale = (gradient * direction).sum(), ends[0].detach().double()
     assert abs((ends[0] - ends[1]).double() / 2 - slope) <= 1e-5 * scale
 
@@ -85,10 +96,11 @@ def test_score_loss_has_the_slope_of_its_gradient(case):
 def test_values_under_the_masks_change_nothing(case):
     student, teacher, queries, keys = case
     poisoned = []
-    for pair in (student, teacher):
+    for heads in (student, teacher):
         masks = queries[:, None, :, None], keys[:, None, :, None]
-        filled = [t.detach().where(m > 0, 1e30) for t, m in zip(pair, masks, strict=True)]
-        poisoned.append(tuple(tensor.requires_grad_() for tensor in filled))
+        filled = [t.detach().where(m > 0, 1e30) for t, m in zip(heads[:2], masks, strict=True)]
+        query, key = (tensor.requires_grad_() for tensor in filled)
+        poisoned.append(heads._replace(query=query, key=key))
     clean, other = attention_score_loss(*case), attention_score_loss(*poisoned, queries, keys)
     assert torch.equal(clean, other)
     for a, b in zip(gradients(clean, student), gradients(other, poisoned[0]), strict=True):
@@ -97,7 +109,7 @@ def test_values_under_the_masks_change_nothing(case):
 
 def test_bf16_queries_give_the_loss_of_their_values(case):
     student, teacher, queries, keys = case
-    small = [tuple(t.detach().bfloat16().requires_grad_() for t in pair) for pair in (student, teacher)]
+    small = [changed(heads, Tensor.bfloat16) for heads in (student, teacher)]
     loss = attention_score_loss(*small, queries, keys)
     wide = doubled(small[0])
     expected = naive_score_loss(wide, doubled(small[1]), queries, keys)
@@ -109,14 +121,14 @@ def test_bf16_queries_give_the_loss_of_their_values(case):
 def test_the_teacher_gets_no_gradient(case):
     student, teacher, _, _ = case
     attention_score_loss(*case).backward()
-    assert all(tensor.grad is not None for tensor in student)
-    assert all(tensor.grad is None for tensor in teacher)
+    assert all(tensor.grad is not None for tensor in student[:2])
+    assert all(tensor.grad is None for tensor in teacher[:2])
 
 
 def test_equal_scores_lose_nothing(case):
     """To the rounding of the scores' own size: long sequences never form the difference."""
     student, _, queries, keys = case
-    nothing = tuple(torch.zeros_like(tensor) for tensor in student)
+    nothing = changed(student, torch.zeros_like)
     size = naive_score_loss(student, nothing, queries, keys)
     assert abs(attention_score_loss(student, student, queries, keys)) <= 1e-6 * size
 
@@ -139,7 +151,7 @@ def test_no_matrix_of_scores_is_written_for_long_sequences():
             return out
 
     generator, length = torch.Generator().manual_seed(0), 500
-    student, teacher = query_key(generator, length, 24), query_key(generator, length, 32)
+    student, teacher = some_heads(generator, length, 24), some_heads(generator, length, 32)
     mask = torch.ones(2, length)
     with LargestTensor() as largest:
         attention_score_loss(student, teacher, mask, mask).backward()

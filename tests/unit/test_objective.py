@@ -281,7 +281,7 @@ def test_captured_queries_and_keys_give_the_attention_maps(family):
     hidden_keys = (batch.mask == 0)[:, None, None, :]
     assert list(captured) == [1, 2, 3]
     for heads, expected in zip(captured.values(), maps, strict=True):
-        query, key = heads.scores
+        query, key = heads.query * heads.scaling, heads.key
         scores = (query @ key.mT).masked_fill(hidden_keys, -torch.inf)
         torch.testing.assert_close(torch.softmax(scores, dim=-1), expected)
 

@@ -1,0 +1,81 @@
+"""Which fused parts a run uses, and why: the one file that knows apex, and whether Triton is there.
+
+Every part has a plain twin that gives the same result within the dtype's rounding; this file only says
+which of the two a device gets. NVIDIA's apex is used where it is installed (the `apex` on PyPI is another
+project); it serves CUDA alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What serves one part on this machine."""
+
+    part: str
+    chosen: str
+    why: str
+
+
+@functools.cache
+def kernels(kind: str) -> ModuleType | None:
+    """distill.kernels for devices of a kind (`cuda`, `cpu`); None where the plain twins serve."""
+    if kind != "cuda":
+        return None
+    try:
+        return importlib.import_module("distill.kernels")
+    except ImportError:
+        return None
+
+
+@functools.cache
+def apex(module: str, name: str) -> type | None:
+    """A class of NVIDIA's apex, as apex(`optimizers`, `FusedAdam`); None without a GPU or apex."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        return getattr(importlib.import_module(f"apex.{module}"), name, None)
+    except ImportError:
+        return None
+
+
+def fuse_layer_norms(model: nn.Module) -> None:
+    """Put apex's FusedLayerNorm, where there is one, in the place of torch's, with the same weights."""
+    fused = apex("normalization", "FusedLayerNorm")
+    if fused is None:
+        return
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.LayerNorm and child.weight is not None and child.bias is not None:
+                norm = fused(child.normalized_shape, eps=child.eps)
+                norm.weight, norm.bias = child.weight, child.bias
+                setattr(parent, name, norm)
+
+
+def choices() -> list[Choice]:
+    """Every part that has a fused form, for the device that a run would use here."""
+    gpu = torch.cuda.is_available()
+    kind = "cuda" if gpu else "cpu"
+    absent = "NVIDIA's apex is not installed" if gpu else "no GPU"
+    triton = kernels(kind) is not None
+    why = "a GPU and Triton are here" if triton else ("Triton is missing" if gpu else "no GPU")
+    return [
+        Choice("attention and relation losses", "Triton kernels" if triton else "tiled torch", why),
+        _apex("AdamW", "optimizers", "FusedAdam", "fused AdamW of torch", absent),
+        _apex("LAMB", "optimizers", "FusedLAMB", "multi-tensor LAMB of distill", absent),
+        _apex("layer norm", "normalization", "FusedLayerNorm", "native layer norm of torch", absent),
+    ]
+
+
+def _apex(part: str, module: str, name: str, otherwise: str, absent: str) -> Choice:
+    if apex(module, name) is None:
+        return Choice(part, otherwise, absent)
+    return Choice(part, f"apex {name}", "NVIDIA's apex is installed")

@@ -1,0 +1,180 @@
+"""Triton kernels against their plain twins and the formulas in float64: on a GPU, else interpreted.
+
+Outputs are poisoned first (`torch.utils.deterministic.fill_uninitialized_memory` fills what `empty`
+gives), so that a number which no program wrote shows.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+
+from distill import kernels
+from distill.losses import PlainScoreError
+from distill.relations import PlainRelationDivergence
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# student's head size, teacher's, length: tiles of 64 rows, sizes of no power of two among them
+SHAPES = [(26, 64, 70), (32, 32, 1), (8, 128, 17)]
+MORE_SHAPES = [(24, 32, 64), (64, 24, 130)]
+KINDS = {"score": (kernels.ScoreError, PlainScoreError)}
+KINDS["relation"] = (kernels.RelationDivergence, PlainRelationDivergence)
+SCALES = (0.3, 0.2)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    torch.use_deterministic_algorithms(True)  # fills what `empty` returns with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def case(request) -> list[Tensor]:
+    """Student's two sides, the teacher's two, the mask of rows, that of columns."""
+    return some_sides(*request.param)
+
+
+def some_sides(size: int, other_size: int, length: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    # As models make them: heads lie inside a token's row.
+    parts = [torch.randn(2, length, 2, s, generator=generator) for s in [size] * 2 + [other_size] * 2]
+    masks = [torch.rand(2, length, generator=generator) < 0.7 for _ in range(2)]
+    masks[1][:, 0] = True  # a row sees one key at least
+    found = [part.transpose(1, 2).to(DEVICE) for part in parts] + [mask.long().to(DEVICE) for mask in masks]
+    for part in found[:2]:
+        part.requires_grad_()
+    return found
+
+
+def formula(kind: str, case: list[Tensor]) -> Tensor:
+    """The loss with whole score matrices, in float64."""
+    left, right, other_left, other_right, rows, columns = (part.double() for part in case)
+    own, other = SCALES[0] * left @ right.mT, SCALES[1] * other_left @ other_right.mT
+    rows, columns = rows[:, None, :, None], columns[:, None, None, :]
+    if kind == "score":
+        return ((own - other) * rows * columns).square().sum()
+    own, other = (scores.masked_fill(columns == 0, -1e300).log_softmax(-1) for scores in (own, other))
+    return (other.exp() * (other - own) * rows * columns).sum()
+
+
+def gradients(loss: Tensor, case: list[Tensor]) -> list[Tensor]:
+    return [gradient.double() for gradient in torch.autograd.grad(loss, case[:2])]
+
+
+def assert_near(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() <= tolerance * other.norm() + 1e-30
+
+
+def narrow(case: list[Tensor], dtypes: tuple[torch.dtype, torch.dtype]) -> list[Tensor]:
+    own, other = (
+        [part.detach().to(kind) for part in parts]
+        for parts, kind in zip((case[:2], case[2:4]), dtypes, strict=True)
+    )
+    return [*(part.requires_grad_() for part in own), *other, *case[4:]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES + MORE_SHAPES, ids=str)
+def test_kernel_twin_and_formula_agree(kind, shape):
+    case, (fused, plain) = some_sides(*shape), KINDS[kind]
+    expected = formula(kind, case)
+    wanted = gradients(expected, case)
+    for function in (fused, plain):
+        loss = function.apply(*case, *SCALES)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+        assert_near(gradients(loss, case), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.bfloat16,) * 2, (torch.float16,) * 2, (torch.float32, torch.bfloat16)],
+    ids=["bf16", "fp16", "fp32 and bf16"],
+)
+def test_narrow_inputs_are_summed_in_fp32(kind, dtypes, case):
+    fused, _ = KINDS[kind]
+    case = narrow(case, dtypes)
+    loss, expected = fused.apply(*case, *SCALES), formula(kind, case)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    found = torch.autograd.grad(loss, case[:2])
+    assert all(part.dtype == dtypes[0] for part in found)
+    tolerance = max(1e-5, 2 * torch.finfo(dtypes[0]).eps)
+    assert_near([part.double() for part in found], gradients(expected, case), tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_masks_hide_is_never_read(kind, case):
+    fused, _ = KINDS[kind]
+    clean = fused.apply(*case, *SCALES)
+    hidden = [mask[:, None, :, None] == 0 for mask in (case[4], case[5])]
+    poisoned = [
+        part.detach().masked_fill(hidden[index % 2], float("nan")) for index, part in enumerate(case[:4])
+    ]
+    for part in poisoned[:2]:
+        part.requires_grad_()
+    other = fused.apply(*poisoned, *case[4:], *SCALES)
+    assert torch.equal(clean, other)
+    for one, two in zip(gradients(clean, case), gradients(other, poisoned), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(kind, case):
+    fused, _ = KINDS[kind]
+    wider = [torch.nn.functional.pad(part.detach(), (0, 0, 0, 9)) for part in case[:4]]
+    wider = [*(part.requires_grad_() for part in wider[:2]), *wider[2:]]
+    masks = [torch.nn.functional.pad(mask, (0, 9)) for mask in case[4:]]
+    clean, padded = fused.apply(*case, *SCALES), fused.apply(*wider, *masks, *SCALES)
+    torch.testing.assert_close(padded, clean, rtol=1e-6, atol=1e-6)
+    length = case[0].shape[2]
+    for one, two in zip(gradients(padded, wider), gradients(clean, case), strict=True):
+        assert_near([one[:, :, :length]], [two], 1e-6)
+        assert (one[:, :, length:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_input_gives_the_same_bits(kind, case):
+    fused, _ = KINDS[kind]
+    first, second = (fused.apply(*case, *SCALES) for _ in range(2))
+    assert torch.equal(first, second)
+    for one, two in zip(gradients(first, case), gradients(second, case), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_of_padding_alone_loses_nothing(kind, case):
+    fused, plain = KINDS[kind]
+    nothing = torch.zeros_like(case[5])
+    for function in (fused, plain):
+        loss = function.apply(*case[:4], torch.ones_like(nothing), nothing, *SCALES)
+        assert loss.item() == pytest.approx(0, abs=1e-5)
+        assert all((part == 0).all() for part in gradients(loss, case))
+
+
+def test_sides_that_are_one_tensor_get_both_gradients(case):
+    side, _, other, _, rows, columns = case
+    loss = kernels.RelationDivergence.apply(side, side, other, other, rows, columns, *SCALES)
+    expected = formula("relation", [side, side, other, other, rows, columns])
+    found, wanted = (torch.autograd.grad(value, side)[0].double() for value in (loss, expected))
+    assert_near([found], [wanted], 1e-5)
+
+
+def test_strides_of_any_kind_are_read_right(case):
+    moved = [
+        part.detach().contiguous() if i % 2 else part.detach().mT.contiguous().mT
+        for i, part in enumerate(case[:4])
+    ]
+    for part in moved[:2]:
+        part.requires_grad_()
+    for fused, _ in KINDS.values():
+        one, two = fused.apply(*case, *SCALES), fused.apply(*moved, *case[4:], *SCALES)
+        assert torch.equal(one, two)
+        for a, b in zip(gradients(one, case), gradients(two, moved), strict=True):
+            assert torch.equal(a, b)
