@@ -82,18 +82,6 @@ def attention_score_loss(student: Heads, teacher: Heads, query_mask: Tensor, key
         )
 
 
-def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Squared error of hidden states, summed (TinyBERT, eqs. 8 and 9).
-
-    Args:
-        student: Projected to the teacher's width, (batch, length, width).
-        teacher: (batch, length, width).
-        mask: (batch, length), 0 where a position doesn't count.
-    """
-    error = (student.float() - teacher.float()) * mask[..., None]
-    return error.square().sum()
-
-
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) of softened class probabilities, times T^2, summed over rows.
 

@@ -16,11 +16,11 @@ from distill.encoders import Batch, Signal, run_encoder
 from distill.layer_map import LayerMap
 from distill.losses import (
     attention_score_loss,
-    hidden_loss,
     label_loss,
     regression_loss,
     soft_target_loss,
 )
+from distill.projection import HiddenProjection
 from distill.relations import relation_loss
 from distill.settings import ObjectiveConfig
 
@@ -60,10 +60,8 @@ class Objective(nn.Module):
         projected = len(layers) if config.projection == "per_layer" else 1
         self.projections = nn.ModuleList()
         for _ in range(projected if config.hidden else 0):
-            projection = nn.Linear(student.config.hidden_size, teacher_width)
-            nn.init.normal_(projection.weight, std=student.config.initializer_range)
-            nn.init.zeros_(projection.bias)
-            self.projections.append(projection)
+            std = student.config.initializer_range
+            self.projections.append(HiddenProjection(student.config.hidden_size, teacher_width, std))
 
     @property
     def hidden_layers(self) -> LayerMap:
@@ -137,9 +135,7 @@ class Objective(nn.Module):
         total = torch.zeros((), device=batch.mask.device)
         for index, (student, teacher) in enumerate(self.hidden_layers):
             projection = self.projections[index if len(self.projections) > 1 else 0]
-            target = signal.hidden[teacher]
-            projected = projection(own.hidden[student])
-            total = total + hidden_loss(projected, target, mask) / target.shape[-1]
+            total = total + projection(own.hidden[student], signal.hidden[teacher], mask)
         return total
 
     def _logits(self, own: Tensor, teacher: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill.attention import Heads
 from distill.losses import (
     attention_score_loss,
-    hidden_loss,
     label_loss,
     regression_loss,
     soft_target_loss,
@@ -156,23 +155,6 @@ def test_no_matrix_of_scores_is_written_for_long_sequences():
     with LargestTensor() as largest:
         attention_score_loss(student, teacher, mask, mask).backward()
     assert largest.numbers == 2 * 3 * length * (24 + 32)
-
-
-def test_hidden_loss_is_the_squared_error_of_real_tokens():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 3, 7, 5, generator=generator)
-    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] + [0] * 6])
-    rows = zip(student.double(), teacher.double(), mask.sum(1), strict=True)
-    expected = sum(((s[:n] - t[:n]) ** 2).sum() for s, t, n in rows)
-    torch.testing.assert_close(hidden_loss(student, teacher, mask), expected.float())
-
-
-def test_hidden_loss_ignores_padding():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 3, 7, 5, generator=generator)
-    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] + [0] * 6])
-    poisoned = teacher.where(mask[..., None] > 0, 1e30)
-    assert torch.equal(hidden_loss(student, poisoned, mask), hidden_loss(student, teacher, mask))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 10.0])

@@ -193,7 +193,7 @@ def paper_loss(pair: Pair, batch: Batch, layers: LayerMap) -> tuple[Tensor, Tens
         if i:
             attention = attention + mse(student["scores"][i - 1], teacher["scores"][j - 1])
         projection = pair.objective.projections[index]
-        hidden = hidden + mse(projection(student["hidden"][i]), teacher["hidden"][j])
+        hidden = hidden + mse(nn.Linear.forward(projection, student["hidden"][i]), teacher["hidden"][j])
     return attention, hidden
 
 
