@@ -170,6 +170,8 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
         raise ValueError(f"{name}.schedule.warmup: {stage.schedule.warmup}; give a share, 0 to 1")
     if stage.optimizer.name == "bert_adam" and (engine.zero or engine.precision not in ("auto", "fp32")):
         raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
+    if stage.optimizer.name == "lamb" and engine.zero:
+        raise ValueError(f"{name}.optimizer: lamb sees whole tensors; give engine.zero 0, or adamw")
     micro_batch_size(stage.batch_size, engine, processes)
 
 

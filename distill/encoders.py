@@ -22,6 +22,7 @@ from transformers import (
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
 from distill.attention import Collector, Heads, collecting, install
+from distill.fused import fuse_layer_norms
 from distill.settings import StudentConfig, TeacherConfig
 
 PROJECTIONS = "projections.safetensors"
@@ -98,6 +99,7 @@ class Teacher:
         else:
             model = AutoModel.from_pretrained(path, **_backbone(path, layers))
         self.collector = install(model)
+        fuse_layer_norms(model)
         dtype = precision_of(config.precision, device)
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
         self.model.train(config.dropout)

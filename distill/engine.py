@@ -8,6 +8,7 @@ import os
 import sys
 from collections import OrderedDict
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
+from distill.fused import fuse_layer_norms
 from distill.optimizers import build_optimizer
 from distill.settings import EngineConfig, OptimizerConfig
 
@@ -47,15 +49,17 @@ class Engine:
         accumulation: int,
         micro_batch_size: int,
     ):
+        fuse_layer_norms(module)
         self.accumulation = accumulation
         self.zero = config.zero
-        precision = precision_name(config.precision)
+        precision = precision_name(config.precision, optimizer.name)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(module, optimizer),
+            optimizer=build_optimizer(module, replace(optimizer, lr=0.0)),
             config=deepspeed_config(optimizer, config.zero, precision, accumulation, micro_batch_size),
         )
         self.engine.checkpoint_engine = _SafeCheckpoints()
+        _forget_steps(getattr(self.optimizer, "optimizer", self.optimizer))
 
     @property
     def module(self) -> nn.Module:
@@ -121,6 +125,17 @@ class Engine:
         self.engine.destroy()
 
 
+def _forget_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Begin to count at 0, and as ZeRO 0 in fp32 does.
+
+    Elsewhere DeepSpeed makes room for the moments by a step with gradients of 0. Made with a learning
+    rate of 0, it changes no weight, but it would count as the first for the correction of bias.
+    """
+    for state in [*optimizer.state.values(), *optimizer.param_groups]:
+        if "step" in state:
+            state["step"] = torch.zeros_like(state["step"]) if torch.is_tensor(state["step"]) else 0
+
+
 def deepspeed_config(
     optimizer: OptimizerConfig, zero: int, precision: str, accumulation: int, micro_batch_size: int
 ) -> dict[str, Any]:
@@ -147,13 +162,16 @@ class _SafeCheckpoints(TorchCheckpointEngine):
             return torch.load(path, map_location=map_location, weights_only=True)
 
 
-def precision_name(precision: str) -> str:
-    """The student's precision; `auto` is bf16 on a GPU, fp32 on a CPU, which has no fp16 (ValueError)."""
+def precision_name(precision: str, optimizer: str = "adamw") -> str:
+    """The student's precision: `auto` is bf16 on a GPU, fp32 on a CPU and with bert_adam.
+
+    Raises ValueError for fp16 on a CPU, which has none.
+    """
     if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("engine.precision: fp16 needs a GPU and there is none; give bf16, fp32 or auto")
     if precision != "auto":
         return precision
-    return "bf16" if torch.cuda.is_available() else "fp32"
+    return "bf16" if torch.cuda.is_available() and optimizer != "bert_adam" else "fp32"
 
 
 def load_communication(root: Path) -> None:

@@ -1,13 +1,15 @@
-"""Optimizers: torch's AdamW, and the original BERT Adam for runs faithful to the paper's code."""
+"""Optimizers: AdamW, LAMB for large batches, and the original BERT Adam for runs as the paper's code."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from distill.fused import apex
 from distill.settings import OptimizerConfig
 
 NO_DECAY = ("bias", "LayerNorm.weight", "layernorm.weight", "layer_norm.weight", "norm.weight")
@@ -33,7 +35,72 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     betas = (config.beta1, config.beta2)
     if config.name == "bert_adam":
         return BertAdam(groups, lr=config.lr, betas=betas, eps=config.eps, clip=config.clip)
+    if config.name == "lamb":
+        fused = apex("optimizers", "FusedLAMB")
+        if fused:  # DeepSpeed clips, with every optimizer alike
+            return fused(groups, lr=config.lr, betas=betas, eps=config.eps, max_grad_norm=math.inf)
+        return Lamb(groups, lr=config.lr, betas=betas, eps=config.eps)
+    fused = apex("optimizers", "FusedAdam")
+    if fused:
+        return fused(groups, lr=config.lr, betas=betas, eps=config.eps, adam_w_mode=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+
+
+class Lamb(torch.optim.Optimizer):
+    """Adam whose step on each tensor is as long as the tensor (You et al. 2020, LAMB, algorithm 2).
+
+    The update m / (sqrt(v) + eps) + decay w, corrected for bias, is scaled by |w| / |update|. Groups
+    without weight decay (biases, layer norms) go by Adam's own step, as in the authors' code and apex.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+    ):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient, all of a group at once."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            group["step"] += 1
+            if not weights:
+                continue
+            updates = self._adam(weights, group)
+            if group["weight_decay"]:
+                torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+                sizes, lengths = torch._foreach_norm(weights), torch._foreach_norm(updates)
+                torch._foreach_mul_(updates, list(map(_trust, sizes, lengths)))
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+
+    def _adam(self, weights: list[torch.Tensor], group: dict[str, Any]) -> list[torch.Tensor]:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight] = {name: torch.zeros_like(weight) for name in ("mean", "square")}
+        means = [self.state[weight]["mean"] for weight in weights]
+        squares = [self.state[weight]["square"] for weight in weights]
+        gradients = [weight.grad for weight in weights]
+        (beta1, beta2), step = group["betas"], group["step"]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, math.sqrt(1 - beta2**step))
+        torch._foreach_add_(roots, group["eps"])
+        updates = torch._foreach_div(means, roots)
+        torch._foreach_div_(updates, 1 - beta1**step)
+        return list(updates)
+
+
+def _trust(size: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """|w| / |update|, 1 where either is 0."""
+    return torch.where((size > 0) & (length > 0), size / length, 1.0)
 
 
 class BertAdam(torch.optim.Optimizer):

@@ -88,8 +88,9 @@ class OptimizerConfig:
     """The optimizer.
 
     Args:
-        name: `adamw`, or `bert_adam` (no bias correction, each tensor's gradient clipped by
-            itself: what the TinyBERT code trains with; ZeRO 0 only).
+        name: `adamw`; `lamb` (Adam with steps as long as each tensor: for batches of thousands;
+            ZeRO 0 only); or `bert_adam` (no bias correction, each tensor's gradient clipped by
+            itself: what the TinyBERT code trains with; ZeRO 0 in fp32 only).
         lr: Highest learning rate.
         weight_decay: Decoupled; none on biases and layer norms.
         beta1: Decay of the first moment.
@@ -98,7 +99,7 @@ class OptimizerConfig:
         clip: Largest gradient norm; 0 clips nothing.
     """
 
-    name: Literal["adamw", "bert_adam"] = "adamw"
+    name: Literal["adamw", "lamb", "bert_adam"] = "adamw"
     lr: float = 5e-5
     weight_decay: float = 0.01
     beta1: float = 0.9

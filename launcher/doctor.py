@@ -99,12 +99,7 @@ def _packages(torch: dict[str, str]) -> list[Part]:
         ),
         Part("deepspeed", _version("deepspeed"), required, "make setup"),
         Part("transformers", _version("transformers"), required, "make setup"),
-        Part(
-            "fused optimizer",
-            "AdamW of torch" if torch else "",
-            required,
-            "Comes with torch.",
-        ),
+        *(Part(part["part"], f"{part['chosen']} ({part['why']})") for part in torch.get("fused", [])),
     ]
 
 
@@ -143,6 +138,7 @@ def _connections(torch: dict[str, str]) -> list[Part]:
 _TORCH_FACTS = """
 import json
 import torch
+from distill.fused import choices
 devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
 distributed = torch.distributed
 reachable = distributed.is_available()
@@ -152,6 +148,7 @@ print(json.dumps({
     "gpu": ", ".join(f"{d.name} ({d.total_memory / 2**30:.0f} GiB)" for d in devices),
     "gloo": "built in" if reachable and distributed.is_gloo_available() else "",
     "nccl": ".".join(map(str, nccl)) if nccl else "",
+    "fused": [vars(choice) for choice in choices()],
 }))
 """
 

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from distill import engine
+from distill.engine import Engine
+from distill.optimizers import build_optimizer
+from distill.settings import EngineConfig, OptimizerConfig
+from tests.processes import join_group_of_one
 
 
 @pytest.fixture
@@ -48,3 +53,55 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, built):
     holder.join()
     engine.load_communication(tmp_path)
     assert built == [[]]
+
+
+class Small(torch.nn.Module):
+    """Two layers, one of them large, whose loss is a square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.out = torch.nn.Linear(16, 16), torch.nn.Linear(16, 1)
+        torch.nn.init.normal_(self.wide.weight, std=0.5)
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        rows = rows.to(self.wide.weight.dtype)
+        return {"loss": self.out(torch.tanh(self.wide(rows))).float().square().mean()}
+
+
+def some_rows(step: int) -> Tensor:
+    return torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+
+
+@pytest.mark.parametrize(
+    ("name", "zero", "precision", "tolerance"),
+    [
+        ("adamw", 0, "fp32", 1e-5),
+        ("adamw", 1, "fp32", 1e-5),
+        ("adamw", 2, "fp32", 1e-5),
+        ("adamw", 0, "bf16", 0.1),
+        ("lamb", 0, "fp32", 1e-5),
+        ("lamb", 0, "bf16", 0.1),
+    ],
+)
+def test_steps_are_the_optimizers_own(name, zero, precision, tolerance):
+    """DeepSpeed adds no step and no decay of its own, whatever the stage and the precision."""
+    join_group_of_one()
+    config = OptimizerConfig(
+        name=name, lr=0.02, weight_decay=0.1, clip=0.0, eps=0.1
+    )  # smooth in the gradient
+    module, plain, start = Small(), Small(), Small().state_dict()
+    ours = Engine(module, config, EngineConfig(zero=zero, precision=precision), 1, 8)
+    optimizer = build_optimizer(plain, config)
+    for step in range(3):
+        ours.backward(ours.forward(some_rows(step))["loss"])
+        ours.step(config.lr)
+        optimizer.zero_grad()
+        plain(some_rows(step))["loss"].backward()
+        optimizer.step()
+    for key, expected in plain.state_dict().items():
+        found = module.state_dict()[key].float()
+        moved = (expected - start[key]).norm()
+        rounding = 2**-8 * expected.norm() if precision == "bf16" else 0.0
+        assert (found - expected).norm() <= tolerance * moved + rounding, key
+    ours.close()

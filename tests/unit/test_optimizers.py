@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from distill.optimizers import BertAdam, build_optimizer, parameter_groups
+from distill.optimizers import BertAdam, Lamb, build_optimizer, parameter_groups
 from distill.settings import OptimizerConfig
 
 SMALL = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -57,6 +57,46 @@ def test_bert_adam_leaves_parameters_without_gradient_alone():
     assert torch.equal(parameter, torch.ones(3))
 
 
+@pytest.mark.parametrize("decay", [0.1, 0.0])
+def test_lamb_does_what_was_published(decay):
+    torch.manual_seed(0)
+    weights = [torch.randn(shape, dtype=torch.float64) for shape in ((3, 4), (5,))]
+    weights.append(torch.zeros(2, dtype=torch.float64))  # no size: Adam's own step
+    parameters = [nn.Parameter(weight.clone()) for weight in weights]
+    optimizer = Lamb(parameters, lr=0.01, betas=(0.8, 0.9), eps=1e-3, weight_decay=decay)
+    moments = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
+    for step in range(1, 5):
+        for weight, parameter, mean, square in zip(weights, parameters, *moments, strict=True):
+            gradient = parameter.grad = torch.randn_like(weight) / step
+            mean.mul_(0.8).add_(0.2 * gradient)
+            square.mul_(0.9).add_(0.1 * gradient**2)
+            update = mean / (1 - 0.8**step) / ((square / (1 - 0.9**step)).sqrt() + 1e-3) + decay * weight
+            trust = weight.norm() / update.norm() if decay and weight.norm() else 1.0
+            weight.sub_(0.01 * trust * update)
+        optimizer.step()
+    for parameter, expected in zip(parameters, weights, strict=True):
+        torch.testing.assert_close(parameter.data, expected)
+
+
+def test_lamb_continues_from_its_saved_state():
+    torch.manual_seed(0)
+    gradients, start = torch.randn(4, 3), torch.randn(3)
+
+    def steps(optimizer: Lamb, some: torch.Tensor) -> None:
+        for gradient in some:
+            optimizer.param_groups[0]["params"][0].grad = gradient.clone()
+            optimizer.step()
+
+    whole, killed = (nn.Parameter(start.clone()) for _ in range(2))
+    steps(Lamb([whole], lr=0.1), gradients)
+    first = Lamb([killed], lr=0.1)
+    steps(first, gradients[:2])
+    second = Lamb([killed], lr=0.1)
+    second.load_state_dict(first.state_dict())
+    steps(second, gradients[2:])
+    assert torch.equal(whole, killed)
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "albert"])
 def test_biases_and_layer_norms_do_not_decay(family):
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **SMALL))
@@ -76,7 +116,9 @@ def test_frozen_parameters_are_left_out():
     assert sorted(chosen) == sorted(id(p) for p in model[1].parameters())
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("bert_adam", BertAdam)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adamw", torch.optim.AdamW), ("lamb", Lamb), ("bert_adam", BertAdam)]
+)
 def test_an_optimizer_takes_its_settings(name, kind):
     config = OptimizerConfig(name=name, lr=0.3, beta1=0.5, beta2=0.6, eps=0.1, weight_decay=0.2)
     optimizer = build_optimizer(nn.Linear(2, 2), config)
