@@ -1,41 +1,36 @@
-"""Benchmark `step`: one step of general distillation, ours against the original TinyBERT loop.
+"""Benchmark `step`: steps of general and of task distillation, ours against the original TinyBERT loops.
 
     python -m benchmarks.step --reference DIR [--json FILE] [--rounds N] [--batch 32] [--length 128]
 
 DIR is a checkout of huawei-noah/Pretrained-Language-Model or its folder TinyBERT; without it ours
 runs alone. Both sides train the same shape on the same ids from random weights: a BERT-base
 teacher (12 layers, 768 wide) and a student of 4 layers, 312 wide. Each side lives in a process of
-its own, so that its peak memory is its own, and the two take turns, a step each.
+its own, so that its peak memory is its own, and the two take turns, a step each. The task's
+sequences are as long as SST-2's (benchmarks/step_task.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 import os
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.record import (
     import_reference,
-    memory_mb,
     print_table,
     reference_folder,
-    take_turns,
     write_record,
 )
-from launcher.local import environment
+from benchmarks.sides import Steps, in_own_process, measure, synchronise
 
 if TYPE_CHECKING:  # torch is for the children: the parent only waits and must weigh nothing
     from torch import Tensor
@@ -104,12 +99,28 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    samples, memory = measure(settings)
+    samples, memory = measure_general(settings)
     figures = summarise(samples, memory, settings.batch)
     show(figures, settings)
+    from benchmarks import step_task  # it is made of parts of this module
+
+    task_samples = step_task.measure_task(settings)
+    task_figures = step_task.summarise(task_samples, settings.batch)
+    step_task.show(task_figures, settings)
     if options.json:
-        write_record(Path(options.json), "step", arguments, figures, samples)
+        write_record(Path(options.json), "step", arguments, figures | task_figures, samples | task_samples)
     return 0
+
+
+def measure_general(settings: Settings) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of the steps of general distillation, and memory in MB by figure."""
+    with tempfile.TemporaryDirectory() as scratch:
+        in_own_process(save_teacher, Path(scratch) / "teacher", settings)
+        sides: dict[str, Steps] = {}
+        if settings.reference:
+            sides["original"] = partial(original, settings)
+        sides["ours"] = partial(ours, settings, Path(scratch))
+        return measure(sides, settings.rounds)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,111 +166,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
-# --------------------------------------------------------------------------- the two processes
-def measure(settings: Settings) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Run every side in turns; returns the seconds of its steps, and memory in MB by figure."""
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        folder = Path(scratch)
-        _in_own_process(save_teacher, folder / "teacher", settings)
-        sides: dict[str, _Side] = {}
-        if settings.reference:
-            sides["original"] = _Side("original", original, settings, folder, stack)
-        os.environ.update(environment(1, dict(os.environ)))  # as `distillery` starts its processes
-        sides["ours"] = _Side("ours", ours, settings, folder, stack)
-        turns = {name: side.step for name, side in sides.items()}
-        take_turns(turns, rounds=1)  # warms up
-        seconds = take_turns(turns, settings.rounds)
-        memory = {f"{name}_{key}": mb for name, side in sides.items() for key, mb in side.end().items()}
-    return {f"{name}_seconds": values for name, values in seconds.items()}, memory
-
-
-class _Side:
-    """A process that makes one step whenever it is told to."""
-
-    def __init__(
-        self,
-        name: str,
-        steps: Callable[..., Iterator[None]],
-        settings: Settings,
-        folder: Path,
-        stack: ExitStack,  # ends the process when it closes
-    ):
-        context = multiprocessing.get_context("spawn")
-        self.name = name
-        self.pipe, remote = context.Pipe()
-        self.process = context.Process(target=_serve, args=(remote, steps, settings, folder), daemon=True)
-        self.process.start()
-        stack.callback(self.stop)
-        remote.close()
-        self._answer()  # it is ready
-
-    def step(self) -> float:
-        """Make one step; returns its seconds."""
-        return self._ask("step")
-
-    def end(self) -> dict[str, float]:
-        """Let the process end; returns its memory in MB."""
-        return self._ask("end")
-
-    def stop(self) -> None:
-        """End the process, whatever it is at."""
-        self.process.terminate()
-        self.process.join()
-
-    def _ask(self, message: str) -> Any:
-        self.pipe.send(message)
-        return self._answer()
-
-    def _answer(self) -> Any:
-        try:
-            answer = self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            raise RuntimeError(f"{self.name}: its process ended, exit {self.process.exitcode}") from None
-        if isinstance(answer, str):  # a traceback
-            raise RuntimeError(f"{self.name}:\n{answer}")
-        return answer
-
-
-def _serve(
-    pipe: Connection, steps: Callable[..., Iterator[None]], settings: Settings, folder: Path
-) -> None:
-    """A side's process: what `steps` yields first says that it is ready, every next ends a step."""
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the parent alone prints
-    try:
-        side = steps(settings, folder)
-        next(side)
-        before = _resident_mb("VmRSS")
-        pipe.send(True)
-        while pipe.recv() == "step":
-            begin = time.perf_counter()
-            next(side)
-            pipe.send(time.perf_counter() - begin)
-        peak = _resident_mb("VmHWM")
-        pipe.send({"peak_mb": peak, "growth_mb": peak - before})
-    except Exception:
-        pipe.send(traceback.format_exc())
-
-
-def _in_own_process(function: Callable[..., None], *arguments: Any) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{function.__name__}: its process ended, exit {process.exitcode}")
-
-
-def _resident_mb(field_name: str) -> float:
-    """On a GPU its memory, which is the scarce one; else the process's."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return memory_mb(field_name)
-    peak = field_name == "VmHWM"
-    reserved = torch.cuda.max_memory_reserved() if peak else torch.cuda.memory_reserved()
-    return reserved / 2**20
-
-
+# --------------------------------------------------------------------------------- the same input
 def tokens(step: int, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, mask and segments of a step, (batch, length) each: the same for both sides."""
     import torch
@@ -271,16 +178,8 @@ def tokens(step: int, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
     return ids, torch.ones_like(ids), segments.contiguous()
 
 
-def _synchronise() -> None:
-    """Wait for the GPU where there is one: a step ends when its work does."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 # ----------------------------------------------------------------------------------- the original
-def original(settings: Settings, folder: Path) -> Iterator[None]:
+def original(settings: Settings) -> Iterator[None]:
     """Steps of the loop in the original's general_distill.py, made of its own model and optimizer.
 
     What makes it slow and large stays: attention maps and their graph for the frozen teacher too,
@@ -294,14 +193,14 @@ def original(settings: Settings, folder: Path) -> Iterator[None]:
     modeling, optimization = import_reference(settings.reference, names, UNUSED)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    teacher = modeling.BertModel(_original_config(modeling, settings, settings.teacher))
+    teacher = modeling.BertModel(original_config(modeling, settings, settings.teacher))
     student = modeling.TinyBertForPreTraining(
-        _original_config(modeling, settings, settings.student), fit_size=settings.teacher.hidden_size
+        original_config(modeling, settings, settings.student), fit_size=settings.teacher.hidden_size
     )
     teacher.to(device)  # never put into eval mode
     student.to(device).train()
     optimizer = optimization.BertAdam(
-        _original_groups(student), lr=5e-5, warmup=0.1, t_total=SCHEDULED_STEPS
+        original_groups(student), lr=5e-5, warmup=0.1, t_total=SCHEDULED_STEPS
     )
     block = settings.teacher.layers // settings.student.layers
     mse = torch.nn.MSELoss()
@@ -328,11 +227,11 @@ def original(settings: Settings, folder: Path) -> Iterator[None]:
             value.item()
         optimizer.step()
         optimizer.zero_grad()
-        _synchronise()
+        synchronise()
         yield
 
 
-def _original_config(modeling: Any, settings: Settings, shape: Shape) -> Any:
+def original_config(modeling: Any, settings: Settings, shape: Shape) -> Any:
     return modeling.BertConfig(
         settings.vocabulary,
         hidden_size=shape.hidden_size,
@@ -342,7 +241,7 @@ def _original_config(modeling: Any, settings: Settings, shape: Shape) -> Any:
     )
 
 
-def _original_groups(student: Any) -> list[dict[str, Any]]:
+def original_groups(student: Any) -> list[dict[str, Any]]:
     """Weight decay 0.01, none on biases and layer norms."""
     groups: dict[float, list[Any]] = {0.01: [], 0.0: []}
     for name, parameter in student.named_parameters():
@@ -360,7 +259,7 @@ def ours(settings: Settings, folder: Path) -> Iterator[None]:
 
     for step in count():
         trainer.train_step(step)
-        _synchronise()
+        synchronise()
         yield
 
 
@@ -387,8 +286,8 @@ def build_trainer(settings: Settings, folder: Path) -> Trainer:
     from distill.engine import start_processes
     from distill.trainer import Trainer
 
-    _quiet()
-    _alone()
+    quiet()
+    alone()
     device = start_processes()
     torch.manual_seed(0)
     config = _general_config(settings, folder / "teacher")
@@ -432,13 +331,13 @@ def _objective(config: GeneralConfig) -> Objective:
     return Objective(student, install(student), config.stage.objective, layers, teacher.hidden_size)
 
 
-def _alone() -> None:
+def alone() -> None:
     """A process group of one, on a port that the system chooses."""
     group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}
     os.environ.update(group, MASTER_ADDR="127.0.0.1")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to the table."""
     import transformers
 
@@ -452,7 +351,7 @@ def save_teacher(folder: Path, settings: Settings) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
-    _quiet()
+    quiet()
     shape = settings.teacher
     torch.manual_seed(0)
     config = BertConfig(

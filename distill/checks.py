@@ -180,6 +180,8 @@ def check_record(record: RecordConfig) -> None:
     for name in ("log_every", "save_every", "keep"):
         if getattr(record, name) < 1:
             raise ValueError(f"record.{name}: {getattr(record, name)}; give 1 or more")
+    if record.profile < 0:
+        raise ValueError(f"record.profile: {record.profile}; give a number of steps, 0 for none")
 
 
 def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...]) -> None:

@@ -71,6 +71,11 @@ class Engine:
         """Where the module lies."""
         return torch.device(self.engine.device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the module computes in."""
+        return next(self.module.parameters()).dtype
+
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """The objective's terms for one micro-batch."""
         return self.engine(*inputs)
@@ -200,6 +205,8 @@ def start_processes() -> torch.device:
     """Join the process group described by the environment (torchrun's); returns this rank's device."""
     root = extensions_folder(os.environ.get("TORCH_EXTENSIONS_DIR"))
     os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+    # Ninja beside this Python comes first, always: another version takes what is built for stale.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
         load_communication(root)
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")

@@ -82,13 +82,7 @@ class Objective(nn.Module):
             signal: The teacher's, of the same rows.
             counts: (rows, tokens, pairs) of the whole global step.
         """
-        own = run_encoder(
-            self.student,
-            self.collector,
-            batch,
-            hidden=[student for student, _ in self.hidden_layers],
-            attention=[student for student, _ in self.attention_layers],
-        )
+        own = self.run_student(batch)
         terms: dict[str, Tensor] = {}
         if self.config.attention:
             terms["attention"] = self._attention(own, signal, batch) / counts[2]
@@ -106,6 +100,22 @@ class Objective(nn.Module):
             terms["labels"] = self._labels(own.logits, batch.labels) / counts[0]
         weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
         return {"loss": torch.stack(list(weighted.values())).sum(), **weighted}
+
+    def run_student(self, batch: Batch) -> Signal:
+        """The student's own signal, of the layers that are compared."""
+        return run_encoder(
+            self.student,
+            self.collector,
+            batch,
+            hidden=[student for student, _ in self.hidden_layers],
+            attention=[student for student, _ in self.attention_layers],
+        )
+
+    @property
+    def projected_flops(self) -> float:
+        """FLOPs for each token of projecting hidden states once."""
+        sizes = [projection.weight.numel() for projection in self.projections]
+        return 2.0 * sizes[0] * len(self.hidden_layers) if sizes else 0.0
 
     def _attention(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
         # Padding keys never count; padding queries do in the paper's code.

@@ -21,7 +21,8 @@ from distill.run_folder import write_whole
 Row = dict[str, Any]
 
 STAGES = ("finetune", "general", "intermediate", "prediction")  # the order of a whole distillation
-NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", "lr", "sequences_per_s", "tokens_per_s"}
+SPEEDS = {"lr", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_mb"}
+NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", *SPEEDS}
 
 
 @dataclass
@@ -402,6 +403,7 @@ def _stage(folders: Folders, stage: str) -> str:
     mine = [(n, run) for n, run in folders if any(m.get("stage") == stage for m in run.metrics)]
     losses, scores = _losses(mine, stage), _scores(mine, stage)
     pace = [("lr", "Learning rate", "learning rate"), ("sequences_per_s", "Throughput", "seq/s")]
+    pace.append(("mfu", "Model FLOPs utilisation", "share of the ceiling"))
     small = losses[1:] + scores[1:]
     for key, title, unit in pace:
         small.append(line_chart(title, _lines(mine, stage, "train", key), unit, True, "zero"))
@@ -424,12 +426,22 @@ def _stages(folders: Folders) -> str:
 
 def _cost_row(name: str, run: RunFolder) -> Row:
     summary = run.summary or {"status": "unfinished"}
-    speeds = [_number(row.get("sequences_per_s")) for row in run.metrics]
-    known = [speed for speed in speeds if speed is not None]
     best = {k: _number(v) for k, v in (summary.get("best") or {}).items() if k not in NOT_A_METRIC}
     scores = ", ".join(f"{k} {_short(v * _percent(k, [v]))}" for k, v in best.items() if v is not None)
-    speed = statistics.median(known) if known else None
-    return {**summary, "name": name, "scores": scores or None, "speed": speed}
+    speed, mfu = (_median(run, key) for key in ("sequences_per_s", "mfu"))
+    memory = max(_known(run, "peak_memory_mb"), default=None)
+    measured = {"speed": speed, "mfu": None if mfu is None else 100 * mfu, "memory": memory}
+    return {**summary, "name": name, "scores": scores or None, **measured}
+
+
+def _known(run: RunFolder, key: str) -> list[float]:
+    found = [_number(row.get(key)) for row in run.metrics]
+    return [value for value in found if value is not None]
+
+
+def _median(run: RunFolder, key: str) -> float | None:
+    known = _known(run, key)
+    return statistics.median(known) if known else None
 
 
 def _cost(folders: Folders) -> str:
@@ -443,9 +455,16 @@ def _cost(folders: Folders) -> str:
         Column("cpu_hours", "CPU-hours", _short),
         Column("gpu_hours", "GPU-hours", _short),
         Column("speed", "Sequences/s", _short),
+        Column("mfu", "MFU %", _short),
+        Column("memory", "Peak MB", _count),
     ]
     table = _table(columns, [_cost_row(name, run) for name, run in folders])
-    note = '<p class="note">Sequences/s is the median over the logged training steps.</p>'
+    note = (
+        '<p class="note">Sequences/s and MFU are medians over the logged training steps. MFU (model FLOPs '
+        "utilisation) is the share that teacher and student take of the matrix products per second that "
+        "the machine reached when the stage began. Peak MB is the GPU's memory, without one the first "
+        "process's.</p>"
+    )
     return f"<section><h2>Runs and their cost</h2>{table}{note}</section>"
 
 

@@ -133,11 +133,14 @@ class RecordConfig:
         log_every: Steps between lines of metrics.
         save_every: Steps between checkpoints; the last step always makes one.
         keep: Checkpoints kept.
+        profile: Steps to profile, after the first two, into RUN/trace-STAGE.json, which
+            ui.perfetto.dev and chrome://tracing open.
     """
 
     log_every: int = 20
     save_every: int = 500
     keep: int = 2
+    profile: int = 0
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from distill.accounting import Cost, forward_cost, matrix_ceiling, peak_memory_mb, profiled
 from distill.checks import micro_batch_size
 from distill.encoders import Batch, Signal, Teacher, replace_folder
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
@@ -74,7 +75,10 @@ class Trainer:
         batch_size = self.stage.batch_size
         micro = micro_batch_size(batch_size, self.engine_config, world_size())
         accumulation = batch_size // (micro * world_size())
+        student = forward_cost(self.objective.run_student, torch.device("cpu"))
         self.engine = Engine(self.objective, self.stage.optimizer, self.engine_config, accumulation, micro)
+        self.cost = self._step_cost(student)
+        self.ceiling = self._ceiling()
         self.metrics = Metrics(self.folder)
         self.checkpoints = self.folder / "checkpoints" / self.name
         self.best: dict[str, float] = {}
@@ -83,17 +87,22 @@ class Trainer:
         """Train to the end, from the newest checkpoint if there is one; returns the best metrics."""
         start = self._resume()
         self.engine.train()
-        with TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress:
+        trace = self.folder / f"trace-{self.name}.json"
+        with (
+            TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress,
+            profiled(self.record.profile if rank() == 0 else 0, trace) as profile_step,
+        ):
             window = _Window()
             for step in range(start, self.total):
                 terms, counts = self.train_step(step)
                 window.add(terms, counts)
+                profile_step()
                 progress.advance()
                 done = step + 1
 
                 # once in a while: metrics
                 if done % self.record.log_every == 0 or done == self.total:
-                    progress.describe(self._log(done, window.close()))
+                    progress.describe(self._log(done, window.close(self.cost, self.ceiling)))
                     window = _Window()
 
                 # once in a while: dev
@@ -134,6 +143,20 @@ class Trainer:
         attention = {teacher for _, teacher in self.objective.attention_layers}
         return self.teacher.signal(batch, hidden, attention)
 
+    def _step_cost(self, student: Cost) -> Cost:
+        """Model FLOPs of a step: the student three times, for backward costs twice what forward does."""
+        cost = student + Cost(per_token=self.objective.projected_flops)
+        if self.teacher is None:
+            return cost.times(3)
+        return cost.times(3) + forward_cost(self._signal, self.engine.device)
+
+    def _ceiling(self) -> float:
+        """FLOP/s of all processes at matrix products in the teacher's dtype, in the student's without."""
+        dtype = self.engine.dtype if self.teacher is None else self.teacher.model.dtype
+        barrier()  # processes that share a machine measure it together
+        own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)
+        return float(sum_over_ranks(own))
+
     def _log(self, done: int, window: dict[str, float]) -> str:
         if not math.isfinite(window["loss"]):
             raise RuntimeError(
@@ -141,10 +164,12 @@ class Trainer:
                 "optimizer.lr, or resume from an earlier checkpoint"
             )
         row = {"stage": self.name, "split": "train", **self._position(done), **window}
+        row["peak_memory_mb"] = round(peak_memory_mb(self.engine.device), 1)
         row["lr"] = self.stage.optimizer.lr * factor(self.stage.schedule, done - 1, self.total)
         if rank() == 0:
             self.metrics.append(row)
-        return f"loss {window['loss']:.4g}  {window['sequences_per_s']:.0f} seq/s"
+        speed = f"{window['sequences_per_s']:.0f} seq/s  {100 * window['mfu']:.0f} % MFU"
+        return f"loss {window['loss']:.4g}  {speed}"
 
     def _position(self, done: int) -> dict[str, float]:
         return {"step": done, "epoch": round(done / self.source.steps_per_epoch, 4)}
@@ -212,17 +237,21 @@ class _Window:
         for name, term in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + term
 
-    def close(self) -> dict[str, float]:
+    def close(self, cost: Cost, ceiling: float) -> dict[str, float]:
+        """Means of the terms, speed, and the share of the ceiling that the model's FLOPs take."""
         names = list(self.terms)
         sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
         assert isinstance(self.counts, Tensor)
-        sequences, tokens = self.counts[:2].tolist()
+        sequences, tokens, pairs = self.counts.tolist()
         seconds = time.perf_counter() - self.started
+        rate = cost.flops(sequences, tokens, pairs) / seconds
         means = {_label(name): total / self.steps for name, total in zip(names, sums, strict=True)}
         return {
             **means,
             "sequences_per_s": round(sequences / seconds, 2),
             "tokens_per_s": round(tokens / seconds, 1),
+            "tflops_per_s": round(rate / 1e12, 4),
+            "mfu": round(rate / ceiling, 4),
         }
 
 

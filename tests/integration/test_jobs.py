@@ -72,6 +72,7 @@ def way(tmp_path_factory, tiny_corpus, tiny_model, tiny_task) -> Path:
         student__heads=4,
         student__intermediate_size=48,
         stage__batch_size=16,
+        record__profile=2,
         **seldom,
     )
     distillery(folder, "finetune", model=tiny_model, **task, stage__epochs=1, **seldom)
@@ -152,6 +153,14 @@ def test_metrics_name_every_term_of_a_stage(way, job, terms):
         assert row["loss"] == pytest.approx(sum(row[f"loss/{part}"] for part in parts), rel=1e-5)
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
         assert {"step", "epoch", "time", "lr", "sequences_per_s", "tokens_per_s"} <= row.keys()
+        assert 0 < row["mfu"] < 1
+        assert row["peak_memory_mb"] > 50
+
+
+def test_a_profile_is_a_trace_of_the_steps_asked_for(way):
+    trace = json.loads((way / "runs" / "general" / "trace-general.json").read_text())
+    steps = {event["name"] for event in trace["traceEvents"] if "ProfilerStep" in event.get("name", "")}
+    assert len(steps) == 2
 
 
 def test_metrics_come_every_second_step_and_at_the_end(way):

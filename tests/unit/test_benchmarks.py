@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from benchmarks import record, step
+from benchmarks import record, step, step_task
 from benchmarks.step import Settings, Shape
 
 ROOT = Path(__file__).parents[2]
@@ -51,13 +51,24 @@ class TinyBertForPreTraining(nn.Module):
     def forward(self, ids, segments, mask):
         states, scores, _ = self.bert(ids, segments, mask)
         return scores, [self.fit(state) for state in states]
+
+
+class TinyBertForSequenceClassification(TinyBertForPreTraining):
+    def __init__(self, config, labels, fit_size):
+        super().__init__(config, fit_size)
+        self.classifier = nn.Linear(config.width, labels)
+
+    def forward(self, ids, segments, mask, is_student=False):
+        states, scores, first = self.bert(ids, segments, mask)
+        fitted = [self.fit(state) for state in states] if is_student else states
+        return self.classifier(first), scores, fitted
 """
 OPTIMIZATION = """
 import torch
 
 
 class BertAdam(torch.optim.SGD):
-    def __init__(self, groups, lr, warmup, t_total):
+    def __init__(self, groups, lr, warmup, t_total, schedule="warmup_linear"):
         super().__init__(groups, lr=lr)
 """
 
@@ -188,7 +199,7 @@ def test_both_sides_see_the_same_ids_which_change_from_step_to_step():
 
 def test_both_sides_step_in_processes_of_their_own(checkout):
     reference = record.reference_folder(str(checkout), "TinyBERT", "transformer/modeling.py")
-    samples, memory = step.measure(tiny(reference=reference))
+    samples, memory = step.measure_general(tiny(reference=reference))
     assert {name: len(values) for name, values in samples.items()} == {
         "original_seconds": 2,
         "ours_seconds": 2,
@@ -204,4 +215,28 @@ def test_a_side_that_fails_says_why(checkout):
     folder = checkout / "TinyBERT"
     (folder / "transformer" / "optimization.py").write_text("raise OSError('no such luck')")
     with pytest.raises(RuntimeError, match=r"original:\n(.|\n)*no such luck"):
-        step.measure(tiny(reference=folder))
+        step.measure_general(tiny(reference=folder))
+
+
+def test_task_steps_of_both_sides_and_stages_are_measured(checkout):
+    reference = record.reference_folder(str(checkout), "TinyBERT", "transformer/modeling.py")
+    samples = step_task.measure_task(tiny(reference=reference, rounds=1))
+    names = {f"{side}_{stage}_seconds" for side in ("original", "ours") for stage in step_task.STAGES}
+    assert samples.keys() == names
+    assert all(value > 0 for values in samples.values() for value in values)
+
+
+def test_the_tasks_speedup_is_of_both_stages_together(capsys):
+    samples = {"original_intermediate_seconds": [6.0], "original_prediction_seconds": [4.0]}
+    samples |= {"ours_intermediate_seconds": [1.0], "ours_prediction_seconds": [0.25]}
+    figures = step_task.summarise(samples, batch=32)
+    assert figures["task_speedup"] == 8.0
+    assert figures["ours_prediction_sequences_per_s"] == 128.0
+    step_task.show(figures, tiny())
+    assert "8.00 times" in capsys.readouterr().out
+
+
+def test_the_tasks_sentences_are_as_long_as_sst2s():
+    lengths = step_task.examples(tiny()).lengths
+    assert (lengths.min(), lengths.max()) == (3, 63)
+    assert 13 < lengths.mean() < 14.5

@@ -1,0 +1,238 @@
+"""The task's half of benchmark `step`: the two steps of task distillation on sentences as long as SST-2's.
+
+The original pads every sentence to 64 tokens, its own setting for SST-2, and runs the teacher and all
+that attention losses need in both steps. Ours pads a batch to its longest sentence, batches being of
+like lengths. `task_speedup` compares the time of one intermediate and one prediction step.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.record import import_reference, print_table
+from benchmarks.sides import Steps, in_own_process, measure, synchronise
+from benchmarks.step import (
+    SCHEDULED_STEPS,
+    UNUSED,
+    Settings,
+    alone,
+    original_config,
+    original_groups,
+    quiet,
+)
+
+if TYPE_CHECKING:
+    from data_pipeline.tasks import Encoded
+
+STAGES = ("intermediate", "prediction")
+LABELS = ["negative", "positive"]
+PADDED = 64  # the original's max_seq_length for SST-2
+# Tokens of SST-2's training sentences ([CLS] and [SEP] counted) at every twentieth of them.
+QUANTILES = (3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 11, 13, 14, 16, 18, 20, 23, 27, 33, 63)
+EXAMPLES = 3200
+TURN = 8  # steps of ours in a turn: their lengths differ
+NOTE = (
+    "Medians of {rounds} turns; a turn of ours is the mean of {turn} steps, since its batches differ in "
+    "length.\nTeacher and student as above, with two classes; both sides run the teacher in each step."
+)
+
+
+def measure_task(settings: Settings) -> dict[str, list[float]]:
+    """Seconds of the steps of both stages, by `{side}_{stage}_seconds`."""
+    samples: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        in_own_process(save_teacher, Path(scratch) / "teacher", settings)
+        for stage in STAGES:
+            sides: dict[str, Steps] = {}
+            if settings.reference:
+                sides["original"] = partial(original, settings, stage)
+            sides["ours"] = partial(ours, settings, stage, Path(scratch))
+            seconds, _ = measure(sides, settings.rounds)
+            for name, values in seconds.items():
+                side = name.removesuffix("_seconds")
+                steps = TURN if side == "ours" else 1
+                samples[f"{side}_{stage}_seconds"] = [value / steps for value in values]
+    return samples
+
+
+def summarise(samples: dict[str, list[float]], batch: int) -> dict[str, float]:
+    """The figures; ratios only where the original was measured too."""
+    figures: dict[str, float] = {}
+    medians = {name: median(values) for name, values in samples.items()}
+    if "original_prediction_seconds" in samples:
+        totals = [
+            sum(medians[f"{side}_{stage}_seconds"] for stage in STAGES) for side in ("original", "ours")
+        ]
+        figures["task_speedup"] = round(totals[0] / totals[1], 3)
+    for name, seconds in medians.items():
+        figures[f"{name.removesuffix('_seconds')}_sequences_per_s"] = round(batch / seconds, 3)
+    return figures
+
+
+def show(figures: dict[str, float], settings: Settings) -> None:
+    """Print the figures as a table, a row for each side."""
+    names = [f"{stage}_sequences_per_s" for stage in STAGES]
+    sides = [side for side in ("original", "ours") if f"{side}_{names[0]}" in figures]
+    rows = [(side, *(f"{figures[f'{side}_{name}']:,.1f}" for name in names)) for side in sides]
+    print_table(
+        f"One step of task distillation, batches of {settings.batch}, lengths as SST-2's",
+        ("", "intermediate, sequences/s", "prediction, sequences/s"),
+        rows,
+        NOTE.format(rounds=settings.rounds, turn=TURN),
+    )
+    if "task_speedup" in figures:
+        print(f"Ours: {figures['task_speedup']:.2f} times the original's speed over both stages")
+
+
+def examples(settings: Settings) -> Encoded:
+    """Sentences of random tokens, as long as SST-2's."""
+    import numpy as np
+
+    from data_pipeline.tasks import Encoded
+
+    rng = np.random.default_rng(0)
+    places = rng.random(EXAMPLES) * (len(QUANTILES) - 1)
+    lengths = np.interp(places, range(len(QUANTILES)), QUANTILES).round().astype(int)
+    ids = [rng.integers(1, settings.vocabulary, length) for length in lengths]
+    labels = rng.integers(0, len(LABELS), EXAMPLES)
+    return Encoded(ids, [np.zeros_like(row) for row in ids], labels, 0)
+
+
+# ----------------------------------------------------------------------------------- the original
+def original(settings: Settings, stage: str) -> Iterator[None]:
+    """Steps of the loop in the original's task_distill.py, made of its own model and optimizer."""
+    import torch
+
+    assert settings.reference
+    names = ("transformer.modeling", "transformer.optimization")
+    modeling, optimization = import_reference(settings.reference, names, UNUSED)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    teacher, student = (
+        modeling.TinyBertForSequenceClassification(
+            original_config(modeling, settings, shape), len(LABELS), settings.teacher.hidden_size
+        ).to(device)
+        for shape in (settings.teacher, settings.student)
+    )
+    student.train()  # the teacher is never put into eval mode
+    schedule = "warmup_linear" if stage == "prediction" else "none"
+    optimizer = optimization.BertAdam(
+        original_groups(student), schedule=schedule, lr=5e-5, warmup=0.1, t_total=SCHEDULED_STEPS
+    )
+    block = settings.teacher.layers // settings.student.layers
+    mse = torch.nn.MSELoss()
+    data = examples(settings)
+    yield
+
+    for step in count():
+        ids, segments, mask = (part.to(device) for part in _padded(data, step, settings.batch))
+        logits, own_scores, own_states = student(ids, segments, mask, is_student=True)
+        with torch.no_grad():
+            targets, scores, states = teacher(ids, segments, mask)
+        loss: Any = 0.0
+        if stage == "intermediate":
+            for own, target in zip(own_scores, scores[block - 1 :: block], strict=True):
+                own = torch.where(own <= -1e2, torch.zeros_like(own), own)
+                target = torch.where(target <= -1e2, torch.zeros_like(target), target)
+                loss += mse(own, target)
+            for own, target in zip(own_states, states[::block], strict=True):
+                loss += mse(own, target)
+        else:
+            own = torch.nn.functional.log_softmax(logits, dim=-1)
+            loss = -(torch.nn.functional.softmax(targets, dim=-1) * own).mean()
+        loss.backward()
+        loss.item()  # for its running means
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronise()
+        yield
+
+
+def _padded(data: Encoded, step: int, batch: int) -> tuple[Any, Any, Any]:
+    """A random batch of the original's: ids, segments, mask, (batch, 64) each."""
+    import numpy as np
+    import torch
+
+    ids = torch.zeros((batch, PADDED), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, example in enumerate(np.random.default_rng(step).choice(len(data), batch, replace=False)):
+        sentence = torch.from_numpy(data.ids[example])
+        ids[row, : len(sentence)], mask[row, : len(sentence)] = sentence, 1
+    return ids, torch.zeros_like(ids), mask
+
+
+# ------------------------------------------------------------------------------------------- ours
+def ours(settings: Settings, stage: str, folder: Path) -> Iterator[None]:
+    """Turns of our trainer, made of what `distillery task` is made of, by its defaults."""
+    import torch
+
+    from distill.attention import install
+    from distill.encoders import Teacher, build_classifier, read_config, student_shape
+    from distill.engine import start_processes
+    from distill.layer_map import layer_map
+    from distill.objective import Objective
+    from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
+    from distill.sources import TaskSource
+    from distill.trainer import Trainer
+
+    quiet()
+    alone()
+    device = start_processes()
+    torch.manual_seed(0)
+    precision: Any = settings.teacher_precision
+    config = TaskDistillConfig(
+        teacher=TeacherConfig(str(folder / "teacher"), precision=precision),
+        task=None,  # type: ignore[arg-type]  # `examples` take its place
+        student=StudentConfig(**asdict(settings.student), dropout=settings.student_dropout),
+    )
+    settings_of_stage = getattr(config, stage)
+    settings_of_stage.batch_size = settings.batch
+    base = read_config(config.teacher.path)
+    student = build_classifier(None, student_shape(config.student, base), LABELS)
+    objective_config = settings_of_stage.objective
+    layers = layer_map(objective_config.layer_map, config.student.layers, base.num_hidden_layers)
+    trainer = Trainer(
+        name=stage,
+        objective=Objective(student, install(student), objective_config, layers, base.hidden_size),
+        teacher=Teacher(config.teacher, device),
+        source=TaskSource(examples(settings), settings.batch, settings.batch, config.seed),
+        stage=settings_of_stage,
+        engine_config=config.engine,
+        record=config.record,
+        seed=config.seed,
+        folder=folder,
+    )
+    trainer.engine.train()
+    yield
+
+    for step in count():
+        for number in range(step * TURN, (step + 1) * TURN):
+            trainer.train_step(number)
+        synchronise()
+        yield
+
+
+def save_teacher(folder: Path, settings: Settings) -> None:
+    """Save a BERT classifier of random weights, as a folder that users would name."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    quiet()
+    shape = settings.teacher
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=settings.vocabulary,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+        num_labels=len(LABELS),
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)

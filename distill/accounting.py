@@ -1,0 +1,111 @@
+"""What a step costs and how near the machine's limit it runs: FLOPs, ceiling, utilisation, memory, traces.
+
+Model FLOPs (Chowdhery et al. 2022, PaLM, appendix B) are what the mathematics of a step asks for: the
+teacher's forward, and the student's forward and backward at three times its forward. What an
+implementation adds or repeats, losses and padding among it, counts for nothing.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.encoders import Batch
+
+LENGTHS = (4, 8, 12)  # of the sequences that a cost is fitted to
+SIZE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that the ceiling is measured with
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of one pass, as a polynomial in a sequence's length."""
+
+    per_sequence: float = 0.0
+    per_token: float = 0.0
+    per_pair: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.per_sequence + other.per_sequence,
+            self.per_token + other.per_token,
+            self.per_pair + other.per_pair,
+        )
+
+    def times(self, factor: float) -> Cost:
+        """The cost of so many passes."""
+        return Cost(factor * self.per_sequence, factor * self.per_token, factor * self.per_pair)
+
+    def flops(self, sequences: float, tokens: float, pairs: float) -> float:
+        """FLOPs of so many sequences, tokens and pairs of tokens within a sequence."""
+        return self.per_sequence * sequences + self.per_token * tokens + self.per_pair * pairs
+
+
+@torch.no_grad()
+def forward_cost(run: Callable[[Batch], object], device: torch.device) -> Cost:
+    """Count the matrix products of one forward pass, `run`, on `device`.
+
+    A pass over n tokens costs a + b n + c n^2: three short passes tell a, b and c.
+    """
+    counted = []
+    for length in LENGTHS:
+        ids = torch.zeros((1, length), dtype=torch.long, device=device)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            run(Batch(ids, torch.ones_like(ids), torch.zeros_like(ids)))
+        counted.append(counter.get_total_flops())
+    powers = np.vander(np.array(LENGTHS, dtype=float), increasing=True)
+    return Cost(*np.linalg.solve(powers, np.array(counted, dtype=float)).round().tolist())
+
+
+def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of this process at a large square matrix product: the best of a few, after one to warm up."""
+    size = SIZE.get(device.type, SIZE["cpu"])
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for turn in range(REPEATS + 1):
+        _synchronise(device)
+        begin = time.perf_counter()
+        a @ b
+        _synchronise(device)
+        if turn:
+            best = max(best, 2 * size**3 / (time.perf_counter() - begin))
+    return best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory that this process has held, in MB of 2^20: the GPU's, or without one its own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextmanager
+def profiled(steps: int, file: Path) -> Iterator[Callable[[], object]]:
+    """Profile `steps` steps after two to warm up, and write a trace that Perfetto and Chrome open.
+
+    Yields what is to be called after each step.
+    """
+    if not steps:
+        yield lambda: None
+        return
+    plan = torch.profiler.schedule(wait=1, warmup=1, active=steps, repeat=1)
+    with torch.profiler.profile(
+        schedule=plan,
+        record_shapes=True,
+        on_trace_ready=lambda trace: trace.export_chrome_trace(str(file)),
+    ) as profile:
+        yield profile.step

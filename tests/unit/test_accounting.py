@@ -1,0 +1,67 @@
+"""Costs against the formulas of the shapes, and traces that other tools can read."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from distill.accounting import Cost, forward_cost, matrix_ceiling, peak_memory_mb, profiled
+from distill.attention import install
+from distill.encoders import run_encoder
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("family", "layers"), [("bert", 3), ("roberta", 2), ("albert", 4)])
+def test_an_encoder_costs_what_its_shape_says(family, layers):
+    width, wide = 24, 40
+    config = AutoConfig.for_model(
+        family,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        embedding_size=16,
+        intermediate_size=wide,
+        num_attention_heads=4,
+        vocab_size=50,
+    )
+    model = AutoModel.from_config(config, add_pooling_layer=False)
+    collector = install(model)
+    cost = forward_cost(lambda batch: run_encoder(model, collector, batch), CPU)
+    projected = 2 * 16 * width if family == "albert" else 0  # its embedding is narrower
+    assert cost.per_token == layers * 2 * (4 * width * width + 2 * width * wide) + projected
+    assert cost.per_pair == layers * 4 * width
+    assert cost.per_sequence == 0
+
+
+def test_a_head_costs_by_the_sequence():
+    head = nn.Linear(8, 3)
+    cost = forward_cost(lambda batch: head(torch.zeros(len(batch.ids), 8)), CPU)
+    assert cost == Cost(2 * 8 * 3, 0.0, 0.0)
+
+
+def test_costs_add_up():
+    cost = (Cost(1, 2, 3) + Cost(10, 20, 30)).times(2)
+    assert cost == Cost(22, 44, 66)
+    assert cost.flops(sequences=1, tokens=2, pairs=4) == 22 + 2 * 44 + 4 * 66
+
+
+def test_the_ceiling_and_the_memory_are_numbers_of_this_machine():
+    assert matrix_ceiling(CPU, torch.float32) > 1e8
+    assert peak_memory_mb(CPU) > 50
+
+
+def test_a_trace_holds_the_steps_asked_for(tmp_path):
+    with profiled(2, tmp_path / "trace.json") as done:
+        for _ in range(6):
+            torch.ones(64, 64) @ torch.ones(64, 64)
+            done()
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "aten::mm" for event in events) == 2
+
+
+def test_no_steps_leave_no_trace(tmp_path):
+    with profiled(0, tmp_path / "trace.json") as done:
+        done()
+    assert not list(tmp_path.iterdir())
