@@ -8,6 +8,8 @@ writes and partial sums are added in one order, so the same input gives the same
 Head sizes need not be powers of two: a tile is as wide as the next one, its other columns read as zeros.
 """
 
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 from typing import Any

@@ -57,6 +57,7 @@ class Objective(nn.Module):
         self.collector = collector
         self.config = config
         self.layers = layers
+        self.teacher_width = teacher_width
         projected = len(layers) if config.projection == "per_layer" else 1
         self.projections = nn.ModuleList()
         for _ in range(projected if config.hidden else 0):
@@ -114,8 +115,8 @@ class Objective(nn.Module):
     @property
     def projected_flops(self) -> float:
         """FLOPs for each token of projecting hidden states once."""
-        sizes = [projection.weight.numel() for projection in self.projections]
-        return 2.0 * sizes[0] * len(self.hidden_layers) if sizes else 0.0
+        own = self.student.config.hidden_size
+        return 2.0 * own * self.teacher_width * len(self.hidden_layers)
 
     def _attention(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
         # Padding keys never count; padding queries do in the paper's code.

@@ -85,7 +85,7 @@ class Lamb(torch.optim.Optimizer):
                 self.state[weight] = {name: torch.zeros_like(weight) for name in ("mean", "square")}
         means = [self.state[weight]["mean"] for weight in weights]
         squares = [self.state[weight]["square"] for weight in weights]
-        gradients = [weight.grad for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         (beta1, beta2), step = group["betas"], group["step"]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -67,7 +68,7 @@ def _table(parts: list[Part]) -> Table:
     return table
 
 
-def _hardware(torch: dict[str, str]) -> list[Part]:
+def _hardware(torch: dict[str, Any]) -> list[Part]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return [
         Part("Python", f"{platform.python_version()} ({sys.executable})"),
@@ -88,7 +89,7 @@ def _hardware(torch: dict[str, str]) -> list[Part]:
     ]
 
 
-def _packages(torch: dict[str, str]) -> list[Part]:
+def _packages(torch: dict[str, Any]) -> list[Part]:
     required = "Nothing trains without it."
     return [
         Part(
@@ -118,7 +119,7 @@ def _build_tools() -> list[Part]:
     ]
 
 
-def _connections(torch: dict[str, str]) -> list[Part]:
+def _connections(torch: dict[str, Any]) -> list[Part]:
     return [
         Part(
             "gloo",
@@ -153,7 +154,7 @@ print(json.dumps({
 """
 
 
-def _ask_torch() -> dict[str, str]:
+def _ask_torch() -> dict[str, Any]:
     """Ask torch in a child process, for the launcher itself never imports it."""
     child = subprocess.run(
         [sys.executable, "-c", _TORCH_FACTS], capture_output=True, text=True, check=False
