@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 64  # rows of a tile
 INTERPRETED = triton.knobs.runtime.interpret  # on a CPU, where bf16 has no matrix product
 HIDDEN = tl.constexpr(-1e30)  # a score that counts as none; finite, so that a row without keys is too
 
@@ -28,19 +27,34 @@ def _width(size: int) -> int:
     return max(16, triton.next_power_of_2(size))  # a matrix product takes at least 16 columns
 
 
-def _widths(own: Tensor, other: Tensor) -> dict[str, int]:
-    """The settings that a kernel is compiled for."""
+def _settings(own: Tensor, other: Tensor) -> dict[str, Any]:
+    """What the head sizes and dtypes are compiled in as."""
     size, other_size = own.shape[-1], other.shape[-1]
-    width, other_width = _width(size), _width(other_size)
     return {
         "SIZE": size,
         "OTHER_SIZE": other_size,
-        "WIDTH": width,
-        "OTHER_WIDTH": other_width,
-        "TILE": TILE,
+        "WIDTH": _width(size),
+        "OTHER_WIDTH": _width(other_size),
         "WIDEN": own.dtype != other.dtype or INTERPRETED,
-        "num_warps": 8 if max(width, other_width) >= 64 else 4,
     }
+
+
+# Tiles and warps: the largest whose code for compute capability 9.0 keeps its tiles in registers.
+def score_shape(narrow: bool, width: int, other_width: int) -> dict[str, int]:
+    """Rows of a tile, warps and stages of the score kernel; `narrow` are inputs of 16 bits."""
+    if not narrow:
+        return {"TILE": 16, "num_warps": 8, "num_stages": 1}
+    return {"TILE": 32, "num_warps": 4 if width + other_width <= 96 else 8, "num_stages": 2}
+
+
+def relation_shape(narrow: bool, width: int, other_width: int) -> dict[str, int]:
+    """The same of the relation kernels."""
+    tile = 64 if narrow and max(width, other_width) <= 64 else 32
+    return {"TILE": tile, "num_warps": 4, "num_stages": 2 if narrow else 1}
+
+
+def _is_narrow(settings: dict[str, Any], own: Tensor) -> bool:
+    return INTERPRETED or (own.element_size() == 2 and not settings["WIDEN"])
 
 
 def _side_by_side(*parts: Tensor) -> tuple[Tensor, ...]:
@@ -64,6 +78,17 @@ def _store(base, rows, columns, stride, value, length, SIZE: tl.constexpr):
     keep = (rows < length)[:, None] & (columns < SIZE)[None, :]
     at = base + rows[:, None] * stride + columns[None, :]
     tl.store(at, value.to(base.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _product(rows, matrix, total, SPLIT: tl.constexpr):
+    """total + rows @ matrix for an fp32 matrix: as two bf16 parts, or by three tf32 products."""
+    if SPLIT:
+        high = matrix.to(tl.bfloat16)
+        low = (matrix - high.to(tl.float32)).to(tl.bfloat16)
+        total = tl.dot(rows, high.to(rows.dtype), total)
+        return tl.dot(rows, low.to(rows.dtype), total)
+    return tl.dot(rows.to(tl.float32), matrix, total, input_precision="tf32x3")
 
 
 # ------------------------------------------------------------------------- attention scores
@@ -97,6 +122,7 @@ def _score_kernel(
     OTHER_WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     WIDEN: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """One head: Gram matrices of its queries and of its keys, the loss, then both gradients."""
     program = tl.program_id(0)
@@ -139,7 +165,7 @@ def _score_kernel(
     loss = tl.sum(query_own * key_own) + 2 * tl.sum(query_mixed * key_mixed)
     tl.store(losses + program, loss + tl.sum(query_other * key_other))
 
-    # 2 A (B'B) and 2 B (A'A), in the student's columns. Values of 16 bits are exact in tf32.
+    # 2 A (B'B) and 2 B (A'A), in the student's columns.
     key_own *= 2 * own_scale * own_scale
     key_mixed *= -2 * own_scale * other_scale
     query_own *= 2
@@ -147,16 +173,16 @@ def _score_kernel(
     for start in range(0, length, TILE):
         at = start + tl.arange(0, TILE)
         counted = tl.load(rows + at, mask=at < length, other=0) != 0
-        q = _load(query, at, own, own_row, counted, SIZE, True)
-        t = _load(other_query, at, other, other_row, counted, OTHER_SIZE, True)
-        gradient = tl.dot(q, key_own, input_precision="tf32x3")
-        gradient = tl.dot(t, key_mixed, gradient, input_precision="tf32x3")
+        q = _load(query, at, own, own_row, counted, SIZE, WIDEN)
+        t = _load(other_query, at, other, other_row, counted, OTHER_SIZE, WIDEN)
+        gradient = _product(q, key_own, tl.zeros((TILE, WIDTH), tl.float32), SPLIT)
+        gradient = _product(t, key_mixed, gradient, SPLIT)
         _store(for_query, at, own, out_row, gradient, length, SIZE)
         counted = tl.load(columns + at, mask=at < length, other=0) != 0
-        k = _load(key, at, own, own_row, counted, SIZE, True)
-        t = _load(other_key, at, other, other_row, counted, OTHER_SIZE, True)
-        gradient = tl.dot(k, query_own, input_precision="tf32x3")
-        gradient = tl.dot(t, query_mixed, gradient, input_precision="tf32x3")
+        k = _load(key, at, own, own_row, counted, SIZE, WIDEN)
+        t = _load(other_key, at, other, other_row, counted, OTHER_SIZE, WIDEN)
+        gradient = _product(k, query_own, tl.zeros((TILE, WIDTH), tl.float32), SPLIT)
+        gradient = _product(t, query_mixed, gradient, SPLIT)
         _store(for_key, at, own, out_row, gradient, length, SIZE)
 
 
@@ -184,6 +210,7 @@ class ScoreError(torch.autograd.Function):
         shape = (batch, length, heads, size)  # as the projections want them back
         for_query, for_key = (query.new_empty(shape, dtype=kept).transpose(1, 2) for _ in range(2))
         losses = query.new_empty(batch * heads, dtype=torch.float32)
+        settings = _settings(query, other_query)
         _score_kernel[(batch * heads,)](
             query,
             key,
@@ -201,7 +228,9 @@ class ScoreError(torch.autograd.Function):
             length,
             scale,
             other_scale,
-            **_widths(query, other_query),
+            **settings,
+            **score_shape(_is_narrow(settings, query), settings["WIDTH"], settings["OTHER_WIDTH"]),
+            SPLIT=query.dtype == other_query.dtype == torch.bfloat16,
         )
         ctx.save_for_backward(for_query, for_key)
         ctx.dtype = query.dtype
@@ -404,11 +433,14 @@ class RelationDivergence(torch.autograd.Function):
         other_left, other_right = _side_by_side(other_left, other_right)
         rows, keys = rows.contiguous(), keys.contiguous()
         batch, heads, length, _ = left.shape
-        tiles = triton.cdiv(length, TILE)
+        settings = _settings(left, other_left)
+        shape = relation_shape(_is_narrow(settings, left), settings["WIDTH"], settings["OTHER_WIDTH"])
+        tiles = triton.cdiv(length, shape["TILE"])
         losses = left.new_empty(batch * heads * tiles, dtype=torch.float32)
         totals = [left.new_empty((batch, heads, length), dtype=torch.float32) for _ in range(2)]
         ctx.scales = (scale, other_scale)
         ctx.grid = (tiles, batch * heads)
+        ctx.settings = {**settings, **shape}
         ctx.save_for_backward(left, right, other_left, other_right, rows, keys, *totals)
         _relation_loss_kernel[ctx.grid](
             left,
@@ -424,7 +456,7 @@ class RelationDivergence(torch.autograd.Function):
             heads,
             length,
             *ctx.scales,
-            **_widths(left, other_left),
+            **ctx.settings,
         )
         return losses.sum()
 
@@ -451,7 +483,7 @@ class RelationDivergence(torch.autograd.Function):
                 heads,
                 length,
                 *ctx.scales,
-                **_widths(left, other_left),
+                **ctx.settings,
                 OF_RIGHT=of_right,
             )
             return out
