@@ -97,12 +97,20 @@ def _begin(name: str, config: Any, launch: Launch, processes: int) -> None:
     """Refuse what can't work, then write what was asked into the run folder. Raises ValueError."""
     folder = Path(launch.run)
     runs.refuse_other_run(folder, name, config, launch.resume)
-    if launch.on != "node" and (now := submitted.state(folder)):
+    if launch.on != "node" and (now := _at_work(folder)):
         raise ValueError(f"--run: {folder} is still at work ({now}); distillery cancel {folder} ends it")
     if not launch.storage:  # else the files are the cluster's, and are checked there
         jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
     if not (folder / "config.yaml").is_file() and (launch.on != "node" or node.is_first(os.environ)):
         runs.begin(folder, name, config, runs.typed_command())
+
+
+def _at_work(folder: Path) -> str:
+    """What its cluster says of a submitted run; empty where the cluster has gone."""
+    try:
+        return submitted.state(folder)
+    except (ValueError, OSError):
+        return ""
 
 
 def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ def main(job: str, run: str) -> int:
     """Run a job as one of its processes; returns the exit code."""
     preemption.listen(at_once=not JOBS[job].parallel)
     _alone_is_a_group_of_one()
-    _quiet()
+    quiet()
     folder = Path(run)
     config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
     try:
@@ -147,7 +147,7 @@ def _hardware() -> str:
     return f"{os.cpu_count()} cores of {model}{threads}"
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to our own progress; read when the libraries are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -22,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from launcher import jobs, runs
 from launcher.local import environment
-from launcher.rank import execute
+from launcher.rank import execute, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
 
@@ -48,6 +48,8 @@ def main(folder: str) -> int:
     ray.init(address=plan.address or None, log_to_driver=True)
     try:
         train(plan, run) if parallel else run_tasks(plan, config, run)
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:
         (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"distillery {plan.job}: error: {_line(error)} (details: {run}/error.txt)", file=sys.stderr)
@@ -116,6 +118,7 @@ def _slice(job: str, run: str, number: int, slices: int) -> None:
 
 def _run_here(job: str, folder: Path) -> None:
     """Run this process's part of a job in its begun folder."""
+    quiet()
     os.environ["PATH"] = environment(1, dict(os.environ))["PATH"]  # DeepSpeed's tools
     if not (folder / "summary.json").is_file():
         execute(job, from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8")), folder)

@@ -100,7 +100,7 @@ def start(job: str, launch: Launch, processes: int) -> int:
     text = json.dumps(asdict(plan(job, launch, processes)), indent=2) + "\n"
     if not submits(launch):
         (folder / "plan.json").write_text(text, encoding="utf-8")
-        return subprocess.run(driver(launch.run), check=False).returncode
+        os.execv(sys.executable, driver(launch.run))  # signals are the driver's to answer
     name = f"distillery-{job}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as files:
         shutil.copy(folder / "config.yaml", files)

@@ -17,6 +17,7 @@ from tests.cluster.conftest import DISTILLERY, NUMBER, ROOT, call, curve, lines,
 from tests.helpers import tree
 
 pytestmark = pytest.mark.cluster
+AWKWARD = """it's a "run" of $(touch owned) `touch owned`; touch owned & #1"""
 
 
 def assert_as_undisturbed(run: Path, undisturbed: Path) -> None:
@@ -108,39 +109,34 @@ def test_a_cluster_of_ray_up_from_nothing_to_the_student(hosts, training, undist
     cluster = hosts.cluster()
     hosts.on("h0", "ray", "get-auth-token", "--generate")
     hosts.on("h0", "ray", "up", "-y", "--no-config-cache", cluster)
-    with subprocess.Popen(
+    dashboard = subprocess.Popen(
         [hosts.script, "exec", "h0", "ray", "dashboard", "--no-config-cache", cluster],
         env=hosts.environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-    ):
-        run = shared / "runs" / "it's $(touch owned)"
-        here = shared / "here" / run.name
-        address = ["--on=ray", "--address=http://127.0.0.1:8265", "--nodes=2", f"--storage={run.parent}"]
+    )
+    try:
         wait_until(lambda: answers(hosts, "http://127.0.0.1:8265"), "dashboard")
+        run, here = shared / "runs" / AWKWARD, shared / "here" / AWKWARD
+        address = ["--on=ray", "--address=http://127.0.0.1:8265", "--nodes=2", f"--storage={run.parent}"]
         hosts.on("h0", DISTILLERY, *training, f"--run={here}", *address)
         wait_until(lambda: len(lines(run)) > 120, "step 120")
         assert "RUNNING" in hosts.on("h0", DISTILLERY, "status", here)
         hosts.bed("kill", "h2")
         hosts.bed("start", "h2")
-        wait_until(
-            (run / "summary.json").is_file, "summary", lambda: hosts.on("h0", DISTILLERY, "status", here)
-        )
+        status = [DISTILLERY, "status", here]
+        wait_until((run / "summary.json").is_file, "summary", lambda: hosts.on("h0", *status))
         assert "finished: " in hosts.on("h0", DISTILLERY, "logs", here)
-        assert curve(run) == curve(undisturbed)
-        hosts.on(
-            "h0", "ray", "rsync-down", "--no-config-cache", cluster, f"{run}/student/", shared / "student/"
-        )
-        assert tree(shared / "student") == tree(undisturbed / "student")
+        hosts.on("h0", "ray", "rsync-down", cluster, f"{run.parent}/", f"{shared}/fetched/")
+        assert_as_undisturbed(shared / "fetched" / AWKWARD, undisturbed)
         token = hosts.on("h0", "cat", "/root/.ray/auth_token").strip()
         assert token
-        assert not [
-            path for folder in (run, here) for path, text in tree(folder).items() if token.encode() in text
-        ]
+        assert token.encode() not in b"".join([*tree(run).values(), *tree(here).values()])
         assert list(shared.rglob("owned")) == []
         hosts.on("h0", "ray", "down", "-y", "--no-config-cache", cluster)
         assert "raylet" not in hosts.on("h1", "ps", "-e", "-o", "comm")
-        hosts.bed("down")
+    finally:
+        dashboard.terminate()
 
 
 def answers(hosts: Hosts, address: str) -> bool:

@@ -145,7 +145,8 @@ with contextlib.redirect_stdout(io.StringIO()):
     for name in JOBS:
         with contextlib.suppress(SystemExit):
             cli.main([name, "--help"])
-    assert cli.main(["general", "--teacher.path", "x", "--shards", "y", "--dry-run"]) == 0
+    for place in ("local", "node", "slurm", "ray"):
+        assert cli.main(["general", "--teacher.path", "x", "--shards", "y", "--on", place, "--dry-run"]) == 0
 print(*sorted({"torch", "transformers", "deepspeed", "datasets", "ray", "sklearn"} & set(sys.modules)))
 """
     assert python(program).split() == []

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -290,3 +291,14 @@ def test_the_manifest_for_kubernetes_is_one_that_ray_reads():
 
 def test_a_warned_run_stops_with_a_code_of_its_own():
     assert EXIT_CODE not in (0, 1, 2, 130)
+
+
+# --- scripts ---------------------------------------------------------------------------------
+
+
+def test_the_scripts_pass_shellcheck():
+    command = shutil.which("shellcheck")
+    if command is None:
+        pytest.skip("needs shellcheck: apt-get install shellcheck")
+    scripts = sorted(map(str, (ROOT / "slurm").iterdir()))
+    assert subprocess.run([command, *scripts], check=False).returncode == 0
