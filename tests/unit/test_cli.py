@@ -146,7 +146,8 @@ with contextlib.redirect_stdout(io.StringIO()):
         with contextlib.suppress(SystemExit):
             cli.main([name, "--help"])
     for place in ("local", "node", "slurm", "ray"):
-        assert cli.main(["general", "--teacher.path", "x", "--shards", "y", "--on", place, "--dry-run"]) == 0
+        arguments = ["--teacher.path", "x", "--shards", "y", "--on", place, "--dry-run"]
+        assert cli.main(["general", *arguments]) == 0
 print(*sorted({"torch", "transformers", "deepspeed", "datasets", "ray", "sklearn"} & set(sys.modules)))
 """
     assert python(program).split() == []
