@@ -133,7 +133,7 @@ def test_a_cluster_of_ray_up_from_nothing_to_the_student(hosts, training, undist
         assert token
         assert token.encode() not in b"".join([*tree(run).values(), *tree(here).values()])
         assert list(shared.rglob("owned")) == []
-        hosts.on("h0", "ray", "down", "-y", "--no-config-cache", cluster)
+        hosts.on("h0", "ray", "down", "-y", cluster)
         assert "raylet" not in hosts.on("h1", "ps", "-e", "-o", "comm")
     finally:
         dashboard.terminate()
