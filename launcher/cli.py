@@ -79,8 +79,14 @@ def run(name: str, arguments: list[str]) -> int:
         runs.refuse_other_run(Path(launch.run), name, config, launch.resume)
         print(f"{launch.run} is finished; see {launch.run}/summary.json")
         return 0
-    _begin(name, config, launch, processes)
-    return _finish(place(launch.on).start(name, launch, processes), launch)
+    began = _begin(name, config, launch, processes)
+    try:
+        code = place(launch.on).start(name, launch, processes)
+    except ValueError:
+        if began:  # a place that refuses it leaves no run that would be in the way
+            runs.undo(Path(launch.run))
+        raise
+    return _finish(code, launch)
 
 
 def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
@@ -93,16 +99,18 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
     return processes
 
 
-def _begin(name: str, config: Any, launch: Launch, processes: int) -> None:
-    """Refuse what can't work, then write what was asked into the run folder. Raises ValueError."""
+def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
+    """Refuse what can't work, then begin the run folder; says whether it was new. Raises ValueError."""
     folder = Path(launch.run)
     runs.refuse_other_run(folder, name, config, launch.resume)
     if launch.on != "node" and (now := _at_work(folder)):
         raise ValueError(f"--run: {folder} is still at work ({now}); distillery cancel {folder} ends it")
     if not launch.storage:  # else the files are the cluster's, and are checked there
         jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
-    if not (folder / "config.yaml").is_file() and (launch.on != "node" or node.is_first(os.environ)):
+    new = not (folder / "config.yaml").is_file() and (launch.on != "node" or node.is_first(os.environ))
+    if new:
         runs.begin(folder, name, config, runs.typed_command())
+    return new
 
 
 def _at_work(folder: Path) -> str:

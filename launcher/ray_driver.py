@@ -44,8 +44,13 @@ def main(folder: str) -> int:
         return 2
     if not (run / "config.yaml").is_file():
         runs.begin(run, plan.job, config)
-    # Without an address: the cluster that RAY_ADDRESS names, that of this job, or a new one here.
-    ray.init(address=plan.address or None, log_to_driver=True)
+    # A submitted driver finds RAY_ADDRESS set. Never the cluster last started here: it may be dead.
+    address = plan.address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(address=address)
+    except ConnectionError:
+        print(f"distillery {plan.job}: error: no Ray cluster answers at {address}", file=sys.stderr)
+        return 2
     try:
         train(plan, run) if parallel else run_tasks(plan, config, run)
     except KeyboardInterrupt:

@@ -48,6 +48,14 @@ def begin(folder: Path, name: str, config: Any, command: list[str] | None = None
     write_whole(folder / "command.txt", shlex.join(typed) + "\n")
 
 
+def undo(folder: Path) -> None:
+    """Take away what `begin` wrote."""
+    for name in ("config.yaml", "command.txt"):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def typed_command() -> list[str]:
     """What the user typed."""
     return ["distillery", *sys.argv[1:]]

@@ -133,4 +133,4 @@ def test_what_sbatch_refuses_is_one_line(slurm, training, tmp_path):
     words = [*training, "--on=slurm", f"--run={tmp_path / 'run'}", "--partition=none"]
     with pytest.raises(AssertionError, match=r"distillery general: error: sbatch: .*invalid partition"):
         slurm(DISTILLERY, *words)
-    assert not (tmp_path / "run" / "place.json").exists()
+    assert not (tmp_path / "run").exists()

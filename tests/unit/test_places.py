@@ -179,6 +179,7 @@ def test_without_slurm_a_line_says_so(capsys, monkeypatch, tiny_corpus, tiny_tok
     corpus = ["--corpus.files", json.dumps([tiny_corpus]), "--tokenizer", tiny_tokenizer]
     assert cli.main(["pregenerate", *corpus, "--on=slurm", f"--run={tmp_path / 'run'}"]) == 2
     assert "no sbatch here" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # --- submitted runs --------------------------------------------------------------------------
