@@ -33,7 +33,7 @@ test-gpu: ## Run the tests that need a GPU
 test-real: ## Run the tests on real data ($DISTILLERY_DATA)
 # pytest says 5 where a selection holds no test; that is no failure here.
 test-slow test-cluster test-gpu test-real: test-%: $(STAMP)
-	$(PYTEST) -m $* || test $$? -eq 5
+	$(PYTEST) -rs -m $* || test $$? -eq 5
 
 check: $(STAMP) ## Lint, format, types, and the direction of imports
 	$(PY) -m ruff check .
@@ -59,7 +59,7 @@ $(STAMP): setup.py constraints.txt requirements-demo.txt | $(PY)
 	@if [ -e $(OWN) ]; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi \
 		> $(VENV)/constraints.txt
 	$(PY) -m pip install -c $(VENV)/constraints.txt torch
-	$(PY) -m pip install -c $(VENV)/constraints.txt -e '.[dev,gpu]'
+	$(PY) -m pip install -c $(VENV)/constraints.txt -e '.[dev,gpu,ray]'
 	$(PY) -m pip install --no-deps --require-hashes -r requirements-demo.txt
 	@touch $@
 

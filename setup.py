@@ -37,6 +37,7 @@ setup(
         "pyyaml",
         "ninja",
         "fsspec",
+        "psutil",
         "pyarrow",
         "xxhash",
         'backports.zstd; python_version < "3.14"',
@@ -49,6 +50,8 @@ setup(
         "track": ["tensorboard"],
         # Corpora and shards behind http(s), s3 and gs URLs.
         "urls": ["aiohttp", "requests", "s3fs", "gcsfs"],
+        # `--on ray`; its default extra holds `ray job submit` and the dashboard.
+        "ray": ["ray[default,train,tune]>=2.60"],
         "chinese": ["jieba"],
         "wikipedia": ["mwparserfromhell"],
         # What `make test` needs; moto and flask are the S3 server that shards are streamed from.

@@ -22,6 +22,7 @@ from distill.checks import micro_batch_size
 from distill.encoders import Batch, Signal, Teacher, replace_folder
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
 from distill.objective import Objective, count
+from distill.preemption import Stopped, asked
 from distill.progress import TrainingProgress
 from distill.run_folder import Metrics
 from distill.schedule import factor
@@ -84,9 +85,13 @@ class Trainer:
         self.best: dict[str, float] = {}
 
     def fit(self) -> dict[str, float]:
-        """Train to the end, from the newest checkpoint if there is one; returns the best metrics."""
+        """Train to the end, from the newest checkpoint if there is one; returns the best metrics.
+
+        Raises Stopped, a checkpoint written, where a signal asked for it.
+        """
         start = self._resume()
         self.engine.train()
+        votes = _Votes()
         trace = self.folder / f"trace-{self.name}.json"
         with (
             TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress,
@@ -99,9 +104,10 @@ class Trainer:
                 profile_step()
                 progress.advance()
                 done = step + 1
+                stop = votes.stop(counts[3]) and done < self.total
 
                 # once in a while: metrics
-                if done % self.record.log_every == 0 or done == self.total:
+                if done % self.record.log_every == 0 or done == self.total or stop:
                     progress.describe(self._log(done, window.close(self.cost, self.ceiling)))
                     window = _Window()
 
@@ -111,17 +117,20 @@ class Trainer:
                     window = _Window()
 
                 # once in a while: checkpoint
-                if done % self.record.save_every == 0 or done == self.total:
+                if done % self.record.save_every == 0 or done == self.total or stop:
                     self._save(done)
                     window = _Window()
+                if stop:
+                    raise Stopped(f"{self.name}: stopped after step {done} of {self.total}, as asked")
         return self.best
 
     # ------------------------------------------------------------------------- one step
     def train_step(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimizer step; returns the terms (this rank's share) and the global counts."""
+        """One optimizer step; returns the terms (this rank's share), and the global counts and votes."""
         batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
         own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
-        counts = sum_over_ranks(own.sum(dim=0).float())  # one all-reduce of three numbers
+        vote = own.new_full((1,), asked(), dtype=torch.float)  # to stop
+        counts = sum_over_ranks(torch.cat([own.sum(dim=0).float(), vote]))  # one all-reduce of four numbers
         torch.manual_seed(hash((self.seed, step, rank())))  # dropout as a function of the step
 
         lr = self.stage.optimizer.lr * factor(self.stage.schedule, step, self.total)
@@ -242,7 +251,7 @@ class _Window:
         names = list(self.terms)
         sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
         assert isinstance(self.counts, Tensor)
-        sequences, tokens, pairs = self.counts.tolist()
+        sequences, tokens, pairs, _ = self.counts.tolist()  # the last are votes to stop
         seconds = time.perf_counter() - self.started
         rate = cost.flops(sequences, tokens, pairs) / seconds
         means = {_label(name): total / self.steps for name, total in zip(names, sums, strict=True)}
@@ -253,6 +262,32 @@ class _Window:
             "tflops_per_s": round(rate / 1e12, 4),
             "mfu": round(rate / ceiling, 4),
         }
+
+
+class _Votes:
+    """Whether any rank was asked to stop. A signal reaches ranks at different moments, and some never; all
+    stop after the same step, for the votes are summed with what every step sums anyway.
+    """
+
+    def __init__(self) -> None:
+        self.sum: Tensor | None = None
+        self.arrived: torch.cuda.Event | None = None
+
+    def stop(self, votes: Tensor) -> bool:
+        """Take this step's sum; returns whether the step before had any vote.
+
+        One step late, so that the CPU need not wait for what it has just queued on a GPU.
+        """
+        before, arrived = self.sum, self.arrived
+        if votes.is_cuda:
+            self.sum = torch.empty(votes.shape, pin_memory=True).copy_(votes, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+        else:
+            self.sum = votes.clone()
+        if arrived is not None:
+            arrived.synchronize()
+        return before is not None and before.item() > 0
 
 
 def _label(name: str) -> str:

@@ -5,14 +5,17 @@ Settings are parsed once, here; the run folder keeps them, and every process sta
 
 from __future__ import annotations
 
-import shlex
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError
 
-from launcher import jobs, local, runs
-from launcher.settings import Launch, default_run, parse, to_yaml
+from distill.preemption import EXIT_CODE
+from launcher import jobs, node, runs, submitted
+from launcher.places import place
+from launcher.settings import Launch, default_run, job_of, parse, to_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,6 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(usage())
         return 0
     name, *rest = arguments
+    if name.endswith((".yaml", ".yml")):
+        try:
+            name, rest = job_of(name), ["--config", *arguments]
+        except (ValueError, OSError) as error:
+            return refuse(str(error))
     if name not in jobs.JOBS:
         return refuse(f"{name} is no job; the jobs are {', '.join(jobs.JOBS)}")
     try:
@@ -38,7 +46,8 @@ def usage() -> str:
     return (
         "usage: distillery JOB [--config RECIPE.yaml] [--setting VALUE ...] [--run FOLDER]\n\n"
         f"jobs:\n{listed}\n\n"
-        "`distillery JOB --help` explains its settings. Recipes are in recipes/."
+        "`distillery JOB --help` explains its settings. Recipes are in recipes/; "
+        "`distillery RECIPE.yaml ...` runs the job that one fits."
     )
 
 
@@ -59,22 +68,57 @@ def run(name: str, arguments: list[str]) -> int:
     if not job.folder:
         jobs.check(name, config, 1)
         return jobs.load(job.run)(config) or 0
-    processes = (launch.processes or local.default_processes()) if job.parallel else 1
-    if processes < 1:
-        raise ValueError(f"--processes: {processes}; give 1 or more")
+    if launch.on == "node":
+        config, launch = node.own_part(config, launch, os.environ)
+    processes = _processes_on_each_node(name, config, launch)
     if launch.dry_run:
         print(f"# {launch.run}/config.yaml\n{to_yaml(name, config)}")
-        print(shlex.join(local.command(name, launch.run, processes)))
+        print(place(launch.on).describe(name, launch, processes))
         return 0
+    if (Path(launch.run) / "summary.json").is_file():
+        runs.refuse_other_run(Path(launch.run), name, config, launch.resume)
+        print(f"{launch.run} is finished; see {launch.run}/summary.json")
+        return 0
+    began = _begin(name, config, launch, processes)
+    try:
+        code = place(launch.on).start(name, launch, processes)
+    except ValueError:
+        if began:  # a place that refuses it leaves no run that would be in the way
+            runs.undo(Path(launch.run))
+        raise
+    return _finish(code, launch)
+
+
+def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
+    """Refuses numbers that can't be. Raises ValueError."""
+    processes = place(launch.on).processes(launch) if jobs.JOBS[name].parallel else 1
+    if processes < 1 or launch.nodes < 1:
+        raise ValueError(f"--processes: {processes}, --nodes: {launch.nodes}; give 1 or more")
+    if launch.nodes > 1 and not (jobs.JOBS[name].parallel or hasattr(config, "slice")):
+        raise ValueError(f"--nodes: {launch.nodes}; the job {name} runs on one")
+    return processes
+
+
+def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
+    """Refuse what can't work, then begin the run folder; says whether it was new. Raises ValueError."""
     folder = Path(launch.run)
     runs.refuse_other_run(folder, name, config, launch.resume)
-    if (folder / "summary.json").is_file():
-        print(f"{folder} is finished; see {folder}/summary.json")
-        return 0
-    jobs.check(name, config, processes)
-    if not (folder / "config.yaml").is_file():
+    if launch.on != "node" and (now := _at_work(folder)):
+        raise ValueError(f"--run: {folder} is still at work ({now}); distillery cancel {folder} ends it")
+    if not launch.storage:  # else the files are the cluster's, and are checked there
+        jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
+    new = not (folder / "config.yaml").is_file() and (launch.on != "node" or node.is_first(os.environ))
+    if new:
         runs.begin(folder, name, config, runs.typed_command())
-    return _finish(local.start(name, launch.run, processes), launch)
+    return new
+
+
+def _at_work(folder: Path) -> str:
+    """What its cluster says of a submitted run; empty where the cluster has gone."""
+    try:
+        return submitted.state(folder)
+    except (ValueError, OSError):
+        return ""
 
 
 def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
@@ -92,9 +136,9 @@ def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
 
 
 def _finish(code: int, launch: Launch) -> int:
-    if code == 0:
+    if code == 0 and launch.on == "local":
         print(f"finished: {launch.run}")
-    elif code not in (2, 130):
+    elif code not in (0, 2, 130, EXIT_CODE):
         again = "the same command with --resume continues from the last checkpoint"
         print(f"failed with exit code {code}: {launch.run}; {again}", file=sys.stderr)
     return code

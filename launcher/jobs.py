@@ -90,6 +90,30 @@ JOBS = {
         folder=False,
         words="runs",
     ),
+    "status": Job(
+        "how runs that were submitted to a cluster are getting on",
+        "launcher.submitted:StatusConfig",
+        "",
+        "launcher.submitted:status",
+        folder=False,
+        words="runs",
+    ),
+    "logs": Job(
+        "what a submitted run says, until it has ended",
+        "launcher.submitted:LogsConfig",
+        "",
+        "launcher.submitted:logs",
+        folder=False,
+        words="runs",
+    ),
+    "cancel": Job(
+        "end submitted runs",
+        "launcher.submitted:CancelConfig",
+        "",
+        "launcher.submitted:cancel",
+        folder=False,
+        words="runs",
+    ),
 }
 
 

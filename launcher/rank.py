@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from distill import preemption
 from distill.run_folder import write_summary, write_whole
 from launcher.jobs import JOBS, load
 from launcher.settings import from_yaml
@@ -26,8 +27,9 @@ PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "t
 
 def main(job: str, run: str) -> int:
     """Run a job as one of its processes; returns the exit code."""
+    preemption.listen(at_once=not JOBS[job].parallel)
     _alone_is_a_group_of_one()
-    _quiet()
+    quiet()
     folder = Path(run)
     config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
     try:
@@ -39,6 +41,10 @@ def main(job: str, run: str) -> int:
         line = " ".join(str(error).split())
         print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
         return 2
+    except preemption.Stopped as stop:
+        if first():
+            print(f"{stop}; continue with: distillery {job} --run {run} --resume", file=sys.stderr)
+        return _tell_stopped()
     except KeyboardInterrupt:
         if first():
             command = f"distillery {job} --run {run} --resume"
@@ -48,6 +54,16 @@ def main(job: str, run: str) -> int:
         if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def _tell_stopped() -> int:
+    """Say that this process stopped as asked; returns its exit code.
+
+    torchrun would turn any code into 1, and report a failure: below it the word goes by a file.
+    """
+    if word := os.environ.get("DISTILLERY_STOPPED"):
+        Path(word).touch()
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else preemption.EXIT_CODE
 
 
 def execute(job: str, config: Any, folder: Path) -> dict[str, Any]:
@@ -131,7 +147,7 @@ def _hardware() -> str:
     return f"{os.cpu_count()} cores of {model}{threads}"
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to our own progress; read when the libraries are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -47,6 +48,23 @@ def begin(folder: Path, name: str, config: Any, command: list[str] | None = None
     write_whole(folder / "command.txt", shlex.join(typed) + "\n")
 
 
+def undo(folder: Path) -> None:
+    """Take away what `begin` wrote."""
+    for name in ("config.yaml", "command.txt"):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def typed_command() -> list[str]:
     """What the user typed."""
     return ["distillery", *sys.argv[1:]]
+
+
+def tell_whole_run(folder: Path) -> None:
+    """When the last slice of a pregeneration has ended, its summary is the whole run's too."""
+    summary = folder / "summary.json"
+    if folder.name.startswith("slice-") and summary.is_file():
+        text = summary.read_text(encoding="utf-8")
+        if "missing_pieces" not in json.loads(text):
+            write_whole(folder.parent / "summary.json", text)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_dumper
 
 from launcher.jobs import JOBS, load
+from launcher.places import PLACES
 
 
 class _Dumper(yaml.SafeDumper):
@@ -26,21 +28,48 @@ set_dumper("recipe", lambda data: yaml.dump(data, Dumper=_Dumper, sort_keys=Fals
 
 @dataclass
 class Launch:
-    """Where and how a job runs; not part of its recipe.
+    """Where and how a job runs; not part of its recipe. The help of each is in OPTIONS.
 
     Attributes:
-        run: The run folder.
-        on: The place.
-        processes: Processes on this machine; 0 is one for each GPU, or one.
-        resume: Continue the run in the folder, or start it there if it has not begun.
-        dry_run: Print what would run, and run nothing.
+        sbatch: Further options of sbatch, one string each.
     """
 
     run: str
-    on: Literal["local"] = "local"
+    on: str = "local"
+    nodes: int = 1
     processes: int = 0
+    gpus_per_node: int = 0
+    cpus_per_node: int = 0
+    time: str = ""
+    partition: str = ""
+    environment: str = ""
+    sbatch: list[str] = field(default_factory=list)
+    address: str = ""
+    storage: str = ""
+    max_failures: int = 3
     resume: bool = False
     dry_run: bool = False
+
+
+# Options of Launch that some places only read, the places, and what `--help` says.
+OPTIONS = {
+    "nodes": (("slurm", "ray"), "Nodes; of a pregeneration each makes a slice."),
+    "gpus_per_node": (("slurm", "ray"), "GPUs on each node."),
+    "cpus_per_node": (
+        ("slurm", "ray"),
+        "CPUs on each node; 0 is Slurm's default, one for each Ray worker.",
+    ),
+    "time": (("slurm",), "Time limit, such as 4:00:00; a run that reaches it is continued."),
+    "partition": (("slurm",), "Slurm partition."),
+    "environment": (("slurm",), "Bash lines for the nodes; see slurm/environment.example.sh."),
+    "sbatch": (("slurm",), "Further options of sbatch: '[--account=me, --constraint=a100]'."),
+    "address": (("ray",), "The cluster: HOST:PORT to join, http://HOST:8265 to submit; else $RAY_ADDRESS."),
+    "storage": (
+        ("ray",),
+        "Folder on the cluster that holds its run folders, where it has not this machine's.",
+    ),
+    "max_failures": (("ray",), "How often lost workers are started anew, to continue."),
+}
 
 
 def default_run(name: str) -> str:
@@ -78,13 +107,21 @@ def parser(name: str, launch: bool = True) -> ArgumentParser:
     if launch and job.folder:
         place = result.add_argument_group("Where and how it runs")
         place.add_argument("--run", default=default_run(name), help="The run folder.")
-        place.add_argument("--on", choices=["local"], default="local", help="The place.")
+        place.add_argument("--on", choices=list(PLACES), default="local", help="The place.")
         if job.parallel:
             place.add_argument(
                 "--processes",
                 type=int,
                 default=0,
-                help="Processes on this machine; 0 is one for each GPU, or one.",
+                help="Processes on each machine; 0 is one for each GPU, or one.",
+            )
+        kinds, defaults = get_type_hints(Launch), Launch("")
+        for option, (places, text) in OPTIONS.items():
+            place.add_argument(
+                f"--{option.replace('_', '-')}",
+                type=kinds[option],
+                default=getattr(defaults, option),
+                help=f"{text} (--on {' or '.join(places)})",
             )
         place.add_argument(
             "--resume",
@@ -103,7 +140,32 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
         arguments = [f"--{JOBS[name].words}", json.dumps(words), *arguments[len(words) :]]
     values = command.parse_args(arguments)
     given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
-    return _build(name, command, values), Launch(**{"run": default_run(name), **given})
+    launch = Launch(**{"run": default_run(name), **given})
+    _refuse_unread(launch)
+    return _build(name, command, values), launch
+
+
+def _refuse_unread(launch: Launch) -> None:
+    """Refuse an option that the place does not read. Raises ValueError."""
+    default = Launch(launch.run)
+    for option, (places, _) in OPTIONS.items():
+        if launch.on not in places and getattr(launch, option) != getattr(default, option):
+            flag = option.replace("_", "-")
+            raise ValueError(f"--{flag} is for --on {' or '.join(places)}; this is --on {launch.on}")
+
+
+def job_of(recipe: str) -> str:
+    """The job that a recipe is for, told by its settings' names. Raises ValueError where none fits."""
+    content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    if isinstance(content, dict):
+        fitting = [name for name, job in JOBS.items() if content.keys() <= _settings_of(job.config)]
+        if len(fitting) == 1:
+            return fitting[0]
+    raise ValueError(f"{recipe}: its settings are not those of one job; give --config {recipe} to one")
+
+
+def _settings_of(config: str) -> set[str]:
+    return {field.name for field in fields(load(config))}
 
 
 def _build(name: str, command: ArgumentParser, values: Namespace) -> Any:

@@ -20,7 +20,8 @@ import distill.general
 import distill.task
 from data_pipeline.tasks import TaskConfig
 from distill.encoders import build_classifier, read_config, save_model
-from distill.engine import Engine, start_processes
+from distill.engine import Engine, rank, start_processes, world_size
+from distill.preemption import Stopped
 from distill.settings import (
     EngineConfig,
     GeneralConfig,
@@ -167,6 +168,14 @@ def test_a_run_killed_twice_ends_as_if_it_had_not_been(general, undisturbed_gene
     assert_same(tmp_path, undisturbed_general)
 
 
+def test_a_run_that_was_asked_to_stop_ends_as_if_it_had_not_been(general, undisturbed_general, tmp_path):
+    """The wish is a step's vote, counted a step later."""
+    with patch("distill.trainer.asked", lambda: True), pytest.raises(Stopped, match="after step 2 of 7"):
+        run(general, tmp_path)
+    run(general, tmp_path)
+    assert_same(tmp_path, undisturbed_general)
+
+
 def test_a_half_written_checkpoint_is_ignored(general, undisturbed_general, tmp_path):
     with killed_while_saving(4):
         run(general, tmp_path)
@@ -247,6 +256,22 @@ def kill(model: str, shards: str, folder: str) -> None:
     run(config, Path(folder, "undisturbed"))
     with killed_at("general", 4):
         run(config, Path(folder, "killed"))
+
+
+def stop(model: str, shards: str, folder: str) -> None:
+    """On every rank: a run that only the last rank is asked to stop."""
+    start_processes()
+    wish = rank() == world_size() - 1
+    with patch("distill.trainer.asked", lambda: wish), pytest.raises(Stopped, match="after step 2 of 7"):
+        run(general_config(model, shards), Path(folder, "stopped"))
+    run(general_config(model, shards), Path(folder, "stopped"))
+    run(general_config(model, shards), Path(folder, "undisturbed"))
+
+
+@pytest.mark.slow
+def test_one_process_that_is_asked_stops_both_after_the_same_step(tiny_model, tiny_shards, tmp_path):
+    run_processes(stop, 2, tiny_model, tiny_shards, str(tmp_path))
+    assert_same(tmp_path / "stopped", tmp_path / "undisturbed")
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def workers(process: int) -> list[int]:
     return [n for n in children(process) if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()]
 
 
-@pytest.mark.parametrize("event", ["interrupt", "a worker is killed", "the parent is killed"])
+@pytest.mark.parametrize("event", ["interrupt", "term", "a worker is killed", "the parent is killed"])
 def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenizer, event):
     """One line, no traceback, no process left behind; and it can be continued."""
     write_documents(tmp_path / "corpus.txt", 3000, seed=0)
@@ -95,6 +95,8 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
     started = children(process.pid)
     if event == "interrupt":
         os.killpg(process.pid, signal.SIGINT)
+    elif event == "term":
+        process.terminate()
     elif event == "a worker is killed":
         os.kill(workers(process.pid)[0], signal.SIGKILL)
     else:
@@ -104,6 +106,9 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
     if event == "interrupt":
         assert process.returncode == 130
         assert "continue from the last checkpoint with: distillery pregenerate --run run --resume" in said
+    elif event == "term":
+        assert process.returncode == 75
+        assert "continue with: distillery pregenerate --run run --resume" in said
     elif event == "a worker is killed":
         assert process.returncode == 2
         assert "a worker was killed" in said
@@ -116,28 +121,68 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
     assert (tmp_path / "run" / "shards" / "manifest.json").is_file()
 
 
-def test_general_distillation_on_two_processes(tmp_path, tiny_model, tiny_shards):
-    command = [
+@pytest.fixture(scope="module")
+def general(tiny_model, tiny_shards) -> list[str]:
+    """A general distillation on two processes."""
+    return [
         str(DISTILLERY), "general", "--processes", "2", "--teacher.path", tiny_model,
         "--shards", tiny_shards, "--student.layers", "2", "--student.hidden_size", "24",
         "--student.heads", "4", "--student.intermediate_size", "48", "--student.dropout", "0.1",
         "--stage.batch_size", "8", "--stage.epochs", "2", "--stage.optimizer.lr", "1e-3",
         "--record.save_every", "5", "--record.log_every", "1",
     ]  # fmt: skip
-    run([*command, "--run", "whole"], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(general, tmp_path_factory) -> Path:
+    """The folder in which it was run undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    run([*general, "--run", "run"], folder)
+    return folder / "run"
+
+
+def assert_as_undisturbed(cut: Path, whole: Path) -> None:
+    """The same weights and the same losses, but for rounding."""
+    ours, theirs = (load_file(folder / "student" / "model.safetensors") for folder in (cut, whole))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-6)
+    assert losses(cut) == pytest.approx(losses(whole), abs=1e-6)
+
+
+def test_general_distillation_on_two_processes(tmp_path, general, whole):
     metrics = tmp_path / "cut" / "metrics.jsonl"
     killed(
-        [*command, "--run", "cut"],
+        [*general, "--run", "cut"],
         tmp_path,
         lambda: metrics.is_file() and metrics.read_text().count("\n") > 17,
     )
     assert not (tmp_path / "cut" / "student").exists()
-    run([*command, "--run", "cut", "--resume"], tmp_path)
-    whole, cut = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "cut"))
-    assert whole.keys() == cut.keys()
-    for name, weight in whole.items():
-        torch.testing.assert_close(cut[name], weight, rtol=0, atol=1e-6)
-    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "cut"), abs=1e-6)
+    run([*general, "--run", "cut", "--resume"], tmp_path)
+    assert_as_undisturbed(tmp_path / "cut", whole)
+
+
+def test_a_distillation_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path, general, whole):
+    """Asked as early as its ranks exist, and all of them at once, as Slurm does."""
+    command = [*general, "--run", "cut"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while (
+        sum(b"launcher.rank" in Path(f"/proc/{n}/cmdline").read_bytes() for n in children(process.pid)) < 3
+    ):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGUSR1)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 75, said
+    done = len(losses(tmp_path / "cut"))
+    assert 0 < done < len(losses(whole))
+    assert f"general: stopped after step {done} of" in said
+    assert "--run cut --resume" in said
+    assert "Traceback" not in said
+    run([*command, "--resume"], tmp_path)
+    assert_as_undisturbed(tmp_path / "cut", whole)
 
 
 def losses(folder: Path) -> list[float]:

@@ -34,6 +34,7 @@ from launcher.demo import DemoConfig
 from launcher.doctor import DoctorConfig
 from launcher.jobs import JOBS, load
 from launcher.settings import Launch, from_yaml, parse, to_yaml
+from launcher.submitted import CancelConfig, LogsConfig, StatusConfig
 from tests.helpers import tree
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,9 @@ CONFIGS = {
     "task": TaskDistillConfig(teacher=TeacherConfig("teacher"), task=TASK, seed=3),
     "evaluate": EvaluateConfig(models={"a": ["x", "y z"], "no": ["1"]}, task=TASK, latency=False),
     "report": ReportConfig(runs=["a", "b c"], out="page.html"),
+    "status": StatusConfig(["a", "b c"]),
+    "logs": LogsConfig(["a b"], follow=False),
+    "cancel": CancelConfig(["a", "b c"]),
 }
 
 
@@ -141,7 +145,9 @@ with contextlib.redirect_stdout(io.StringIO()):
     for name in JOBS:
         with contextlib.suppress(SystemExit):
             cli.main([name, "--help"])
-    assert cli.main(["general", "--teacher.path", "x", "--shards", "y", "--dry-run"]) == 0
+    for place in ("local", "node", "slurm", "ray"):
+        arguments = ["--teacher.path", "x", "--shards", "y", "--on", place, "--dry-run"]
+        assert cli.main(["general", *arguments]) == 0
 print(*sorted({"torch", "transformers", "deepspeed", "datasets", "ray", "sklearn"} & set(sys.modules)))
 """
     assert python(program).split() == []
@@ -195,7 +201,8 @@ def test_a_run_folder_of_any_name_is_one_argument(name, processes):
 
 
 def test_threads_are_shared_out(monkeypatch):
-    monkeypatch.setattr(local.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: range(8))
+    assert local.environment(2, {"SLURM_CPUS_PER_TASK": "4"})["OMP_NUM_THREADS"] == "2"
     assert local.environment(2, {})["OMP_NUM_THREADS"] == "4"
     assert local.environment(16, {})["OMP_NUM_THREADS"] == "1"
 
@@ -318,7 +325,12 @@ def fits(job: str, recipe: Path) -> bool:
 def started(monkeypatch, tiny_model, tiny_shards, tmp_path):
     """Run `general` on good input, the start of its processes replaced; returns argv and run folder."""
     seen: list[tuple[str, str, int]] = []
-    monkeypatch.setattr(local, "start", lambda *call: seen.append(call) or 0)
+
+    def note(job: str, launch: Launch, processes: int) -> int:
+        seen.append((job, launch.run, processes))
+        return 0
+
+    monkeypatch.setattr(local, "start", note)
     monkeypatch.setattr(sys, "argv", ["distillery", "general", "--teacher.path", "it's"])
     shape = ["--student.layers", "2", "--student.hidden_size", "24", "--student.heads", "4"]
     settings = ["--teacher.path", tiny_model, "--shards", tiny_shards, *shape, "--stage.batch_size", "16"]

@@ -33,7 +33,7 @@ RULES = (
     Rule("tune/*", never=("launcher",)),
     Rule("launcher/*", never=("torch",), but=("launcher/rank.py",)),
     Rule("*/settings.py", never=("torch", "transformers", "deepspeed")),
-    Rule("*", never=("ray",), but=("tune/*", "launcher/ray.py")),
+    Rule("*", never=("ray",), but=("tune/*", "launcher/ray_driver.py")),
     Rule("*", never=("deepspeed",), but=("distill/engine.py",)),
     Rule("*", never=("apex",), but=("distill/fused.py",)),
 )
@@ -140,7 +140,7 @@ def test_a_bad_import_is_found(path, source):
         ("distill/engine.py", "import deepspeed\nimport data_pipeline.batches"),
         ("distill/fused.py", "def pick():\n    from apex.optimizers import FusedAdam"),
         ("tune/search.py", "import ray.tune\nimport distill.general"),
-        ("launcher/ray.py", "import ray\nfrom tune import search"),
+        ("launcher/ray_driver.py", "import ray\nfrom tune import search"),
         ("launcher/rank.py", "import torch.distributed"),
         ("launcher/cli.py", "from . import ray"),
         ("launcher/cli.py", "import torchless"),

@@ -1,0 +1,34 @@
+"""A wish that a job stop, told by SIGUSR1 or SIGTERM: its machine is about to be taken away."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on where this one stopped
+
+_asked = False
+
+
+class Stopped(BaseException):
+    """The job stopped because it was asked to, and can be resumed."""
+
+
+def listen(at_once: bool) -> None:
+    """Take SIGUSR1 and SIGTERM as the wish to stop, from now on: `at_once` by raising Stopped, otherwise
+    by `asked`, for training to answer between two steps.
+    """
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        global _asked
+        _asked = True
+        if at_once:
+            raise Stopped("stopped, as asked")
+
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, ask)
+
+
+def asked() -> bool:
+    """Whether this process was asked to stop."""
+    return _asked

@@ -1,0 +1,101 @@
+"""The place `node`: one node's part of a job in a Slurm allocation. slurm/train.sbatch starts it on each.
+
+What it needs to know stands in the environment: Slurm's variables, and the nodes' names from the script.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher import local, runs
+from launcher.settings import Launch
+
+processes = local.processes
+
+
+def describe(job: str, launch: Launch, processes: int) -> str:
+    """What `start` runs, for --dry-run."""
+    return shlex.join(local.command(job, launch.run, processes, rendezvous(os.environ)))
+
+
+def start(job: str, launch: Launch, processes: int) -> int:
+    """Run this node's processes to their end; returns the exit code."""
+    hosts = os.environ.get("DISTILLERY_HOSTS", "").split()
+    if len(hosts) > 1:
+        peer = hosts[1] if is_first(os.environ) else hosts[0]
+        os.environ.update(network(os.environ, *interface_to(peer)))
+    code = local.run_processes(job, launch.run, processes, rendezvous(os.environ))
+    if code == 0:
+        runs.tell_whole_run(Path(launch.run))
+    return code
+
+
+def is_first(environment: Mapping[str, str]) -> bool:
+    """Whether this is the first node, which alone begins the run folder."""
+    return environment.get("SLURM_NODEID", "0") == "0"
+
+
+def own_part(config: Any, launch: Launch, environment: Mapping[str, str]) -> tuple[Any, Launch]:
+    """The settings with which this node runs: in a job array, one slice of a pregeneration.
+
+    Raises ValueError for an array of another job.
+    """
+    launch = replace(launch, nodes=int(environment.get("SLURM_STEP_NUM_NODES", "1")))
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return config, launch
+    if not hasattr(config, "slice"):
+        raise ValueError("an array makes slices of a pregeneration; submit other jobs without --array")
+    first, last, number = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "MAX", "ID"))
+    part = f"{number - first + 1}/{last - first + 1}"
+    shards = config.shards or f"{launch.run}/shards"
+    folder = f"{launch.run}/slice-{part.replace('/', '-of-')}"
+    return replace(config, slice=part, shards=shards), replace(launch, run=folder)
+
+
+def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """torchrun's words for where the nodes of this job meet: at the first, by c10d."""
+    hosts = environment.get("DISTILLERY_HOSTS", "").split()
+    if len(hosts) < 2:
+        return local.STANDALONE
+    job = environment["SLURM_JOB_ID"]
+    port = environment.get("DISTILLERY_PORT") or str(20000 + int(job) % 20000)
+    words = {
+        "nnodes": str(len(hosts)),
+        "rdzv-backend": "c10d",
+        "rdzv-endpoint": f"{hosts[0]}:{port}",
+        "rdzv-id": f"{job}-{environment.get('SLURM_RESTART_COUNT', '0')}",
+        "rdzv-conf": f"is_host={int(is_first(environment))}",
+    }
+    if address := environment.get("DISTILLERY_ADDRESS"):
+        words["local-addr"] = address
+    return tuple(f"--{name}={value}" for name, value in words.items())
+
+
+def interface_to(peer: str) -> tuple[str, str]:
+    """Address and network interface by which this node reaches another; empty where they can't be told."""
+    import psutil
+
+    family, _, _, _, where = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(where)  # sends nothing
+        address = probe.getsockname()[0]
+    names = [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if address in [entry.address for entry in addresses]
+    ]
+    return address, names[0] if names else ""
+
+
+def network(environment: Mapping[str, str], address: str, interface: str) -> dict[str, str]:
+    """Variables that keep the processes' connections on that interface; what the user has set stays."""
+    ours = {"DISTILLERY_ADDRESS": address}
+    if interface:
+        ours |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    return {name: value for name, value in ours.items() if not environment.get(name)}

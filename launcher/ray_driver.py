@@ -1,0 +1,145 @@
+"""Runs a job on a Ray cluster: `python -m launcher.ray_driver FOLDER` of plan.json and config.yaml.
+
+A training runs under Ray Train, whose workers are the ranks. When a worker or its node is lost Ray Train
+starts all anew, and they continue from the run folder's last checkpoint; the folder lies where every node
+sees it. Other jobs run as tasks: one, or a slice of a pregeneration on each node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from launcher import jobs, runs
+from launcher.local import environment
+from launcher.rank import execute, quiet
+from launcher.ray_place import Plan
+from launcher.settings import from_yaml
+
+
+def main(folder: str) -> int:
+    """Run the job to its end; returns the exit code."""
+    plan = Plan(**json.loads(Path(folder, "plan.json").read_text(encoding="utf-8")))
+    text = Path(folder, "config.yaml").read_text(encoding="utf-8")
+    config, run = from_yaml(plan.job, text), Path(plan.run)
+    parallel = jobs.JOBS[plan.job].parallel
+    if (run / "summary.json").is_file():
+        print(f"{run} is finished; see {run}/summary.json")
+        return 0
+    try:
+        runs.refuse_other_run(run, plan.job, config, resume=True)
+        jobs.check(plan.job, config, plan.nodes * plan.processes if parallel else 1)
+    except ValueError as error:
+        print(f"distillery {plan.job}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if not (run / "config.yaml").is_file():
+        runs.begin(run, plan.job, config)
+    # A submitted driver finds RAY_ADDRESS set. Never the cluster last started here: it may be dead.
+    address = plan.address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(address=address)
+    except ConnectionError:
+        print(f"distillery {plan.job}: error: no Ray cluster answers at {address}", file=sys.stderr)
+        return 2
+    try:
+        train(plan, run) if parallel else run_tasks(plan, config, run)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        print(f"distillery {plan.job}: error: {_line(error)} (details: {run}/error.txt)", file=sys.stderr)
+        return 2 if isinstance(_cause(error), ValueError) else 1
+    print(f"finished: {run}")
+    return 0
+
+
+def train(plan: Plan, run: Path) -> None:
+    """Run a training as Ray Train workers, plan.processes on each of plan.nodes nodes."""
+    trainer = ray.train.torch.TorchTrainer(
+        rank,
+        train_loop_config={"job": plan.job, "run": str(run)},
+        scaling_config=ScalingConfig(
+            num_workers=plan.nodes * plan.processes,
+            use_gpu=plan.gpus > 0,
+            resources_per_worker=resources(plan),
+            placement_strategy="SPREAD" if plan.processes == 1 else "PACK",
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus else "gloo"),
+        run_config=RunConfig(
+            name=f"attempt-{ray.get_runtime_context().get_job_id()}",
+            storage_path=str(run / "ray"),
+            failure_config=FailureConfig(max_failures=plan.max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+def resources(plan: Plan) -> dict[str, float]:
+    """What Ray reserves for a worker."""
+    return {"CPU": plan.cpus or 1, **({"GPU": plan.gpus} if plan.gpus else {})}
+
+
+def rank(place: dict[str, str]) -> None:
+    """One rank, in a Ray Train worker: Ray has set torchrun's variables, and joined the process group."""
+    _run_here(place["job"], Path(place["run"]))
+
+
+def run_tasks(plan: Plan, config: Any, run: Path) -> None:
+    """Run a job that is no training as a task, or a pregeneration as a slice on each node."""
+    slices = plan.nodes if hasattr(config, "slice") else 1
+    task = ray.remote(_slice).options(
+        num_cpus=plan.cpus or 1,
+        num_gpus=plan.gpus,
+        max_retries=plan.max_failures,
+        scheduling_strategy="SPREAD",
+    )
+    ray.get([task.remote(plan.job, str(run), number, slices) for number in range(1, slices + 1)])
+
+
+def _slice(job: str, run: str, number: int, slices: int) -> None:
+    """Slice `number` of the job in a folder of its own; where there is one only, the job itself."""
+    folder = Path(run)
+    if slices == 1:
+        _run_here(job, folder)
+        return
+    config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
+    config = replace(config, slice=f"{number}/{slices}", shards=config.shards or f"{run}/shards")
+    own = folder / f"slice-{number}-of-{slices}"
+    if not (own / "config.yaml").is_file():
+        runs.begin(own, job, config)
+    _run_here(job, own)
+    runs.tell_whole_run(own)
+
+
+def _run_here(job: str, folder: Path) -> None:
+    """Run this process's part of a job in its begun folder."""
+    quiet()
+    os.environ["PATH"] = environment(1, dict(os.environ))["PATH"]  # DeepSpeed's tools
+    if not (folder / "summary.json").is_file():
+        execute(job, from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8")), folder)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised, without Ray's wrapping."""
+    while cause := getattr(error, "cause", None) or error.__cause__:
+        error = cause
+    failures = getattr(error, "worker_failures", None)
+    return _cause(next(iter(failures.values()))) if failures else error
+
+
+def _line(error: BaseException) -> str:
+    return (" ".join(str(_cause(error)).split()) or type(error).__name__)[:500]
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

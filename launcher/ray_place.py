@@ -1,0 +1,147 @@
+"""The place `ray`: a driver (launcher/ray_driver.py) runs the job as workers of a Ray cluster.
+
+With the address of a cluster's dashboard, http://..., the driver is submitted to it as a Ray job. What
+the user typed goes there in files: Ray gives a job's command to a shell, so it is the same for every job.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher import submitted
+from launcher.settings import Launch
+
+DRIVER = ("-m", "launcher.ray_driver")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the driver is to do: RUN/plan.json.
+
+    Attributes:
+        job: The job.
+        run: The run folder as the cluster's nodes see it.
+        nodes: Nodes.
+        processes: Workers on each.
+        gpus: GPUs of each worker.
+        cpus: CPUs of each worker; 0 is one.
+        max_failures: How often the workers are started anew after a failure.
+        address: The cluster's; empty for one that is already known, or one on this machine.
+    """
+
+    job: str
+    run: str
+    nodes: int
+    processes: int
+    gpus: float
+    cpus: float
+    max_failures: int
+    address: str
+
+
+def processes(launch: Launch) -> int:
+    """Workers on each node."""
+    return launch.processes or launch.gpus_per_node or 1
+
+
+def plan(job: str, launch: Launch, processes: int) -> Plan:
+    """The driver's plan; a pure function of its arguments."""
+    run = str(Path(launch.run).absolute())
+    return Plan(
+        job=job,
+        run=f"{launch.storage}/{Path(run).name}" if launch.storage else run,
+        nodes=launch.nodes,
+        processes=processes,
+        gpus=launch.gpus_per_node / processes,
+        cpus=launch.cpus_per_node / processes,
+        max_failures=launch.max_failures,
+        address="" if submits(launch) else launch.address,
+    )
+
+
+def submits(launch: Launch) -> bool:
+    """Whether the driver runs on the cluster rather than here."""
+    return launch.address.startswith(("http://", "https://"))
+
+
+def describe(job: str, launch: Launch, processes: int) -> str:
+    """What `start` runs, for --dry-run."""
+    text = json.dumps(asdict(plan(job, launch, processes)), indent=2)
+    words = submission(launch, "DIR", "ID") if submits(launch) else driver(launch.run)
+    return f"# {'DIR' if submits(launch) else launch.run}/plan.json\n{text}\n{shlex.join(words)}"
+
+
+def driver(folder: str) -> list[str]:
+    """The command of the driver on this machine."""
+    return [sys.executable, *DRIVER, folder]
+
+
+def submission(launch: Launch, folder: str, name: str) -> list[str]:
+    """The command that submits the driver with a folder of its files."""
+    words = ["job", "submit", f"--address={launch.address}", f"--submission-id={name}", "--no-wait"]
+    return [_ray(), *words, f"--working-dir={folder}", "--", "python", *DRIVER, "."]
+
+
+def start(job: str, launch: Launch, processes: int) -> int:
+    """Run or submit the driver; returns the exit code. Raises ValueError where Ray refuses it."""
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("--on ray needs Ray: pip install 'distillery[ray]'")
+    folder = Path(launch.run)
+    text = json.dumps(asdict(plan(job, launch, processes)), indent=2) + "\n"
+    if not submits(launch):
+        (folder / "plan.json").write_text(text, encoding="utf-8")
+        os.execv(sys.executable, driver(launch.run))  # signals are the driver's to answer
+    name = f"distillery-{job}-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory() as files:
+        shutil.copy(folder / "config.yaml", files)
+        Path(files, "plan.json").write_text(text, encoding="utf-8")
+        _ask(submission(launch, files, name))
+    submitted.write(folder, {"place": "ray", "job": name, "address": launch.address})
+    print(f"submitted {folder} as {name}; follow it with: distillery logs {shlex.quote(launch.run)}")
+    return 0
+
+
+def state(record: dict[str, str]) -> str:
+    """What the cluster says of a submitted job; empty where it has ended."""
+    said = _ask([_ray(), "job", "status", f"--address={record['address']}", record["job"]])
+    return next((word for word in ("PENDING", "RUNNING") if f": {word}" in said), "")
+
+
+def cancel(record: dict[str, str]) -> None:
+    """End a submitted job."""
+    _ask([_ray(), "job", "stop", f"--address={record['address']}", record["job"]])
+
+
+def logs(record: dict[str, str], follow: bool) -> int:
+    """Print what a submitted job says, until it has ended where `follow` is so."""
+    words = [_ray(), "job", "logs", f"--address={record['address']}", record["job"]]
+    return subprocess.run([*words, "--follow"] if follow else words, check=False).returncode
+
+
+def _ray() -> str:
+    """Ray's command beside this Python."""
+    own = Path(sys.executable).with_name("ray")
+    return str(own) if own.exists() else "ray"
+
+
+def _ask(command: list[str]) -> str:
+    """Run one of Ray's commands; returns what it prints. Raises ValueError where it fails."""
+    quiet = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+    except FileNotFoundError:
+        raise ValueError("--on ray needs Ray: pip install 'distillery[ray]'") from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise ValueError(f"ray {command[1]} {command[2]}: {said[-1] if said else done.returncode}")
+    return done.stdout + done.stderr

@@ -1,0 +1,113 @@
+"""The place `slurm`: submits slurm/train.sbatch, and asks after what was submitted."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launcher import submitted
+from launcher.jobs import JOBS
+from launcher.settings import Launch
+
+SCRIPT = Path(__file__).parents[1] / "slurm" / "train.sbatch"
+
+
+def processes(launch: Launch) -> int:
+    """Processes on each node."""
+    return launch.processes or launch.gpus_per_node or 1
+
+
+def describe(job: str, launch: Launch, processes: int) -> str:
+    """What `start` runs, for --dry-run."""
+    return shlex.join(command(job, launch, processes))
+
+
+def command(job: str, launch: Launch, processes: int) -> list[str]:
+    """The command that submits a job; a pure function of its arguments.
+
+    Over several nodes a pregeneration is an array of slices, each a job of one node.
+    """
+    run = str(Path(launch.run).absolute())
+    slices = job == "pregenerate" and launch.nodes > 1
+    log = "log-%a.txt" if slices else "log.txt"
+    options = {
+        "job-name": f"distillery-{job}",
+        "nodes": "1" if slices else str(launch.nodes),
+        "array": f"1-{launch.nodes}" if slices else "",
+        "gpus-per-node": str(launch.gpus_per_node or ""),
+        "cpus-per-task": str(launch.cpus_per_node or ""),
+        "time": launch.time,
+        "partition": launch.partition,
+        "output": f"{run.replace('%', '%%')}/{log}",
+    }
+    words = {"DISTILLERY_PYTHON": sys.executable, "DISTILLERY_ENVIRONMENT": launch.environment}
+    return [
+        "env",
+        *(f"{name}={value}" for name, value in words.items() if value),
+        "sbatch",
+        "--parsable",
+        *(f"--{name}={value}" for name, value in options.items() if value),
+        *launch.sbatch,
+        str(SCRIPT),
+        job,
+        f"--run={run}",
+        *([f"--processes={processes}"] if JOBS[job].parallel else []),
+    ]
+
+
+def start(job: str, launch: Launch, processes: int) -> int:
+    """Submit the job; returns 0 once it is in the queue. Raises ValueError where sbatch refuses it."""
+    if not SCRIPT.is_file():
+        raise ValueError(f"--on slurm: no {SCRIPT}; install Distillery by pip install -e from its folder")
+    folder = Path(launch.run)
+    if "\\" in str(folder.absolute()):
+        raise ValueError(f"--run: {folder}: sbatch takes no log file with a backslash in its path")
+    (folder / "error.txt").unlink(missing_ok=True)
+    number = _ask(command(job, launch, processes)).split(";")[0].strip()
+    submitted.write(folder, {"place": "slurm", "job": number, "run": str(folder.absolute())})
+    print(f"submitted {folder} as job {number}; follow it with: distillery logs {shlex.quote(launch.run)}")
+    return 0
+
+
+def state(record: dict[str, str]) -> str:
+    """What the queue says of a submitted job; empty where it is not in it (any more)."""
+    command = ["squeue", "--noheader", "--jobs", record["job"], "--format=%i %T for %M on %D nodes %R"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise ValueError(f"squeue: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def logs(record: dict[str, str], follow: bool) -> int:
+    """Print what a submitted job has said, and what it says until it has ended where `follow` is so."""
+    shown: dict[Path, int] = {}
+    while True:
+        going_on = follow and bool(state(record))
+        for path in sorted(Path(record["run"]).glob("log*.txt")):
+            with path.open(encoding="utf-8", errors="replace") as file:
+                file.seek(shown.get(path, 0))
+                print(file.read(), end="", flush=True)
+                shown[path] = file.tell()
+        if not going_on:
+            return 0
+        time.sleep(1)
+
+
+def cancel(record: dict[str, str]) -> None:
+    """Take a submitted job off the queue, or end it."""
+    _ask(["scancel", record["job"]])
+
+
+def _ask(command: list[str]) -> str:
+    """Run one of Slurm's commands; returns what it prints. Raises ValueError where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ValueError(f"no {command[0]} here; --on slurm is for a cluster's login node") from None
+    if done.returncode:
+        name = "sbatch" if "sbatch" in command else command[0]
+        raise ValueError(f"{name}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout

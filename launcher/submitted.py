@@ -1,0 +1,137 @@
+"""Runs on a cluster: RUN/place.json says where; the jobs `status`, `logs` and `cancel` read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.run_folder import write_whole
+from launcher.places import place
+
+
+@dataclass
+class StatusConfig:
+    """Settings of `distillery status RUN ...`.
+
+    Args:
+        runs: Run folders.
+    """
+
+    runs: list[str]
+
+
+@dataclass
+class LogsConfig:
+    """Settings of `distillery logs RUN`.
+
+    Args:
+        runs: The run folder.
+        follow: Go on until the job has ended.
+    """
+
+    runs: list[str]
+    follow: bool = True
+
+
+@dataclass
+class CancelConfig:
+    """Settings of `distillery cancel RUN ...`.
+
+    Args:
+        runs: Run folders.
+    """
+
+    runs: list[str]
+
+
+def write(folder: Path, record: dict[str, str]) -> None:
+    """Keep where a run was submitted to, and under which number."""
+    write_whole(folder / "place.json", json.dumps(record) + "\n")
+
+
+def read(folder: Path) -> dict[str, str]:
+    """Where a run was submitted to; empty where it was not."""
+    path = folder / "place.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def state(folder: Path) -> str:
+    """What its cluster says of a run; empty where it is not there (any more)."""
+    record = read(folder)
+    return place(record["place"]).state(record) if record else ""
+
+
+def status(config: StatusConfig) -> int:
+    """Print a line or two for each run. Raises ValueError for what is no run folder."""
+    for name in config.runs:
+        folder = _run_folder(name)
+        print(f"{name}: {_in_words(folder)}")
+        if step := _last_step(folder):
+            print(f"  {step}")
+    return 0
+
+
+def _in_words(folder: Path) -> str:
+    if (folder / "summary.json").is_file():
+        return f"finished; see {folder}/summary.json"
+    record = read(folder)
+    if not record:
+        return "not submitted to a cluster, and not finished"
+    where = f"{record['place']} job {record['job']}"
+    if now := state(folder):
+        return f"{where}: " + "; ".join(now.splitlines())
+    return f"{where}: ended without finishing; the same command with --resume continues it"
+
+
+def _last_step(folder: Path) -> str:
+    """The last line of metrics in words."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        figures = [f"{name} {row[name]:.4g}" for name in ("loss", "accuracy") if name in row]
+        return "  ".join([f"{row['stage']} step {row['step']}", *figures])
+    return ""
+
+
+def logs(config: LogsConfig) -> int:
+    """Print what a submitted job has said, and go on saying it until it has ended."""
+    if len(config.runs) != 1:
+        raise ValueError("logs: give one run folder")
+    folder = _submitted(config.runs[0])
+    record = read(folder)
+    try:
+        return place(record["place"]).logs(record, config.follow)
+    except KeyboardInterrupt:
+        return 130
+
+
+def cancel(config: CancelConfig) -> int:
+    """End submitted jobs; what they have written stays."""
+    for name in config.runs:
+        folder = _submitted(name)
+        record = read(folder)
+        if not state(folder):
+            print(f"{name}: not running, nothing to cancel")
+            continue
+        place(record["place"]).cancel(record)
+        print(f"{name}: cancelled {record['place']} job {record['job']}")
+    return 0
+
+
+def _run_folder(name: str) -> Path:
+    folder = Path(name)
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{name} is no run folder (no config.yaml there)")
+    return folder
+
+
+def _submitted(name: str) -> Path:
+    folder = _run_folder(name)
+    if not read(folder):
+        raise ValueError(f"{name} was not submitted to a cluster")
+    return folder

@@ -1,0 +1,150 @@
+"""The same job on a real Ray: on this machine, in a Slurm allocation, and on machines of `ray up`."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.conftest import DISTILLERY, NUMBER, ROOT, call, curve, lines, needs, wait_until
+from tests.helpers import tree
+
+pytestmark = pytest.mark.cluster
+AWKWARD = """it's a "run" of $(touch owned) `touch owned`; touch owned & #1"""
+
+
+def assert_as_undisturbed(run: Path, undisturbed: Path) -> None:
+    """The same losses in the same steps, each step once, and the same student byte by byte."""
+    assert curve(run) == curve(undisturbed)
+    assert tree(run / "student") == tree(undisturbed / "student")
+
+
+def test_workers_of_ray_on_this_machine_train_as_processes_do(environment, training, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    quiet = {**environment, "RAY_USAGE_STATS_ENABLED": "0"}
+    quiet.pop("RAY_ADDRESS", None)
+    call(DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}", environment=quiet)
+    assert_as_undisturbed(run, undisturbed)
+
+
+def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tmp_path):
+    run = tmp_path / "a run"
+    script = ROOT / "slurm" / "ray.sbatch"
+    options = ["--wait", "--nodes=2", "--time=20", f"--output={tmp_path}/log.txt"]
+    slurm.environment["DISTILLERY_PYTHON"] = sys.executable
+    slurm("sbatch", *options, script, *training, f"--run={run}", folder=tmp_path)
+    said = (tmp_path / "log.txt").read_text(errors="replace")
+    assert_as_undisturbed(run, undisturbed)
+    assert "finished: " in said
+    assert not slurm.processes("ray.scripts.scripts")
+    written = b"".join([*tree(run).values(), said.encode()])
+    assert not re.search(rb"\b[0-9a-f]{64}\b", written)  # what a token looks like
+
+
+class Hosts:
+    """Machines reached by ssh: h0 is the user's, h1 the head, h2 a worker. All see the folder `shared`."""
+
+    def __init__(self, script: Path, shared: Path, environment: dict[str, str]):
+        net = f"198.19.{100 + NUMBER}"
+        self.folder = Path(tempfile.gettempdir()) / f"ssh-hosts-{os.getpid()}"
+        bed = {
+            "SSH_HOSTS_DIR": str(self.folder),
+            "SSH_HOSTS_NAME": f"dh{NUMBER}",
+            "SSH_HOSTS_NET": net,
+            "PATH": f"{DISTILLERY.parent}:{environment['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_UP_enable_autoscaler_v2": "0",
+        }
+        self.script, self.shared, self.environment = script, shared, environment | bed
+        self.head, self.worker = f"{net}.11", f"{net}.12"
+
+    def bed(self, *words: str) -> str:
+        return call(self.script, *words, environment=self.environment)
+
+    def on(self, host: str, *command: Any) -> str:
+        """A command on a machine; returns what it prints."""
+        return call(self.script, "exec", host, *command, environment=self.environment, folder=ROOT)
+
+    def cluster(self) -> Path:
+        """launcher/cloud/local.yaml for these machines, which have no network to install from."""
+        config = yaml.safe_load((ROOT / "launcher" / "cloud" / "local.yaml").read_text())
+        config["provider"] |= {"head_ip": self.head, "worker_ips": [self.worker]}
+        config["auth"] = {"ssh_user": "root", "ssh_private_key": f"{self.folder}/etc/key"}
+        words = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "RAY_AUTH_MODE")
+        exports = [f"export {word}={shlex.quote(self.environment[word])}" for word in words]
+        profile = self.shared / "profile"
+        profile.write_text("\n".join(exports) + "\n")
+        config["setup_commands"] = [f"cp {profile} ~/.profile"]
+        path = self.shared / "cluster.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+
+@pytest.fixture
+def hosts(tmp_path_factory: pytest.TempPathFactory, environment) -> Iterator[Hosts]:
+    tools = {"sshd": "openssh-server", "ssh-keygen": "openssh-client", "rsync": "rsync", "ip": "iproute2"}
+    script = needs("ssh-hosts-up", tools)
+    shared = tmp_path_factory.getbasetemp()
+    compiled = os.environ.get("TORCH_EXTENSIONS_DIR", f"{Path.home()}/.cache/torch_extensions")
+    hosts = Hosts(script, shared, {**environment, "TORCH_EXTENSIONS_DIR": compiled})
+    keep = {sys.prefix, sys.base_prefix, str(ROOT), str(shared), compiled}
+    try:
+        hosts.bed("up", "-n", "2", *(word for folder in sorted(keep) for word in ("-k", folder)))
+        yield hosts
+    finally:
+        hosts.bed("down")
+
+
+def test_a_cluster_of_ray_up_from_nothing_to_the_student(hosts, training, undisturbed):
+    """Up, a job submitted, its worker's machine lost on the way, the student fetched, down."""
+    shared = hosts.shared
+    cluster = hosts.cluster()
+    hosts.on("h0", "ray", "get-auth-token", "--generate")
+    hosts.on("h0", "ray", "up", "-y", "--no-config-cache", cluster)
+    dashboard = subprocess.Popen(
+        [hosts.script, "exec", "h0", "ray", "dashboard", "--no-config-cache", cluster],
+        env=hosts.environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: answers(hosts, "http://127.0.0.1:8265"), "dashboard")
+        run, here = shared / "runs" / AWKWARD, shared / "here" / AWKWARD
+        address = ["--on=ray", "--address=http://127.0.0.1:8265", "--nodes=2", f"--storage={run.parent}"]
+        hosts.on("h0", DISTILLERY, *training, f"--run={here}", *address)
+        wait_until(lambda: len(lines(run)) > 120, "step 120")
+        assert "RUNNING" in hosts.on("h0", DISTILLERY, "status", here)
+        hosts.bed("kill", "h2")
+        hosts.bed("start", "h2")
+        status = [DISTILLERY, "status", here]
+        wait_until((run / "summary.json").is_file, "summary", lambda: hosts.on("h0", *status))
+        assert "finished: " in hosts.on("h0", DISTILLERY, "logs", here)
+        hosts.on("h0", "ray", "rsync-down", cluster, f"{run.parent}/", f"{shared}/fetched/")
+        assert_as_undisturbed(shared / "fetched" / AWKWARD, undisturbed)
+        token = hosts.on("h0", "cat", "/root/.ray/auth_token").strip()
+        assert token
+        assert token.encode() not in b"".join([*tree(run).values(), *tree(here).values()])
+        assert list(shared.rglob("owned")) == []
+        hosts.on("h0", "ray", "down", "-y", cluster)
+        assert "raylet" not in hosts.on("h1", "ps", "-e", "-o", "comm")
+    finally:
+        dashboard.terminate()
+
+
+def answers(hosts: Hosts, address: str) -> bool:
+    """Whether something listens there on the user's machine."""
+    done = subprocess.run(
+        [hosts.script, "exec", "h0", "ray", "job", "list", f"--address={address}"],
+        env=hosts.environment,
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0

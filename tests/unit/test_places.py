@@ -1,0 +1,305 @@
+"""Launching is a pure function from a job to words: what would run on Slurm and Ray, without either."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipeline.pregenerate import PregenerateConfig
+from distill.preemption import EXIT_CODE
+from launcher import cli, jobs, local, node, ray_place, slurm, submitted
+from launcher.settings import Launch, job_of
+from tests.unit.test_cli import AWKWARD, GENERAL, ROOT, printed
+
+CLOUD = ROOT / "launcher" / "cloud"
+
+
+# --- Slurm -----------------------------------------------------------------------------------
+
+
+def test_what_sbatch_is_given():
+    launch = Launch(
+        run="/runs/a b", on="slurm", nodes=2, gpus_per_node=8, time="4:00:00", sbatch=["--account=me"]
+    )
+    assert slurm.command("general", launch, 8) == [
+        *["env", f"DISTILLERY_PYTHON={sys.executable}", "sbatch", "--parsable"],
+        *["--job-name=distillery-general", "--nodes=2", "--gpus-per-node=8", "--time=4:00:00"],
+        *["--output=/runs/a b/log.txt", "--account=me"],
+        *[str(ROOT / "slurm" / "train.sbatch"), "general", "--run=/runs/a b", "--processes=8"],
+    ]
+
+
+def test_a_pregeneration_over_nodes_is_an_array():
+    words = slurm.command("pregenerate", Launch(run="/runs/c", on="slurm", nodes=5), 1)
+    assert {"--nodes=1", "--array=1-5", "--output=/runs/c/log-%a.txt"} <= set(words)
+    assert not any(word.startswith("--processes") for word in words)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_name_is_one_word_for_every_place(name):
+    launch = Launch(run=name, on="slurm")
+    run = str(Path(name).absolute())
+    assert f"--run={run}" in slurm.command("general", launch, 1)
+    assert shlex.split(slurm.describe("general", launch, 1)) == slurm.command("general", launch, 1)
+    assert ray_place.plan("general", Launch(run=name, on="ray"), 1).run == run
+
+
+def test_slurms_patterns_in_a_name_stay_as_they_are():
+    assert "--output=/runs/100%%j/log.txt" in slurm.command("task", Launch(run="/runs/100%j"), 1)
+
+
+@pytest.mark.parametrize("place", ["slurm", "ray"])
+def test_a_dry_run_prints_what_the_place_would_run(capsys, monkeypatch, place):
+    monkeypatch.setattr(subprocess, "run", pytest.fail)
+    arguments = ["general", *GENERAL, "--run", "my run", f"--on={place}", "--nodes=2", "--dry-run"]
+    out = printed(capsys, *arguments)
+    launch = Launch(run="my run", on=place, nodes=2)
+    module = {"slurm": slurm, "ray": ray_place}[place]
+    assert out.strip().endswith(module.describe("general", launch, 1))
+
+
+def test_the_script_is_given_words_that_the_command_takes(capsys, monkeypatch):
+    """What sbatch passes on to the nodes, with what the script adds, is a command of ours."""
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    launch = Launch(run="my run", on="slurm", nodes=2)
+    words = slurm.command("general", launch, 4)
+    given = words[words.index(str(slurm.SCRIPT)) + 1 :]
+    out = printed(capsys, *given, *GENERAL, "--on=node", "--resume", "--dry-run")
+    assert shlex.split(out.strip().splitlines()[-1])[-2:] == ["general", str(Path("my run").absolute())]
+
+
+ALLOCATION = {
+    "SLURM_JOB_ID": "20007",
+    "SLURM_STEP_NUM_NODES": "2",
+    "DISTILLERY_HOSTS": "n1 n2",
+    "DISTILLERY_ADDRESS": "10.0.0.2",
+}
+
+
+def test_nodes_meet_at_the_first():
+    first, second = (node.rendezvous({**ALLOCATION, "SLURM_NODEID": number}) for number in "01")
+    common = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=n1:20007", "--rdzv-id=20007-0"]
+    assert first == (*common, "--rdzv-conf=is_host=1", "--local-addr=10.0.0.2")
+    assert second == (*common, "--rdzv-conf=is_host=0", "--local-addr=10.0.0.2")
+    command = local.command("general", "run", 1, second)
+    assert command[1:3] == ["-m", "torch.distributed.run"]  # one process too, where there are nodes
+
+
+def test_one_node_needs_nobody():
+    assert node.rendezvous({"SLURM_JOB_ID": "1", "DISTILLERY_HOSTS": "n1"}) == local.STANDALONE
+
+
+def test_connections_stay_on_the_clusters_interface_unless_the_user_says_so():
+    ours = {"DISTILLERY_ADDRESS": "10.0.0.2", "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
+    assert node.network({}, "10.0.0.2", "eth0") == ours
+    del ours["NCCL_SOCKET_IFNAME"]
+    assert node.network({"NCCL_SOCKET_IFNAME": "ib0"}, "10.0.0.2", "eth0") == ours
+
+
+def test_the_interface_by_which_this_machine_reaches_itself():
+    assert node.interface_to("127.0.0.1") == ("127.0.0.1", "lo")
+
+
+@pytest.mark.parametrize(("task", "part"), [("3", "1/4"), ("6", "4/4")])
+def test_a_task_of_an_array_makes_a_slice(task, part):
+    array = {"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "6", "SLURM_ARRAY_TASK_ID": task}
+    config, launch = node.own_part(PregenerateConfig(), Launch(run="runs/c", on="node"), array)
+    assert (config.slice, config.shards) == (part, "runs/c/shards")
+    assert launch.run == f"runs/c/slice-{part.replace('/', '-of-')}"
+    with pytest.raises(ValueError, match="array"):
+        node.own_part(object(), launch, array)
+
+
+# --- Ray -------------------------------------------------------------------------------------
+
+
+def test_a_plan_for_ray():
+    launch = Launch(run="/here/a", on="ray", nodes=2, gpus_per_node=4, cpus_per_node=16, storage="/mnt/s")
+    assert asdict(ray_place.plan("task", launch, 4)) == {
+        "job": "task",
+        "run": "/mnt/s/a",
+        "nodes": 2,
+        "processes": 4,
+        "gpus": 1.0,
+        "cpus": 4.0,
+        "max_failures": 3,
+        "address": "",
+    }
+
+
+def test_what_the_user_typed_is_in_no_ray_jobs_command():
+    """Ray gives it to a shell."""
+    launch = Launch(run="$(touch owned)", on="ray", address="http://head:8265")
+    words = ray_place.submission(launch, "/files", "name")
+    assert words[words.index("--") + 1 :] == ["python", "-m", "launcher.ray_driver", "."]
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--time=1:00"], "--time is for --on slurm; this is --on local"),
+        (["--on=slurm", "--address=x"], "--address is for --on ray; this is --on slurm"),
+        (["--on=slurm", "--nodes=0"], "--nodes: 0; give 1 or more"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(capsys, arguments, message):
+    assert cli.main(["general", *GENERAL, *arguments, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nodes_that_a_job_has_no_use_for_are_refused(capsys):
+    arguments = ["evaluate", "--models={}", "--task.train=x", "--task.dev=x", "--on=slurm", "--nodes=2"]
+    assert cli.main([*arguments, "--dry-run"]) == 2
+    assert "the job evaluate runs on one" in capsys.readouterr().err
+
+
+def test_a_batch_that_the_nodes_cannot_share_is_refused_at_submission(
+    capsys, tiny_model, tiny_shards, tmp_path
+):
+    arguments = ["--teacher.path", tiny_model, "--shards", tiny_shards, "--stage.batch_size=16"]
+    shape = ["--student.layers=2", "--student.hidden_size=24", "--student.heads=4"]
+    place = ["--on=slurm", "--nodes=3", f"--run={tmp_path / 'run'}"]
+    assert cli.main(["general", *arguments, *shape, *place]) == 2
+    assert "batch_size: 16 can't be shared by 3 processes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_slurm_a_line_says_so(capsys, monkeypatch, tiny_corpus, tiny_tokenizer, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(slurm, "command", lambda *_: ["sbatch"])
+    corpus = ["--corpus.files", json.dumps([tiny_corpus]), "--tokenizer", tiny_tokenizer]
+    assert cli.main(["pregenerate", *corpus, "--on=slurm", f"--run={tmp_path / 'run'}"]) == 2
+    assert "no sbatch here" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# --- submitted runs --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A run that was submitted, and is running."""
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    submitted.write(tmp_path, {"place": "slurm", "job": "7", "run": str(tmp_path)})
+    monkeypatch.setattr(slurm, "state", lambda record: f"{record['job']} RUNNING for 0:10")
+    return tmp_path
+
+
+def test_the_status_of_a_running_job(capsys, run):
+    row = {"stage": "general", "step": 12, "loss": 0.25, "time": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + '\n{"stage": "gen')
+    out = printed(capsys, "status", str(run))
+    assert "slurm job 7: 7 RUNNING for 0:10" in out
+    assert "general step 12  loss 0.25" in out
+
+
+def test_the_status_of_a_job_that_has_ended(capsys, run, monkeypatch):
+    monkeypatch.setattr(slurm, "state", lambda record: "")
+    assert "ended without finishing" in printed(capsys, "status", str(run))
+    (run / "summary.json").write_text("{}")
+    assert "finished; see" in printed(capsys, "status", str(run))
+
+
+def test_logs_are_followed_to_the_end(capsys, run, monkeypatch):
+    states = ["running", "running", ""]
+    said = ["a\n", "b\n", "c\n"]
+
+    def state(record: dict[str, str]) -> str:
+        with (run / "log.txt").open("a") as file:
+            file.write(said[-len(states)])
+        return states.pop(0)
+
+    monkeypatch.setattr(slurm, "state", state)
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
+    assert printed(capsys, "logs", str(run)) == "a\nb\nc\n"
+
+
+@pytest.mark.parametrize("name", ["status", "logs", "cancel"])
+def test_what_is_no_submitted_run_is_refused(capsys, name, tmp_path):
+    assert cli.main([name, str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_a_run_that_is_in_the_queue_is_not_submitted_again(
+    capsys, run, tiny_corpus, tiny_tokenizer, monkeypatch
+):
+    corpus = ["--corpus.files", json.dumps([tiny_corpus]), "--tokenizer", tiny_tokenizer]
+    (run / "place.json").rename(run.parent / "kept")
+    (run / "config.yaml").unlink()
+    monkeypatch.setattr(slurm, "start", lambda *_: 0)
+    assert cli.main(["pregenerate", *corpus, f"--run={run}", "--on=slurm"]) == 0
+    (run.parent / "kept").rename(run / "place.json")
+    assert cli.main(["pregenerate", f"--run={run}", "--on=slurm", "--resume"]) == 2
+    assert "is still at work" in capsys.readouterr().err
+
+
+# --- recipes and files -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_says_which_job_it_is(recipe):
+    typed = recipe.read_text(encoding="utf-8")
+    assert f"distillery {job_of(str(recipe))} " in typed or "distillery" not in typed
+
+
+def test_a_recipe_of_no_job_is_refused(capsys, tmp_path):
+    (tmp_path / "x.yaml").write_text("seed: 1\n")
+    assert cli.main([str(tmp_path / "x.yaml")]) == 2
+    assert "not those of one job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp", "azure", "local"])
+def test_a_cluster_file_fits_rays_schema(name):
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    config = yaml.safe_load((CLOUD / f"{name}.yaml").read_text(encoding="utf-8"))
+    util.validate_config(util.prepare_config(config))  # as `ray up` does
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    assert any("RAY_AUTH_MODE=token" in line for line in config["setup_commands"])
+    assert any("constraints.txt" in line for line in config["setup_commands"])
+    if "available_node_types" in config:
+        head, worker = (config["available_node_types"][kind] for kind in ("head", "worker"))
+        assert "spot" not in yaml.dump(head).lower()
+        assert "spot" in yaml.dump(worker).lower()
+        assert worker["min_workers"] == 0
+
+
+def test_the_manifest_for_kubernetes_is_one_that_ray_reads():
+    """As Ray's autoscaler does in the head's pod."""
+    kuberay = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
+    manifest = yaml.safe_load((CLOUD / "rayjob.yaml").read_text(encoding="utf-8"))
+    spec = manifest["spec"]
+    cluster = {"metadata": {"namespace": "default", "name": "x"}, "spec": spec["rayClusterSpec"]}
+    config = kuberay._derive_autoscaling_config_from_ray_cr(cluster)
+    pytest.importorskip("ray.autoscaler._private.util").validate_config(config)
+    workers = config["available_node_types"]["workers"]
+    assert (workers["max_workers"], workers["resources"]["GPU"]) == (4, 1)
+    words = shlex.split(spec["entrypoint"])
+    assert words[0] == "distillery"
+    assert words[1] in jobs.JOBS
+
+
+# --- stopping --------------------------------------------------------------------------------
+
+
+def test_a_warned_run_stops_with_a_code_of_its_own():
+    assert EXIT_CODE not in (0, 1, 2, 130)
+
+
+# --- scripts ---------------------------------------------------------------------------------
+
+
+def test_the_scripts_pass_shellcheck():
+    command = shutil.which("shellcheck")
+    if command is None:
+        pytest.skip("needs shellcheck: apt-get install shellcheck")
+    scripts = sorted(map(str, (ROOT / "slurm").iterdir()))
+    assert subprocess.run([command, *scripts], check=False).returncode == 0
