@@ -7,36 +7,52 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
+from data_pipeline.corpus import check_corpus
 from data_pipeline.model_folder import model_folder
 from data_pipeline.store import ShardFolder
 from data_pipeline.stream import CorpusReader
-from data_pipeline.tasks import TaskConfig, check_labels, label_set, read_examples
+from data_pipeline.tasks import METRICS, TaskConfig, check_labels, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.word_vectors import check_vectors
 from distill.layer_map import layer_map
+from distill.outputs import check_outputs
 from distill.settings import (
     EngineConfig,
     EvaluateConfig,
     FinetuneConfig,
     GeneralConfig,
+    LabelConfig,
     ObjectiveConfig,
     RecordConfig,
     StageConfig,
     StudentConfig,
     TaskDistillConfig,
+    TeacherConfig,
 )
 
-TERMS = ("attention", "relation", "hidden", "logits", "labels")
+LAYERS = ("attention", "relation", "hidden")
+TERMS = (*LAYERS, "logits", "logits_mse", "labels")
+WORDS = "distillery_words"  # the model type of students of whole words
 
 
 def check_general(config: GeneralConfig, processes: int) -> None:
     """Refuse a general run that can't work."""
     teacher = model_config(config.teacher.path, "teacher")
+    if config.teacher.ensemble or config.teacher.outputs:
+        raise ValueError("teacher: general distillation runs one teacher; leave ensemble and outputs out")
+    for name, path in (("teacher", config.teacher.path), ("student.path", config.student.path)):
+        if (path and of_words(model_config(path, name))) or config.student.kind != "transformer":
+            raise ValueError(
+                f"{name}: general distillation compares layers, which models of whole words have not; "
+                "distil them on a task (distillery task)"
+            )
     student = check_student(config.student, config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
-    check_objective("stage", config.stage.objective, student, teacher, ("attention", "relation", "hidden"))
+    check_objective("stage", config.stage.objective, student, teacher, LAYERS)
     check_shards(config, min(positions(teacher), positions(student)), processes)
 
 
@@ -70,25 +86,123 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("labels",))
     check_task(config.task, own_labels(base), positions(model), config.stage.batch_size)
+    if config.shape:
+        check_words("shape", config.shape, [config.stage], config.engine)
 
 
 def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     """Refuse a task distillation that can't work."""
     teacher = model_config(config.teacher.path, "teacher")
-    student = check_student(config.student, config.teacher.path)
-    check_classifier(config.teacher.path, teacher, config.task)
     check_record(config.record)
-    stages = {"intermediate": config.intermediate, "prediction": config.prediction}
-    if not any(stage.epochs for stage in stages.values()):
+    stages = stages_of(config)
+    if not stages:
         raise ValueError("intermediate.epochs and prediction.epochs are both 0: nothing to train")
+    student = check_student(config.student, config.teacher.path, any(map(compares_layers, stages.values())))
+    check_members(config.teacher, config.task)
     for name, stage in stages.items():
-        if stage.epochs:
-            check_stage(name, stage, config.engine, processes)
-            terms = TERMS
-            check_objective(name, stage.objective, student, teacher, terms)
-    largest = max(stage.batch_size for stage in stages.values() if stage.epochs)
+        check_stage(name, stage, config.engine, processes)
+        check_objective(name, stage.objective, student, teacher, TERMS)
+    if config.teacher.dropout and not runs_beside(config):
+        raise ValueError(
+            "teacher.dropout: the teacher's logits are computed beforehand here, without dropout"
+        )
+    check_words("student", config.student, list(stages.values()), config.engine)
+    largest = max(stage.batch_size for stage in stages.values())
     longest = min(positions(teacher), positions(student))
     check_task(config.task, own_labels(teacher), longest, largest)
+    check_outputs(config.teacher, config.task)
+
+
+def check_label(config: LabelConfig, processes: int) -> None:
+    """Refuse a labelling that can't work."""
+    if config.teacher.outputs:
+        raise ValueError("teacher.outputs: the label job writes them; leave it out")
+    if config.teacher.dropout:
+        raise ValueError("teacher.dropout: outputs are computed without dropout; leave it out")
+    for name in ("batch_size", "rows_per_file"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    teacher = check_members(config.teacher, config.task)
+    check_task(config.task, own_labels(teacher), positions(teacher), 1)
+
+
+def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
+    """Refuse teachers without a head for the task or with unlike labels; returns the first one's config."""
+    first = model_config(teacher.path, "teacher")
+    for path, weight in teacher.members.items():
+        model = model_config(path, "teacher")
+        check_classifier(path, model, task)
+        load_vocabulary(path)
+        if own_labels(model) != own_labels(first):
+            raise ValueError(
+                f"teacher.ensemble: {path} has the labels {own_labels(model)} and {teacher.path} has "
+                f"{own_labels(first)}; members need the same in the same order"
+            )
+        if not weight > 0:
+            raise ValueError(f"teacher.ensemble: the weight of {path} is {weight}; give more than 0")
+    if teacher.path in teacher.ensemble:
+        raise ValueError(f"teacher.ensemble: {teacher.path} is teacher.path too; name it once")
+    return first
+
+
+def stages_of(config: TaskDistillConfig) -> dict[str, StageConfig]:
+    """The stages of a task distillation that run, in order."""
+    stages = {"intermediate": config.intermediate, "prediction": config.prediction}
+    if is_of_words(config.student):
+        del stages["intermediate"]  # it has no layers to compare
+    return {name: stage for name, stage in stages.items() if stage.epochs}
+
+
+def compares_layers(stage: StageConfig) -> bool:
+    """Whether a stage's loss needs the teacher's layers and not its logits alone."""
+    return any(getattr(stage.objective, term) for term in LAYERS)
+
+
+def runs_beside(config: TaskDistillConfig) -> bool:
+    """Whether the teacher gives its logits while the student trains; otherwise they are stored."""
+    if config.teacher.ensemble or config.teacher.outputs:
+        return False
+    if not config.student.path:
+        return config.student.kind == "transformer"
+    own, teacher = load_vocabulary(config.student.path), load_vocabulary(config.teacher.path)
+    return own.fingerprint == teacher.fingerprint
+
+
+def of_words(model: dict) -> bool:
+    """Whether a config.json is that of a model of whole words."""
+    return model.get("model_type") == WORDS
+
+
+def is_of_words(student: StudentConfig) -> bool:
+    """Whether a student reads whole words."""
+    if student.path:
+        return of_words(model_config(student.path, "student.path"))
+    return student.kind != "transformer"
+
+
+def check_words(name: str, student: StudentConfig, stages: list[StageConfig], engine: EngineConfig) -> None:
+    """Refuse settings of a student of words that can't work; warn of a transformer's learning rate."""
+    if not is_of_words(student):
+        return
+    if engine.zero == 3:
+        raise ValueError("engine.zero: 3 shares out layer by layer; give 0, 1 or 2 for a student of words")
+    words = student.words
+    if words.vectors and words.corpus.files:
+        raise ValueError(f"{name}.words: give vectors or corpus, not both")
+    for key in ("size", "least", "most"):
+        if getattr(words, key) < 1:
+            raise ValueError(f"{name}.words.{key}: {getattr(words, key)}; give 1 or more")
+    if words.vectors and not student.path:
+        check_vectors(words.vectors)
+    if words.corpus.files and not student.path:
+        check_corpus(words.corpus, 1)
+    for stage in stages:
+        if stage.optimizer.lr < 2e-4:
+            print(
+                f"warning: optimizer.lr is {stage.optimizer.lr:g}, which suits transformers; a student of "
+                "words learns with about 1e-3",
+                file=sys.stderr,
+            )
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
@@ -120,7 +234,7 @@ def model_config(path: str, name: str) -> dict:
         config = dict(json.loads(file.read_text(encoding="utf-8")).items())
     except (ValueError, AttributeError):
         raise ValueError(f"{name}: {file} is damaged; save the model again") from None
-    for key in ("num_hidden_layers", "num_attention_heads"):
+    for key in () if of_words(config) else ("num_hidden_layers", "num_attention_heads"):
         if key not in config:
             raise ValueError(
                 f"{name}: {path} is of type {config.get('model_type')}, without {key}; give an encoder "
@@ -129,17 +243,21 @@ def model_config(path: str, name: str) -> dict:
     return config
 
 
-def check_student(student: StudentConfig, teacher: str) -> dict:
-    """Refuse an impossible shape or another vocabulary; returns the student's config."""
+def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) -> dict:
+    """Refuse an impossible shape, or another vocabulary where layers are compared; returns its config."""
     if student.path:
         shape = model_config(student.path, "student.path")
-        if load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
+        if not by_layers:
+            load_vocabulary(student.path)
+        elif load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
             raise ValueError(
                 f"student.path: {student.path} has another vocabulary than the teacher's, "
                 f"{teacher}; distil a student of this teacher first"
             )
         return shape
     load_vocabulary(teacher)
+    if student.kind != "transformer":
+        return {"model_type": WORDS}
     for name in ("layers", "hidden_size", "heads", "intermediate_size"):
         if getattr(student, name) < 1:
             raise ValueError(f"student.{name}: {getattr(student, name)}; give 1 or more")
@@ -199,6 +317,14 @@ def check_objective(
 ) -> None:
     """Refuse terms that this student can't learn from this teacher."""
     check_terms(name, objective, allowed)
+    if not any(getattr(objective, term) for term in LAYERS):
+        return
+    for model, whose in ((student, "student"), (teacher, "teacher")):
+        if of_words(model):
+            raise ValueError(
+                f"{name}.objective: the {whose} is of whole words and has no layers to compare; set "
+                f"{', '.join(LAYERS)} to 0"
+            )
     layer_map(objective.layer_map, student["num_hidden_layers"], teacher["num_hidden_layers"])
     heads = student["num_attention_heads"], teacher["num_attention_heads"]
     if objective.attention and heads[0] != heads[1]:
@@ -245,10 +371,20 @@ def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_s
     if task.max_length > longest or task.max_length < 4:
         raise ValueError(f"task.max_length: {task.max_length}; the model takes 4 to {longest}")
     known = label_set(task, labels)
-    if task.kind == "classification" and len(known) < 2:
+    if task.selection not in METRICS[task.kind]:
+        raise ValueError(
+            f"task.metric: {task.selection} does not go with {task.kind}; give "
+            f"{', '.join(METRICS[task.kind])}"
+        )
+    for name in task.more_dev:
+        if name in ("train", "dev") or not name.isidentifier():
+            raise ValueError(
+                f"task.more_dev: {name} is no name for a file; give a word, such as mismatched"
+            )
+    if task.kind != "regression" and len(known) < 2:
         raise ValueError(f"task: {task.train} has one label only, {known}; nothing to learn")
-    check_labels(task.train, task, known)
-    check_labels(task.dev, task, known)
+    for path in task.files.values():
+        check_labels(path, task, known)
     count = len(read_examples(task.train, task).labels)
     if count < batch_size:
         raise ValueError(
@@ -266,7 +402,9 @@ def own_labels(model: dict) -> list[str] | None:
 
 
 def positions(model: dict) -> int:
-    """Longest sequence that a model takes."""
+    """Longest sequence that a model takes; models of words take any."""
+    if of_words(model):
+        return 1 << 20
     reserved = 2 if model.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
     return model.get("max_position_embeddings", 512) - reserved
 

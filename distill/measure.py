@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from data_pipeline.tasks import Encoded, Metric
+from data_pipeline.tasks import Encoded, Metric, TaskConfig
 from distill.encoders import model_inputs
 from distill.engine import rank, sum_over_ranks, world_size
 from distill.sources import task_batch
@@ -42,12 +42,36 @@ def predict(model: PreTrainedModel, data: Encoded, batch_size: int = 64) -> Tens
     return (results[:, :-1] / results[:, -1:]).cpu()
 
 
+def measure_dev(model: PreTrainedModel, dev: dict[str, Encoded], task: TaskConfig) -> dict[str, float]:
+    """A model's metrics on dev and on the files measured beside it."""
+    logits = {name: predict(model, data) for name, data in dev.items()}
+    return dev_scores(logits, {name: data.labels for name, data in dev.items()}, task)
+
+
+def dev_scores(
+    logits: dict[str, Tensor], labels: dict[str, np.ndarray], task: TaskConfig
+) -> dict[str, float]:
+    """Metrics by name; those of a file other than dev carry its name, as in accuracy_mismatched."""
+    scores: dict[str, float] = {}
+    for name, values in logits.items():
+        found = task_metrics(values, labels[name], task.selection)
+        scores |= found if name == "dev" else {f"{key}_{name}": value for key, value in found.items()}
+    return scores
+
+
 def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[str, float]:
     """Metrics of a task, the one that selects among them.
 
-    Classification: accuracy, with f1 (of class 1) or matthews where that selects. Regression:
-    pearson, spearman and their mean, pearson_spearman.
+    Classification: accuracy, with f1 (of class 1), f1_micro, f1_macro or matthews where that selects.
+    Several labels each: accuracy (every label right), f1_micro, f1_macro. Regression: pearson, spearman
+    and their mean, pearson_spearman.
     """
+    if labels.ndim == 2:
+        chosen = (logits > 0).numpy()
+        scores = {"accuracy": float(accuracy_score(labels, chosen))}
+        for average in ("micro", "macro"):
+            scores[f"f1_{average}"] = float(f1_score(labels, chosen, average=average, zero_division=0))
+        return scores
     if logits.shape[-1] == 1:
         values = logits[:, 0].numpy()
         pearson = _correlation(pearsonr, values, labels)
@@ -59,6 +83,8 @@ def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[
     if selection == "f1":
         average = "binary" if logits.shape[-1] == 2 else "macro"
         scores["f1"] = float(f1_score(labels, predicted, average=average))
+    if selection in ("f1_micro", "f1_macro"):
+        scores[selection] = float(f1_score(labels, predicted, average=selection.removeprefix("f1_")))
     if selection == "matthews":
         scores["matthews"] = float(matthews_corrcoef(labels, predicted))
     return scores

@@ -7,9 +7,11 @@ from typing import Literal
 
 from data_pipeline.stream import StreamConfig
 from data_pipeline.tasks import TaskConfig
+from data_pipeline.words import WordsConfig
 from distill.schedule import ScheduleConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Kind = Literal["transformer", "bilstm", "bilstm_max", "mean_bilstm", "cnn", "densenet_cnn", "densenet_dsa"]
 
 
 @dataclass
@@ -17,7 +19,12 @@ class StudentConfig:
     """The student: a trained one, or a shape that starts from random weights.
 
     Args:
-        path: Folder of a trained student (a general run's student/); its shape is used.
+        kind: `transformer`, of the teacher's family and vocabulary; or a student of whole words,
+            which learns from logits and labels only: bilstm (Tang et al. 2019), bilstm_max,
+            mean_bilstm, cnn, densenet_cnn, densenet_dsa. Their shapes are fixed; a learning rate of
+            about 1e-3 suits them.
+        words: Words and word vectors of such a student.
+        path: Folder of a trained student (a general run's student/); its kind and shape are used.
         layers: Layers, where no path is given.
         hidden_size: Width.
         heads: Attention heads; must divide the width.
@@ -26,6 +33,8 @@ class StudentConfig:
             use 0.1.
     """
 
+    kind: Kind = "transformer"
+    words: WordsConfig = field(default_factory=WordsConfig)
     path: str | None = None
     layers: int = 4
     hidden_size: int = 312
@@ -36,17 +45,28 @@ class StudentConfig:
 
 @dataclass
 class TeacherConfig:
-    """The teacher: any Hugging Face encoder folder.
+    """The teacher: any Hugging Face encoder folder, or a student saved by any run.
 
     Args:
         path: Model folder (or hub name where there is a network).
+        ensemble: Further teachers with their weights, {FOLDER: WEIGHT, ...}: logits are averaged with
+            those of `path`, whose weight is 1. Each reads the texts with its own tokenizer.
+        outputs: The outputs/ folder of a label run, whose logits are then used instead of running
+            the teacher again.
         precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32.
         dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
     """
 
     path: str
+    ensemble: dict[str, float] = field(default_factory=dict)
+    outputs: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     dropout: bool = False
+
+    @property
+    def members(self) -> dict[str, float]:
+        """Every teacher's folder and weight."""
+        return {self.path: 1.0, **self.ensemble}
 
 
 @dataclass
@@ -63,7 +83,9 @@ class ObjectiveConfig:
         hidden: Squared error of projected hidden states, the embedding output included.
         logits: Kullback-Leibler divergence from the teacher's softened outputs, times the squared
             temperature (Hinton et al. 2015); squared error for regression.
-        labels: Cross-entropy with the labels; squared error for regression.
+        logits_mse: Squared error of the logits, summed over the classes (Tang et al. 2019).
+        labels: Cross-entropy with the labels, of each label by itself where there may be several;
+            squared error for regression.
         temperature: Softens the logits of both sides.
         layer_map: `uniform`, `last`, or the teacher layer for each student layer.
         projection: One projection for every layer, or one for each.
@@ -76,6 +98,7 @@ class ObjectiveConfig:
     relation_heads: int = 0
     hidden: float = 0.0
     logits: float = 0.0
+    logits_mse: float = 0.0
     labels: float = 0.0
     temperature: float = 1.0
     layer_map: Literal["uniform", "last"] | list[int] = "uniform"
@@ -252,7 +275,7 @@ class TaskDistillConfig:
         teacher: A teacher fine-tuned on the task (a finetune run's model/).
         task: The labelled data.
         student: The student: best a general run's student/.
-        intermediate: First step: attention scores and hidden states.
+        intermediate: First step: attention scores and hidden states. Skipped for students of words.
         prediction: Second step: the teacher's outputs.
         engine: DeepSpeed.
         record: Metrics and checkpoints.
@@ -267,6 +290,23 @@ class TaskDistillConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     seed: int = 0
+
+
+@dataclass
+class LabelConfig:
+    """Settings of `distillery label`: a teacher's logits for a task's files, written once.
+
+    Args:
+        teacher: The teacher, or several.
+        task: The labelled data; `train`, `dev` and `more_dev` are labelled.
+        batch_size: Sequences of a step of one process.
+        rows_per_file: Examples whose logits share a file; a killed run redoes at most so many.
+    """
+
+    teacher: TeacherConfig
+    task: TaskConfig
+    batch_size: int = 64
+    rows_per_file: int = 8192
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distill.checks import micro_batch_size
-from distill.encoders import Batch, Signal, Teacher, replace_folder
+from distill.encoders import Batch, Signal, StoredTeacher, Teacher, replace_folder
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
 from distill.objective import Objective, count
 from distill.progress import TrainingProgress
@@ -58,7 +58,7 @@ class Trainer:
 
     name: str
     objective: Objective
-    teacher: Teacher | None
+    teacher: Teacher | StoredTeacher | None
     source: BatchSource
     stage: StageConfig
     engine_config: EngineConfig

@@ -69,6 +69,13 @@ JOBS = {
         "distill.finetune:run",
         parallel=True,
     ),
+    "label": Job(
+        "a teacher's outputs for a task's files, kept for many students",
+        "distill.settings:LabelConfig",
+        "distill.checks:check_label",
+        "distill.label:run",
+        parallel=True,
+    ),
     "task": Job(
         "distil a fine-tuned teacher on its task, in two steps",
         "distill.settings:TaskDistillConfig",

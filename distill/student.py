@@ -1,0 +1,126 @@
+"""The model that `finetune` and `task` train: of a base's family and vocabulary, or of whole words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModel, PreTrainedModel
+
+from data_pipeline.model_folder import model_folder
+from data_pipeline.tasks import TaskConfig, read_examples
+from data_pipeline.tokenising import leads_with_space
+from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
+from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer, known_words, write_vocabulary
+from distill.encoders import build_classifier, read_config, set_labels, student_shape, with_dropout
+from distill.engine import barrier, rank
+from distill.settings import StudentConfig
+from distill.word_students import WordStudent, WordStudentConfig
+
+LENGTH = 5.0  # of a mean vector that is not from a file; what GloVe's have
+
+
+def build_student(
+    config: StudentConfig,
+    base: str,
+    task: TaskConfig,
+    labels: list[str],
+    folder: Path,
+    dropout: float | None = None,
+) -> tuple[PreTrainedModel, str]:
+    """The model in fp32, and the folder of its tokenizer.
+
+    Args:
+        config: Kind and shape.
+        base: The folder whose family, vocabulary and embeddings it may take (the teacher's).
+        task: The data; word-level students take their words from its training file.
+        labels: The labels in output order; none for regression.
+        folder: The run folder: a new vocabulary is written into it.
+        dropout: Of a transformer, instead of the configuration's.
+    """
+    if config.path or config.kind == "transformer":
+        shape = student_shape(config, read_config(base))
+        if dropout is not None:
+            shape = with_dropout(shape, dropout)
+        return build_classifier(config.path, shape, labels, task.kind), config.path or base
+    vocabulary = folder / "vocabulary"
+    vectors_file = folder / "vocabulary" / "vectors.npy"
+    if rank() == 0 and not vectors_file.is_file():
+        tokenizer, vectors = _words(config.words, base, task)
+        write_vocabulary(tokenizer, vocabulary)
+        partial = vectors_file.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, vectors)
+        partial.replace(vectors_file)
+    barrier()
+    vectors = np.load(vectors_file)
+    shape = WordStudentConfig(
+        kind=config.kind,
+        vocab_size=len(vectors),
+        embedding_size=vectors.shape[1],
+        pair=task.text_pair is not None,
+        frozen=config.words.frozen,
+    )
+    set_labels(shape, labels, task.kind)
+    model = WordStudent(shape)
+    with torch.no_grad():
+        model.embeddings.weight.copy_(torch.from_numpy(vectors))
+    return model, str(vocabulary)
+
+
+def _words(config: WordsConfig, base: str, task: TaskConfig) -> tuple[Tokenizer, np.ndarray]:
+    """The vocabulary, and the vector of every word in the order of the ids, float32 (words, width)."""
+    examples = read_examples(task.train, task, labelled=False)
+    texts = [*examples.firsts, *examples.seconds]
+    from_teacher = not config.vectors and not config.corpus.files
+    tokenizer = build_tokenizer(texts, config, _whole_words(base) if from_teacher else ())
+    if config.vectors:
+        vectors = read_vectors(config.vectors, known_words(tokenizer))
+    elif config.corpus.files:
+        vectors = _of_usual_length(train_vectors(tokenizer, config.corpus, config.size))
+    else:
+        vectors = _of_usual_length(teacher_vectors(base, known_words(tokenizer), config.size))
+    return tokenizer, table(known_words(tokenizer), vectors)
+
+
+def table(words: list[str], vectors: Vectors) -> np.ndarray:
+    """Vectors in the order of `words`: zero for padding, random ones as large for words without."""
+    known = np.stack(list(vectors.values()))
+    spread = float(known.std())
+    result = np.random.default_rng(0).normal(0, spread, (len(words), known.shape[1])).astype(np.float32)
+    for place, word in enumerate(words):
+        if word in vectors:
+            result[place] = vectors[word]
+    result[0] = 0
+    result[1] = known.mean(axis=0)  # what is known of an unknown word
+    return result
+
+
+def _of_usual_length(vectors: Vectors) -> Vectors:
+    mean = float(np.mean([np.linalg.norm(vector) for vector in vectors.values()]))
+    return {word: vector * (LENGTH / mean) for word, vector in vectors.items()}
+
+
+def _whole_words(base: str) -> list[str]:
+    """Words that a WordPiece vocabulary holds whole, the most frequent ones first as it lists them."""
+    entries = load_vocabulary(base).tokenizer.get_vocab(with_added_tokens=False)
+    return [word for word in sorted(entries, key=entries.__getitem__) if word.isalpha()]
+
+
+@torch.no_grad()
+def teacher_vectors(base: str, words: list[str], size: int) -> Vectors:
+    """The mean of a model's embeddings of each word's pieces, reduced to their principal components."""
+    embeddings = AutoModel.from_pretrained(model_folder(base)).get_input_embeddings().weight.float().numpy()
+    vocabulary = load_vocabulary(base)
+    lead = " " if leads_with_space(vocabulary.tokenizer) else ""
+    asked = [word for word in words if word not in SPECIAL]
+    encodings = vocabulary.tokenizer.encode_batch([lead + word for word in asked], add_special_tokens=False)
+    matrix = np.stack([embeddings[e.ids or [vocabulary.unk]].mean(axis=0) for e in encodings])
+    matrix -= matrix.mean(axis=0)
+    if matrix.shape[1] > size:
+        strength, axes = np.linalg.eigh(matrix.T @ matrix)
+        matrix = matrix @ axes[:, np.argsort(strength)[::-1][:size]]
+    return dict(zip(asked, matrix.astype(np.float32), strict=True))
