@@ -211,18 +211,36 @@ def check_evaluate(config: EvaluateConfig) -> None:
         raise ValueError("models: none given; set --models '{NAME: [FOLDER, ...]}'")
     if config.reference and config.reference not in config.models:
         raise ValueError(f"reference: {config.reference} is none of {', '.join(config.models)}")
-    for name in ("batch_size", "latency_repeats"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    check_submit(config)
+    for key in ("batch_size", "latency_repeats"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
     for name, paths in config.models.items():
         if not paths or Path(name).name != name:
             raise ValueError(f"models.{name}: give a plain name and one folder or more")
         for path in paths:
-            model = model_config(path, f"models.{name}")
-            check_classifier(path, model, config.task)
-            load_vocabulary(path)
-            labels = label_set(config.task, own_labels(model))
-            check_labels(config.task.dev, config.task, labels)
+            check_measured(f"models.{name}", path, config.task)
+
+
+def check_submit(config: EvaluateConfig) -> None:
+    """Refuse batch sizes to time, and files to answer, that can't be used."""
+    if min(config.latency_batches, default=0) < 1:
+        raise ValueError(f"latency_batches: {config.latency_batches}; give sizes of 1 or more")
+    for name, path in config.submit.items():
+        if Path(name).name != name:
+            raise ValueError(f"submit.{name}: give a plain name")
+        read_examples(path, config.task, labelled=False)
+
+
+def check_measured(name: str, path: str, task: TaskConfig) -> None:
+    """Refuse a model that can't be measured on a task's files."""
+    model = model_config(path, name)
+    check_classifier(path, model, task)
+    load_vocabulary(path)
+    labels = label_set(task, own_labels(model))
+    for split, file in task.files.items():
+        if split != "train":
+            check_labels(file, task, labels)
 
 
 def model_config(path: str, name: str) -> dict:

@@ -21,6 +21,7 @@ from transformers import (
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
+from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.attention import Collector, Heads, collecting, install
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordStudent
@@ -211,9 +212,12 @@ def build_classifier(
     """A classifier in fp32 (one output without labels: regression): a folder's, or random weights."""
     set_labels(config, labels, kind if labels else "regression")
     if path:
-        return AutoModelForSequenceClassification.from_pretrained(
+        model = AutoModelForSequenceClassification.from_pretrained(
             model_folder(path), config=config, dtype=torch.float32
         )
+        if isinstance(model, WordStudent):
+            model.freeze()
+        return model
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+)
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from data_pipeline.tasks import Encoded, Metric, TaskConfig
@@ -101,30 +108,61 @@ def parameter_count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def by_class(logits: Tensor, targets: np.ndarray, labels: list[str]) -> dict[str, Any]:
+    """Precision, recall, F1 and support of every class, their averages, and the confusion matrix.
+
+    Of labels that don't exclude one another there is no such matrix. Rows of it are the true classes.
+    """
+    several = targets.ndim == 2
+    predicted = (logits > 0).numpy() if several else logits.argmax(dim=-1).numpy()
+    numbers = list(range(len(labels)))
+    report = classification_report(
+        targets, predicted, labels=numbers, target_names=labels, output_dict=True, zero_division=0
+    )
+    found: dict[str, Any] = {"classes": report}
+    if not several:
+        found["confusion"] = confusion_matrix(targets, predicted, labels=numbers).tolist()
+    return found
+
+
+@torch.no_grad()
+def flops(model: PreTrainedModel, data: Encoded) -> int:
+    """Floating-point operations of a forward pass over an example of median length."""
+    middle = np.argsort(data.lengths, kind="stable")[len(data) // 2]
+    batch = task_batch(data, np.array([middle])).to(model.device)
+    # Attention and LSTMs as the plain products that they are made of, which the counter knows.
+    plain = sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False)
+    with plain[0], plain[1], FlopCounterMode(display=False) as counter:
+        model(**model_inputs(model, batch))
+    return counter.get_total_flops()
+
+
 @torch.no_grad()
 def latencies(
-    models: dict[str, PreTrainedModel], data: dict[str, Encoded], repeats: int
-) -> dict[str, float]:
-    """Median milliseconds of a single-sentence forward, the models taking turns.
+    models: dict[str, PreTrainedModel], data: dict[str, Encoded], repeats: int, batch_size: int = 1
+) -> dict[str, list[float]]:
+    """Milliseconds of every timed forward of `batch_size` examples, the models taking turns.
 
-    Every model sees the same `repeats` examples, evenly spread over the data and tokenised its
-    own way; turns keep a machine's drift from favouring one of them.
+    Every model sees the same `repeats` batches of neighbours in length, evenly spread over the data
+    and tokenised its own way; turns keep a machine's drift from favouring one of them.
     """
-    examples = min(map(len, data.values()))
-    chosen = np.linspace(0, examples - 1, repeats).astype(int)
+    orders = {name: np.argsort(part.lengths, kind="stable") for name, part in data.items()}
+    size = min(batch_size, *map(len, data.values()))
+    last = min(map(len, data.values())) - size
+    chosen = np.linspace(0, last, repeats).astype(int)
     times: dict[str, list[float]] = {name: [] for name in models}
     warm_up = chosen[:5]
-    for turn, example in enumerate([*warm_up, *chosen]):
+    for turn, begin in enumerate([*warm_up, *chosen]):
         for name, model in models.items():
-            batch = task_batch(data[name], np.array([example]))
+            batch = task_batch(data[name], orders[name][begin : begin + size])
             inputs = model_inputs(model, batch.to(model.device))
             _synchronise(model)
-            begin = time.perf_counter()
+            start = time.perf_counter()
             model(**inputs)
             _synchronise(model)
             if turn >= len(warm_up):
-                times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: median(values) for name, values in times.items()}
+                times[name].append(1000 * (time.perf_counter() - start))
+    return times
 
 
 def _synchronise(model: PreTrainedModel) -> None:

@@ -318,9 +318,12 @@ class EvaluateConfig:
         task: The labelled data.
         reference: Name of the row that speed-ups are relative to; by default the first.
         batch_size: Sequences of a step.
-        latency_repeats: Timed single-sentence forwards of each model.
+        latency_repeats: Timed forwards of each model, at each batch size.
+        latency_batches: Batch sizes that are timed.
         latency: Measure it; off saves time where only accuracy is wanted.
         predictions: Write RUN/predictions-NAME.jsonl with logits of the row's first model.
+        submit: Files without labels, {NAME: FILE, ...}: the first model of each row answers them in
+            RUN/submission-ROW/NAME.tsv as GLUE's server takes them, such as {AX: diagnostic.tsv}.
     """
 
     models: dict[str, list[str]]
@@ -328,5 +331,7 @@ class EvaluateConfig:
     reference: str | None = None
     batch_size: int = 64
     latency_repeats: int = 100
+    latency_batches: list[int] = field(default_factory=lambda: [1, 32])
     latency: bool = True
     predictions: bool = True
+    submit: dict[str, str] = field(default_factory=dict)

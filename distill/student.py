@@ -66,6 +66,7 @@ def build_student(
     )
     set_labels(shape, labels, task.kind)
     model = WordStudent(shape)
+    model.freeze()
     with torch.no_grad():
         model.embeddings.weight.copy_(torch.from_numpy(vectors))
     return model, str(vocabulary)

@@ -306,13 +306,16 @@ class WordStudent(PreTrainedModel):
     def __init__(self, config: WordStudentConfig):
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=0)
-        self.embeddings.weight.requires_grad_(not config.frozen)
         self.encoder: _Encoder = ENCODERS[config.kind](config.embedding_size, 4 if config.pair else 1)
         self.classifier = nn.Linear(self.encoder.out_features, config.num_labels)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Torch's own initial weights stay as they are."""
+
+    def freeze(self) -> None:
+        """Let the word vectors stay as they are, where the configuration says so (loading forgets it)."""
+        self.embeddings.weight.requires_grad_(not self.config.frozen)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings
