@@ -276,6 +276,11 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
     load_vocabulary(teacher)
     if student.kind != "transformer":
         return {"model_type": WORDS}
+    if of_words(model_config(teacher, "teacher")):
+        raise ValueError(
+            f"student: {teacher}, the teacher, is of whole words, and a new transformer takes family and "
+            "vocabulary from its teacher; give student.path, or another student.kind"
+        )
     for name in ("layers", "hidden_size", "heads", "intermediate_size"):
         if getattr(student, name) < 1:
             raise ValueError(f"student.{name}: {getattr(student, name)}; give 1 or more")

@@ -24,7 +24,7 @@ from data_pipeline.vocabulary import copy_tokenizer
 from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.attention import Collector, Heads, collecting, install
 from distill.settings import StudentConfig, TeacherConfig
-from distill.word_students import WordStudent
+from distill.word_students import WordModelForSequenceClassification
 
 PROJECTIONS = "projections.safetensors"
 DROPOUTS = {
@@ -80,9 +80,14 @@ def run_encoder(
     attention: Iterable[int] = (),
 ) -> Signal:
     """One forward pass, keeping the layers that are asked for."""
-    hidden = list(hidden)
+    hidden, attention = list(hidden), list(attention)
     with collecting(collector, attention) as layers:
         output = model(**model_inputs(model, batch), output_hidden_states=bool(hidden))
+    if missing := set(attention) - layers.keys():
+        raise ValueError(
+            f"a model of type {model.config.model_type} reports no attention of layers {sorted(missing)}; "
+            "set the objective's attention and relation to 0"
+        )
     return Signal(
         getattr(output, "logits", None),
         {layer: output.hidden_states[layer] for layer in hidden},
@@ -92,7 +97,7 @@ def run_encoder(
 
 def listen(model: PreTrainedModel) -> Collector:
     """Make a model report its attention, where it has any."""
-    return Collector() if isinstance(model, WordStudent) else install(model)
+    return Collector() if isinstance(model, WordModelForSequenceClassification) else install(model)
 
 
 class Teacher:
@@ -215,7 +220,7 @@ def build_classifier(
         model = AutoModelForSequenceClassification.from_pretrained(
             model_folder(path), config=config, dtype=torch.float32
         )
-        if isinstance(model, WordStudent):
+        if isinstance(model, WordModelForSequenceClassification):
             model.freeze()
         return model
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.tasks import TaskConfig, read_examples
@@ -15,10 +15,11 @@ from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer, known_words, write_vocabulary
+from distill.checks import model_config, of_words
 from distill.encoders import build_classifier, read_config, set_labels, student_shape, with_dropout
 from distill.engine import barrier, rank
 from distill.settings import StudentConfig
-from distill.word_students import WordStudent, WordStudentConfig
+from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 
 LENGTH = 5.0  # of a mean vector that is not from a file; what GloVe's have
 
@@ -57,7 +58,7 @@ def build_student(
         partial.replace(vectors_file)
     barrier()
     vectors = np.load(vectors_file)
-    shape = WordStudentConfig(
+    shape = WordModelConfig(
         kind=config.kind,
         vocab_size=len(vectors),
         embedding_size=vectors.shape[1],
@@ -65,7 +66,7 @@ def build_student(
         frozen=config.words.frozen,
     )
     set_labels(shape, labels, task.kind)
-    model = WordStudent(shape)
+    model = WordModelForSequenceClassification(shape)
     model.freeze()
     with torch.no_grad():
         model.embeddings.weight.copy_(torch.from_numpy(vectors))
@@ -114,7 +115,8 @@ def _whole_words(base: str) -> list[str]:
 @torch.no_grad()
 def teacher_vectors(base: str, words: list[str], size: int) -> Vectors:
     """The mean of a model's embeddings of each word's pieces, reduced to their principal components."""
-    embeddings = AutoModel.from_pretrained(model_folder(base)).get_input_embeddings().weight.float().numpy()
+    kind = AutoModelForSequenceClassification if of_words(model_config(base, "base")) else AutoModel
+    embeddings = kind.from_pretrained(model_folder(base)).get_input_embeddings().weight.float().numpy()
     vocabulary = load_vocabulary(base)
     lead = " " if leads_with_space(vocabulary.tokenizer) else ""
     asked = [word for word in words if word not in SPECIAL]

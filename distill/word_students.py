@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
-class WordStudentConfig(PretrainedConfig):
+class WordModelConfig(PretrainedConfig):
     """The shape of a word-level student.
 
     Args:
@@ -297,13 +297,13 @@ ENCODERS: dict[str, Any] = {
 }
 
 
-class WordStudent(PreTrainedModel):
+class WordModelForSequenceClassification(PreTrainedModel):
     """Word vectors, an encoder of one of the kinds, a classifier."""
 
-    config_class = WordStudentConfig
+    config_class = WordModelConfig
     base_model_prefix = "encoder"
 
-    def __init__(self, config: WordStudentConfig):
+    def __init__(self, config: WordModelConfig):
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=0)
         self.encoder: _Encoder = ENCODERS[config.kind](config.embedding_size, 4 if config.pair else 1)
@@ -353,5 +353,5 @@ def _left_aligned(ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(1, order) * mask, mask
 
 
-AutoConfig.register(WordStudentConfig.model_type, WordStudentConfig)
-AutoModelForSequenceClassification.register(WordStudentConfig, WordStudent)
+AutoConfig.register(WordModelConfig.model_type, WordModelConfig)
+AutoModelForSequenceClassification.register(WordModelConfig, WordModelForSequenceClassification)

@@ -8,17 +8,22 @@ from transformers import AutoModelForSequenceClassification
 from data_pipeline.tasks import Encoded
 from distill.encoders import build_classifier, read_config, set_labels
 from distill.measure import flops
-from distill.word_students import ENCODERS, WordStudent, WordStudentConfig, dynamic_attention
+from distill.word_students import (
+    ENCODERS,
+    WordModelConfig,
+    WordModelForSequenceClassification,
+    dynamic_attention,
+)
 
 KINDS = list(ENCODERS)
 
 
-def student(kind: str, pair: bool = False, **settings) -> WordStudent:
+def student(kind: str, pair: bool = False, **settings) -> WordModelForSequenceClassification:
     """A small vocabulary, random weights, eval mode, double precision."""
     torch.manual_seed(0)
-    config = WordStudentConfig(kind=kind, vocab_size=40, embedding_size=8, pair=pair, **settings)
+    config = WordModelConfig(kind=kind, vocab_size=40, embedding_size=8, pair=pair, **settings)
     set_labels(config, ["a", "b", "c"], "classification")
-    return WordStudent(config).eval().double()
+    return WordModelForSequenceClassification(config).eval().double()
 
 
 def padded(sequences: list[list[int]], width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,8 +119,11 @@ def test_padding_scores_below_zero_take_no_attention():
 
 def test_shapes_are_the_published_ones():
     def shapes(kind: str) -> dict[str, tuple[int, ...]]:
-        config = WordStudentConfig(kind=kind, vocab_size=10, embedding_size=300)
-        return {name: tuple(weight.shape) for name, weight in WordStudent(config).named_parameters()}
+        config = WordModelConfig(kind=kind, vocab_size=10, embedding_size=300)
+        return {
+            name: tuple(weight.shape)
+            for name, weight in WordModelForSequenceClassification(config).named_parameters()
+        }
 
     bilstm, cnn, dense, dsa = (shapes(k) for k in ("bilstm", "cnn", "densenet_cnn", "densenet_dsa"))
     assert bilstm["encoder.lstm.lstm.weight_hh_l0"] == (1200, 300)
