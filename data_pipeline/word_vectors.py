@@ -24,7 +24,6 @@ from scipy.sparse import coo_matrix, csr_matrix, diags
 from sklearn.utils.extmath import randomized_svd
 from tokenizers import Tokenizer
 
-from data_pipeline.corpus import CorpusConfig, read_documents
 from data_pipeline.words import SPECIAL, known_words
 
 FASTTEXT_MAGIC = 793712314
@@ -188,15 +187,17 @@ def fasttext_hash(gram: bytes) -> int:
 # ---- vectors trained on a corpus
 
 
-def train_vectors(tokenizer: Tokenizer, corpus: CorpusConfig, size: int, window: int = 5) -> Vectors:
-    """Vectors from a corpus: the largest singular vectors of their PPMI (Levy et al. 2015).
+def train_vectors(
+    tokenizer: Tokenizer, documents: Iterable[list[str]], size: int, window: int = 5
+) -> Vectors:
+    """Vectors from documents of sentences: the largest singular vectors of their PPMI (Levy et al. 2015).
 
     Positive pointwise mutual information of words within `window` places of one sentence, contexts
     smoothed by the power 0.75, factorised; rows are U sqrt(S). The same corpus gives the same vectors.
     """
     words = known_words(tokenizer)
     counts = csr_matrix((len(words), len(words)), dtype=np.float64)
-    for ids in _id_runs(tokenizer, corpus):
+    for ids in _id_runs(tokenizer, documents):
         counts = counts + _pairs(ids, len(words), window)
     if not counts.nnz:
         raise ValueError("words.corpus: none of the task's words stand in it; is it of another language?")
@@ -207,10 +208,12 @@ def train_vectors(tokenizer: Tokenizer, corpus: CorpusConfig, size: int, window:
     return {words[i]: vectors[i] for i in present if words[i] not in SPECIAL}
 
 
-def _id_runs(tokenizer: Tokenizer, corpus: CorpusConfig, tokens: int = 1 << 18) -> Iterator[np.ndarray]:
-    """The corpus as runs of ids, a -1 after every sentence."""
+def _id_runs(
+    tokenizer: Tokenizer, documents: Iterable[list[str]], tokens: int = 1 << 18
+) -> Iterator[np.ndarray]:
+    """The documents as runs of ids, a -1 after every sentence."""
     run: list[int] = []
-    for document in read_documents(corpus):
+    for document in documents:
         for encoding in tokenizer.encode_batch(document):
             run += [*encoding.ids, -1]
         if len(run) >= tokens:

@@ -28,7 +28,8 @@ class WordsConfig:
     Args:
         vectors: File of word vectors: GloVe or word2vec text (plain or .gz), word2vec binary (.bin) or
             fastText's .vec or .bin. Without one they are trained on `corpus`, and without that taken
-            from the teacher: the mean of its embeddings of a word's pieces.
+            from the teacher: the mean of its embeddings of a word's pieces. Without a teacher they are
+            trained on the task's texts.
         corpus: Text that vectors are trained on where there is no file.
         size: Width of the vectors. Those of a file have their own; the teacher's are reduced to it by
             their principal components.

@@ -31,6 +31,7 @@ from distill.settings import (
     StudentConfig,
     TaskDistillConfig,
     TeacherConfig,
+    TextGcnConfig,
 )
 
 LAYERS = ("attention", "relation", "hidden")
@@ -80,14 +81,18 @@ def check_shards(config: GeneralConfig, longest: int, processes: int) -> None:
 
 def check_finetune(config: FinetuneConfig, processes: int) -> None:
     """Refuse a fine-tuning that can't work."""
-    base = model_config(config.model, "model")
-    model = check_student(config.shape, config.model) if config.shape else base
+    shape = config.shape
+    if not config.model and not (shape and is_of_words(shape)):
+        raise ValueError("model: none given; give a model folder, or a shape.kind of whole words")
+    base = model_config(config.model, "model") if config.model else {"model_type": WORDS}
+    model = base
+    if shape:
+        model = check_student(shape, config.model, by_layers=False) if config.model else base
+        check_words("shape", shape, [config.stage], config.engine)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("labels",))
     check_task(config.task, own_labels(base), positions(model), config.stage.batch_size)
-    if config.shape:
-        check_words("shape", config.shape, [config.stage], config.engine)
 
 
 def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
@@ -111,6 +116,19 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     longest = min(positions(teacher), positions(student))
     check_task(config.task, own_labels(teacher), longest, largest)
     check_outputs(config.teacher, config.task)
+
+
+def check_text_gcn(config: TextGcnConfig) -> None:
+    """Refuse a graph that can't be made."""
+    task = config.task
+    if task.kind != "classification" or task.text_pair or task.more_dev:
+        raise ValueError("task: textgcn takes single texts of one class each, and one dev file")
+    for name in ("hidden_size", "window", "least", "most", "epochs"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    if not config.lr > 0 or not 0 <= config.dropout < 1:
+        raise ValueError("textgcn: give lr above 0, and dropout from 0 to below 1")
+    check_task(task, None, 1 << 20, 1)
 
 
 def check_label(config: LabelConfig, processes: int) -> None:

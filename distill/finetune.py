@@ -25,10 +25,11 @@ def run(config: FinetuneConfig, folder: Path) -> dict:
     device = start_processes()
     torch.manual_seed(config.seed)
     task, stage = config.task, config.stage
-    labels = label_set(task, own_labels(model_config(config.model, "model")))
+    labels = label_set(task, own_labels(model_config(config.model, "model")) if config.model else None)
     if config.shape:
         model, tokenizer = build_student(config.shape, config.model, task, labels, folder, config.dropout)
     else:
+        assert config.model is not None
         shape = with_dropout(read_config(config.model), config.dropout)
         model, tokenizer = build_classifier(config.model, shape, labels, task.kind), config.model
     vocabulary = load_vocabulary(tokenizer)

@@ -49,19 +49,19 @@ class TeacherConfig:
 
     Args:
         path: Model folder (or hub name where there is a network).
+        precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32.
+        dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
         ensemble: Further teachers with their weights, {FOLDER: WEIGHT, ...}: logits are averaged with
             those of `path`, whose weight is 1. Each reads the texts with its own tokenizer.
         outputs: The outputs/ folder of a label run, whose logits are then used instead of running
             the teacher again.
-        precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32.
-        dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
     """
 
     path: str
-    ensemble: dict[str, float] = field(default_factory=dict)
-    outputs: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     dropout: bool = False
+    ensemble: dict[str, float] = field(default_factory=dict)
+    outputs: str | None = None
 
     @property
     def members(self) -> dict[str, float]:
@@ -230,10 +230,11 @@ class FinetuneConfig:
     """Settings of `distillery finetune`: training on labels, of a teacher or a baseline.
 
     Args:
-        model: Model folder: weights, shape and tokenizer.
+        model: Model folder: weights, shape and tokenizer. null for a shape of whole words that takes
+            no vectors from it.
         task: The labelled data.
-        shape: Start from random weights of this shape instead of the model's (a baseline that
-            shares the model's tokenizer).
+        shape: Start from random weights of this shape instead of the model's: a baseline that
+            shares the model's tokenizer, or a model of whole words.
         dropout: Dropout in training.
         stage: The training.
         engine: DeepSpeed.
@@ -241,7 +242,7 @@ class FinetuneConfig:
         seed: Seed of weights, order and dropout.
     """
 
-    model: str
+    model: str | None
     task: TaskConfig
     shape: StudentConfig | None = None
     dropout: float = 0.1
@@ -289,6 +290,33 @@ class TaskDistillConfig:
     prediction: StageConfig = field(default_factory=_prediction_stage)
     engine: EngineConfig = field(default_factory=EngineConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
+    seed: int = 0
+
+
+@dataclass
+class TextGcnConfig:
+    """Settings of `distillery textgcn`: classification by a graph of texts and words (Yao et al. 2019).
+
+    Args:
+        task: The labelled data, single texts of one class each.
+        hidden_size: Width of the first layer.
+        window: Words within which two words count as neighbours.
+        least: How often a word must occur to be a node.
+        most: Words that are nodes at most.
+        epochs: Steps over the whole graph; the best on dev is told.
+        lr: Learning rate of Adam.
+        dropout: Before either layer.
+        seed: Seed of weights and dropout.
+    """
+
+    task: TaskConfig
+    hidden_size: int = 200
+    window: int = 20
+    least: int = 1
+    most: int = 50_000
+    epochs: int = 200
+    lr: float = 0.02
+    dropout: float = 0.5
     seed: int = 0
 
 

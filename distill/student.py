@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
+from data_pipeline.corpus import read_documents
 from data_pipeline.model_folder import model_folder
 from data_pipeline.tasks import TaskConfig, read_examples
 from data_pipeline.tokenising import leads_with_space
@@ -26,7 +27,7 @@ LENGTH = 5.0  # of a mean vector that is not from a file; what GloVe's have
 
 def build_student(
     config: StudentConfig,
-    base: str,
+    base: str | None,
     task: TaskConfig,
     labels: list[str],
     folder: Path,
@@ -36,17 +37,20 @@ def build_student(
 
     Args:
         config: Kind and shape.
-        base: The folder whose family, vocabulary and embeddings it may take (the teacher's).
+        base: The folder whose family, vocabulary and embeddings it may take (the teacher's). A student
+            of words does without.
         task: The data; word-level students take their words from its training file.
         labels: The labels in output order; none for regression.
         folder: The run folder: a new vocabulary is written into it.
         dropout: Of a transformer, instead of the configuration's.
     """
     if config.path or config.kind == "transformer":
-        shape = student_shape(config, read_config(base))
+        source = base or config.path
+        assert source is not None
+        shape = student_shape(config, read_config(source))
         if dropout is not None:
             shape = with_dropout(shape, dropout)
-        return build_classifier(config.path, shape, labels, task.kind), config.path or base
+        return build_classifier(config.path, shape, labels, task.kind), config.path or source
     vocabulary = folder / "vocabulary"
     vectors_file = folder / "vocabulary" / "vectors.npy"
     if rank() == 0 and not vectors_file.is_file():
@@ -73,18 +77,20 @@ def build_student(
     return model, str(vocabulary)
 
 
-def _words(config: WordsConfig, base: str, task: TaskConfig) -> tuple[Tokenizer, np.ndarray]:
+def _words(config: WordsConfig, base: str | None, task: TaskConfig) -> tuple[Tokenizer, np.ndarray]:
     """The vocabulary, and the vector of every word in the order of the ids, float32 (words, width)."""
     examples = read_examples(task.train, task, labelled=False)
     texts = [*examples.firsts, *examples.seconds]
-    from_teacher = not config.vectors and not config.corpus.files
-    tokenizer = build_tokenizer(texts, config, _whole_words(base) if from_teacher else ())
     if config.vectors:
+        tokenizer = build_tokenizer(texts, config)
         vectors = read_vectors(config.vectors, known_words(tokenizer))
-    elif config.corpus.files:
-        vectors = _of_usual_length(train_vectors(tokenizer, config.corpus, config.size))
-    else:
+    elif base and not config.corpus.files:
+        tokenizer = build_tokenizer(texts, config, _whole_words(base))
         vectors = _of_usual_length(teacher_vectors(base, known_words(tokenizer), config.size))
+    else:
+        tokenizer = build_tokenizer(texts, config)
+        documents = read_documents(config.corpus) if config.corpus.files else iter([texts])
+        vectors = _of_usual_length(train_vectors(tokenizer, documents, config.size))
     return tokenizer, table(known_words(tokenizer), vectors)
 
 

@@ -83,6 +83,12 @@ JOBS = {
         "distill.task:run",
         parallel=True,
     ),
+    "textgcn": Job(
+        "classify by a graph of texts and words, without a teacher",
+        "distill.settings:TextGcnConfig",
+        "distill.checks:check_text_gcn",
+        "distill.text_gcn:run",
+    ),
     "evaluate": Job(
         "accuracy, size and speed of models, in one table",
         "distill.settings:EvaluateConfig",
