@@ -37,7 +37,7 @@ def read_vectors(path: str, words: Iterable[str]) -> Vectors:
     kind, width = _kind(path)
     wanted = set(words)
     if kind == "fasttext":
-        return _FastText(path).vectors(wanted)
+        return _FastText(path, wanted).vectors()
     found: Vectors = {}
     for word, vector in (_binary if kind == "binary" else _text)(path, width, wanted):
         if len(vector) != width or not np.isfinite(vector).all():
@@ -67,7 +67,7 @@ def _kind(path: str) -> tuple[str, int]:
     with _open(path) as file:
         begin = file.read(1 << 16)
     if begin[:4] == struct.pack("<i", FASTTEXT_MAGIC):
-        return "fasttext", _FastText(path).width
+        return "fasttext", struct.unpack_from("<i", begin, 8)[0]
     header = HEADER.match(begin)
     rest = begin[header.end() :] if header else begin
     line = rest.split(b"\n", 1)[0]
@@ -129,15 +129,16 @@ class _FastText:
     Bojanowski et al. 2017. The rows stay in the file; only those needed are read.
     """
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, wanted: set[str]):
+        self.wanted = wanted
         with _open(path) as file:
             head = struct.unpack("<2i12id", file.read(64))
             self.width, self.bucket, self.least, self.most = head[2], head[10], head[11], head[12]
             size, self.count, _, _, pruned = struct.unpack("<iiiqq", file.read(28))
             if pruned > 0 or not 11 <= head[1] <= 12:
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
-            self.rows = {word: row for row, word in enumerate(_entries(file, size)) if row < self.count}
+            entries = enumerate(_entries(file, size))
+            self.rows = {word: row for row, word in entries if row < self.count and word in wanted}
             if file.read(1) != b"\0":
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
             rows, width = struct.unpack("<qq", file.read(16))
@@ -146,10 +147,10 @@ class _FastText:
             raise ValueError(f"words.vectors: {path} is cut off or damaged")
         self.matrix = np.memmap(path, "<f4", "r", begin, (rows, width))
 
-    def vectors(self, words: set[str]) -> Vectors:
-        """Vectors of all the words: of those unknown too, where they have n-grams."""
+    def vectors(self) -> Vectors:
+        """Vectors of all the words wanted: of those unknown too, where they have n-grams."""
         found = {}
-        for word in words:
+        for word in self.wanted:
             places = [self.rows[word]] if word in self.rows else []
             if self.most > 0 and word not in SPECIAL:
                 places += [self.count + fasttext_hash(gram) % self.bucket for gram in self._grams(word)]

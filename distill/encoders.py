@@ -111,7 +111,8 @@ class Teacher:
         else:
             model = AutoModel.from_pretrained(path, **_backbone(path, layers))
         self.collector = listen(model)
-        dtype = precision_of(config.precision, device)
+        small = config.precision == "auto" and isinstance(model, WordModelForSequenceClassification)
+        dtype = torch.float32 if small else precision_of(config.precision, device)
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
         self.model.train(config.dropout)
 

@@ -78,6 +78,10 @@ class Split:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(mark, json.dumps(self.identity))
 
+    def is_whole(self) -> bool:
+        """Whether nothing is left to do; `begin` has seen to it that it is of this text and teacher."""
+        return (self.folder / MANIFEST).is_file()
+
     def write(self, begin: int, logits: np.ndarray) -> None:
         """Write one file, beside and renamed."""
         path = self.part(begin)

@@ -49,7 +49,8 @@ class TeacherConfig:
 
     Args:
         path: Model folder (or hub name where there is a network).
-        precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32.
+        precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32; models of
+            whole words are too small to gain by it.
         dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
         ensemble: Further teachers with their weights, {FOLDER: WEIGHT, ...}: logits are averaged with
             those of `path`, whose weight is 1. Each reads the texts with its own tokenizer.

@@ -34,7 +34,7 @@ def print_table(rows: list[dict]) -> None:
         )
     console = Console()
     if not console.is_terminal:  # a log has no width: let no column be cut
-        console.width = 120
+        console.width = 160
     console.print(table)
 
 
