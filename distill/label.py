@@ -5,6 +5,7 @@ The folder RUN/outputs is given to `task --teacher.outputs`. distill/outputs.py 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,14 @@ def run(config: LabelConfig, folder: Path) -> dict:
     outputs = folder / "outputs"
     write_outputs(outputs, config.teacher, config.task, device, config.batch_size, config.rows_per_file)
     found = splits(outputs, config.task, config.teacher)
+    scores = stored_scores(found, config.teacher, config.task)
+    gate(
+        scores,
+        config.task,
+        label_set(config.task, own_labels(model_config(config.teacher.path, "teacher"))),
+    )
     return {
-        "teacher": stored_scores(found, config.teacher, config.task),
+        "teacher": scores,
         "examples": {name: split.rows for name, split in found.items()},
         "outputs": str(outputs),
         "processes": world_size(),
@@ -71,6 +78,10 @@ def write_outputs(
         barrier()
 
 
+def _labels(teacher: TeacherConfig, task: TaskConfig) -> list[str]:
+    return label_set(task, own_labels(model_config(teacher.path, "teacher")))
+
+
 def _average(members: list[Teacher], data: list[Encoded], weights: list[float], size: int) -> np.ndarray:
     """The members' weighted mean logits, each of the rows as it reads them."""
     total = sum(
@@ -87,7 +98,25 @@ def _encoded(path: str, task: TaskConfig, split: str) -> Encoded:
 
 def stored_scores(found: dict[str, Split], teacher: TeacherConfig, task: TaskConfig) -> dict[str, float]:
     """What the stored logits are worth on dev and the files measured beside it."""
-    labels = label_set(task, own_labels(model_config(teacher.path, "teacher")))
+    labels = _labels(teacher, task)
     dev = [name for name in found if name != "train"]
     logits = {name: torch.from_numpy(found[name].read()) for name in dev}
     return dev_scores(logits, {name: read_targets(task.files[name], task, labels) for name in dev}, task)
+
+
+def gate(scores: dict[str, float], task: TaskConfig, labels: list[str]) -> None:
+    """Tell the teacher's scores; warn where it is hardly better than always saying one thing."""
+    if rank():
+        return
+    floor = 0.0
+    if task.selection == "accuracy" and task.kind == "classification":
+        targets = read_targets(task.dev, task, labels)
+        floor = float(np.bincount(targets).max() / len(targets))
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    print(f"teacher on dev: {shown}", file=sys.stderr)
+    if scores[task.selection] < floor + 0.1:
+        print(
+            f"warning: the teacher is poor ({floor:.2f} comes from one class alone): is it "
+            "fine-tuned on this task, and are its labels in this order?",
+            file=sys.stderr,
+        )

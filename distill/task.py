@@ -10,16 +10,14 @@ first (RUN/outputs), or taken from a label run.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, encode_split, label_set, read_targets
+from data_pipeline.tasks import Encoded, encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.attention import Collector
 from distill.checks import (
@@ -33,7 +31,7 @@ from distill.checks import (
 from distill.encoders import StoredTeacher, Teacher, listen, load_projections, read_config
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student
-from distill.label import stored_scores, write_outputs
+from distill.label import gate, stored_scores, write_outputs
 from distill.layer_map import layer_map
 from distill.measure import measure_dev
 from distill.objective import Objective
@@ -55,7 +53,7 @@ def run(config: TaskDistillConfig, folder: Path) -> dict:
     train = encode_split(task.train, task, vocabulary, labels)
     dev = encode_dev(task, vocabulary, labels)
     teacher, train, scores = _teacher(config, folder, device, train, dev)
-    _gate(scores, task, labels)
+    gate(scores, task, labels)
 
     def measure(model: PreTrainedModel) -> dict[str, float]:
         return measure_dev(model, dev, task)
@@ -91,24 +89,6 @@ def _teacher(
     found = splits(outputs, config.task, config.teacher)
     scores = stored_scores(found, config.teacher, config.task)
     return StoredTeacher(live), replace(train, teacher=found["train"].read()), scores
-
-
-def _gate(scores: dict[str, float], task: TaskConfig, labels: list[str]) -> None:
-    """Tell the teacher's scores; warn where it is hardly better than always saying one thing."""
-    if rank():
-        return
-    floor = 0.0
-    if task.selection == "accuracy" and task.kind == "classification":
-        targets = read_targets(task.dev, task, labels)
-        floor = float(np.bincount(targets).max() / len(targets))
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    print(f"teacher on dev: {shown}", file=sys.stderr)
-    if scores[task.selection] < floor + 0.1:
-        print(
-            f"warning: the teacher is poor ({floor:.2f} comes from one class alone): is it "
-            "fine-tuned on this task, and are its labels in this order?",
-            file=sys.stderr,
-        )
 
 
 class _Stages:
