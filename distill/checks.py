@@ -44,12 +44,11 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     teacher = model_config(config.teacher.path, "teacher")
     if config.teacher.ensemble or config.teacher.outputs:
         raise ValueError("teacher: general distillation runs one teacher; leave ensemble and outputs out")
-    for name, path in (("teacher", config.teacher.path), ("student.path", config.student.path)):
-        if (path and of_words(model_config(path, name))) or config.student.kind != "transformer":
-            raise ValueError(
-                f"{name}: general distillation compares layers, which models of whole words have not; "
-                "distil them on a task (distillery task)"
-            )
+    if of_words(teacher) or is_of_words(config.student):
+        raise ValueError(
+            "general distillation compares layers, which models of whole words have not; distil them on a "
+            "task (distillery task)"
+        )
     student = check_student(config.student, config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)

@@ -29,11 +29,7 @@ def run(config: LabelConfig, folder: Path) -> dict:
     write_outputs(outputs, config.teacher, config.task, device, config.batch_size, config.rows_per_file)
     found = splits(outputs, config.task, config.teacher)
     scores = stored_scores(found, config.teacher, config.task)
-    gate(
-        scores,
-        config.task,
-        label_set(config.task, own_labels(model_config(config.teacher.path, "teacher"))),
-    )
+    gate(scores, config.task, _labels(config.teacher, config.task))
     return {
         "teacher": scores,
         "examples": {name: split.rows for name, split in found.items()},

@@ -85,7 +85,7 @@ def _words(config: WordsConfig, base: str | None, task: TaskConfig) -> tuple[Tok
         tokenizer = build_tokenizer(texts, config)
         vectors = read_vectors(config.vectors, known_words(tokenizer))
     elif base and not config.corpus.files:
-        tokenizer = build_tokenizer(texts, config, _whole_words(base))
+        tokenizer = build_tokenizer(texts, config, whole_words(base, config.lower_case))
         vectors = _of_usual_length(teacher_vectors(base, known_words(tokenizer), config.size))
     else:
         tokenizer = build_tokenizer(texts, config)
@@ -112,10 +112,14 @@ def _of_usual_length(vectors: Vectors) -> Vectors:
     return {word: vector * (LENGTH / mean) for word, vector in vectors.items()}
 
 
-def _whole_words(base: str) -> list[str]:
-    """Words that a WordPiece vocabulary holds whole, the most frequent ones first as it lists them."""
+def whole_words(base: str, lower_case: bool) -> list[str]:
+    """Words that a model's vocabulary holds whole, in the order of its ids."""
     entries = load_vocabulary(base).tokenizer.get_vocab(with_added_tokens=False)
-    return [word for word in sorted(entries, key=entries.__getitem__) if word.isalpha()]
+    tokens = sorted(entries, key=entries.__getitem__)
+    # Byte-level and SentencePiece vocabularies mark where a word begins, WordPiece where it goes on.
+    begins = [token[1:] for token in tokens if token[0] in "\u0120\u2581"]
+    words = [token for token in begins or tokens if token.isalpha()]
+    return [word.lower() for word in words] if lower_case else words
 
 
 @torch.no_grad()

@@ -1,17 +1,19 @@
 """Word vectors of every kind of file give the same table; damaged files are named; words are cut alike."""
 
 import gzip
+import json
 import struct
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors, fasttext_hash, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer, known_words, write_vocabulary
-from distill.student import table, teacher_vectors
+from distill.student import table, teacher_vectors, whole_words
 
 WORDS = ["soup", "waiter", "café", "n't"]
 VECTORS = np.random.default_rng(0).normal(size=(len(WORDS), 6)).astype(np.float32)
@@ -177,6 +179,19 @@ def test_fewer_components_keep_the_distances_that_there_are(tiny_model):
     for a, b in (("soup", "waiter"), ("soup", "cab")):
         distance = np.linalg.norm(wide[a] - wide[b])
         assert np.linalg.norm(narrow[a] - narrow[b]) == pytest.approx(distance, rel=1e-3)
+
+
+def test_whole_words_of_either_kind_of_vocabulary(tiny_model, tmp_path):
+    words = whole_words(tiny_model, lower_case=True)
+    assert "soup" in words
+    assert not [word for word in words if word.startswith(("#", "["))]
+    marked = Tokenizer(
+        models.WordLevel({"<s>": 0, "\u0120The": 1, "ing": 2, "\u0120soup": 3}, unk_token="<s>")
+    )
+    marked.save(str(tmp_path / "tokenizer.json"))
+    names = {f"{name}_token": "<s>" for name in ("cls", "sep", "pad", "mask", "unk")}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    assert whole_words(str(tmp_path), lower_case=True) == ["the", "soup"]
 
 
 def test_a_table_has_zeros_for_padding_and_the_mean_for_the_unknown():
