@@ -102,6 +102,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     if not stages:
         raise ValueError("intermediate.epochs and prediction.epochs are both 0: nothing to train")
     student = check_student(config.student, config.teacher.path, any(map(compares_layers, stages.values())))
+    check_pair(config.student.path or "", student, config.task)
     check_members(config.teacher, config.task)
     for name, stage in stages.items():
         check_stage(name, stage, config.engine, processes)
@@ -400,10 +401,19 @@ def check_classifier(path: str, model: dict, task: TaskConfig) -> None:
     heads = model.get("architectures") or []
     if not any("SequenceClassification" in head for head in heads):
         raise ValueError(f"{path} has no classification head; fine-tune it first (distillery finetune)")
+    check_pair(path, model, task)
     outputs = len(model.get("id2label") or {0: "", 1: ""})
     needed = 1 if task.kind == "regression" else len(label_set(task, own_labels(model)))
     if outputs != needed:
         raise ValueError(f"{path} has {outputs} outputs and the task needs {needed}; is it another task's?")
+
+
+def check_pair(path: str, model: dict, task: TaskConfig) -> None:
+    """Refuse a model of whole words for pairs on a task of single texts, and the other way round."""
+    pairs = task.text_pair is not None
+    if of_words(model) and model.get("pair", pairs) != pairs:
+        reads, given = ("single texts", "pairs") if pairs else ("pairs", "single texts")
+        raise ValueError(f"{path} reads {reads} and the task has {given}; set or leave out task.text_pair")
 
 
 def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_size: int) -> None:

@@ -54,7 +54,8 @@ def build_student(
     vocabulary = folder / "vocabulary"
     vectors_file = folder / "vocabulary" / "vectors.npy"
     if rank() == 0 and not vectors_file.is_file():
-        tokenizer, vectors = _words(config.words, base, task)
+        with torch.random.fork_rng(devices=[]):  # a resumed run finds them made
+            tokenizer, vectors = _words(config.words, base, task)
         write_vocabulary(tokenizer, vocabulary)
         partial = vectors_file.with_suffix(".partial")
         with partial.open("wb") as file:
