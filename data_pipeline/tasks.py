@@ -1,11 +1,11 @@
-"""Labelled tasks: GLUE-format and plain tsv, csv and jsonl files, read by naming their columns."""
+"""Labelled tasks: GLUE's and any other tsv, csv, jsonl, parquet or `datasets` data, by naming columns."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,14 @@ from data_pipeline.vocabulary import Vocabulary
 
 ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
 
-Metric = Literal["accuracy", "f1", "matthews", "pearson_spearman"]
+Metric = Literal["accuracy", "f1", "f1_micro", "f1_macro", "matthews", "pearson_spearman"]
+# What may select the best checkpoint; the first does where none is given.
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "f1", "f1_micro", "f1_macro", "matthews"),
+    "multi_label": ("f1_micro", "f1_macro", "accuracy"),
+    "regression": ("pearson_spearman",),
+}
+HUB = "hub:"
 
 
 @dataclass
@@ -24,27 +31,35 @@ class TaskConfig:
     """A labelled data set.
 
     Args:
-        train: Training file: .tsv (as GLUE: tabs, no quoting), .csv or .jsonl.
+        train: Training file: .tsv (as GLUE: tabs, no quoting), .csv, .jsonl, .parquet; a folder saved by
+            `datasets`; or hub:NAME[,CONFIG[,SPLIT]], which `datasets` fetches.
         dev: File that models are selected and compared on.
+        more_dev: Further files that are measured too, {NAME: FILE}, such as MNLI's mismatched one;
+            their metrics carry the name.
         text: Column of the sentence; its number (from 0) where files have no header.
         text_pair: Column of the second sentence of a pair task.
         label: Column of the label.
-        kind: Classification or regression (one number).
+        kind: Classification, multi_label (any number of labels each) or regression (one number).
         labels: The label set in the order of the model's outputs; by default the teacher's, or
             else the sorted labels of the training file.
-        metric: What the best checkpoint is chosen by; by default accuracy, or the mean of
-            Pearson and Spearman correlation for regression.
+        separator: What stands between the labels of an example of a multi_label task (in jsonl and
+            the like they may be a list).
+        metric: What the best checkpoint is chosen by; by default accuracy, f1_micro for multi_label,
+            or the mean of Pearson and Spearman correlation for regression. f1 is that of the second of
+            two classes, and f1_macro where there are more.
         max_length: Longest sequence in tokens; longer ones are cut.
         header: Whether files begin with a line of column names.
     """
 
     train: str
     dev: str
+    more_dev: dict[str, str] = field(default_factory=dict)
     text: str = "sentence"
     text_pair: str | None = None
     label: str = "label"
-    kind: Literal["classification", "regression"] = "classification"
+    kind: Literal["classification", "multi_label", "regression"] = "classification"
     labels: list[str] | None = None
+    separator: str = ","
     metric: Metric | None = None
     max_length: int = 128
     header: bool = True
@@ -52,7 +67,12 @@ class TaskConfig:
     @property
     def selection(self) -> Metric:
         """The metric that decides which checkpoint is best."""
-        return self.metric or ("accuracy" if self.kind == "classification" else "pearson_spearman")
+        return self.metric or METRICS[self.kind][0]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Every file by the name of its split."""
+        return {"train": self.train, "dev": self.dev, **self.more_dev}
 
 
 @dataclass(frozen=True)
@@ -66,12 +86,24 @@ class Examples:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A tokenised split: ragged ids and segments, labels as class index or number."""
+    """A tokenised split: ragged ids and segments.
+
+    Labels are class indices (examples,), numbers (examples,), or zeros and ones (examples, labels);
+    `teacher` holds the teacher's logits (examples, outputs) where they are known beforehand.
+    """
 
     ids: list[np.ndarray]
     segments: list[np.ndarray]
     labels: np.ndarray
     pad: int
+    teacher: np.ndarray | None = None
+
+    def rows(self, begin: int, end: int) -> Encoded:
+        """The examples from `begin` to `end`."""
+        teacher = None if self.teacher is None else self.teacher[begin:end]
+        return Encoded(
+            self.ids[begin:end], self.segments[begin:end], self.labels[begin:end], self.pad, teacher
+        )
 
     @property
     def lengths(self) -> np.ndarray:
@@ -82,11 +114,11 @@ class Encoded:
         return len(self.ids)
 
 
-def read_examples(path: str, task: TaskConfig) -> Examples:
+def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Examples:
     """Read one file. Raises ValueError naming file, line and column of what is wrong."""
-    columns = [task.text, *([task.text_pair] if task.text_pair else []), task.label]
+    columns = [task.text, *([task.text_pair] if task.text_pair else []), *([task.label] * labelled)]
     try:
-        rows = list(_rows(path, columns, task.header))
+        rows = list(_rows(path, columns, task))
     except UnicodeDecodeError:
         raise ValueError(f"task: {path} is not UTF-8 text; convert it, or give another file") from None
     except csv.Error as error:
@@ -96,20 +128,27 @@ def read_examples(path: str, task: TaskConfig) -> Examples:
     return Examples(
         [row[0] for row in rows],
         [row[1] for row in rows] if task.text_pair else [],
-        [row[-1] for row in rows],
+        [row[-1] for row in rows] if labelled else [],
     )
 
 
-def _rows(path: str, columns: list[str], header: bool) -> Iterator[list[str]]:
-    if Path(path).is_dir():
-        raise ValueError(f"task: {path} is a folder; give a file")
-    if not Path(path).is_file():
-        raise ValueError(f"task: {path} does not exist; give an existing file")
+def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
+    saved = (Path(path) / "state.json").is_file()
+    if not path.startswith(HUB) and not saved:
+        if Path(path).is_dir():
+            raise ValueError(f"task: {path} is a folder; give a file")
+        if not Path(path).is_file():
+            raise ValueError(f"task: {path} does not exist; give an existing file")
+    if path.startswith(HUB) or saved or path.endswith(".parquet"):
+        return _dataset_rows(path, columns, task.separator)
     if path.endswith(".jsonl"):
-        yield from _json_rows(path, columns)
-        return
-    if not path.endswith((".tsv", ".csv")):
-        raise ValueError(f"task: {path} is of no known kind; give .tsv, .csv or .jsonl")
+        return _json_rows(path, columns, task.separator)
+    if path.endswith((".tsv", ".csv")):
+        return _table_rows(path, columns, task.header)
+    raise ValueError(f"task: {path} is of no known kind; give .tsv, .csv, .jsonl or .parquet")
+
+
+def _table_rows(path: str, columns: list[str], header: bool) -> Iterator[list[str]]:
     with open(path, encoding=ENCODING, newline="") as file:
         if path.endswith(".tsv"):
             reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -140,7 +179,7 @@ def _place(column: str, names: list[str], path: str, header: bool) -> int:
     return names.index(column)
 
 
-def _json_rows(path: str, columns: list[str]) -> Iterator[list[str]]:
+def _json_rows(path: str, columns: list[str], separator: str) -> Iterator[list[str]]:
     with open(path, encoding=ENCODING) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -152,7 +191,46 @@ def _json_rows(path: str, columns: list[str]) -> Iterator[list[str]]:
                 raise ValueError(f"task: {path} line {number} is no JSON object") from None
             if missing:
                 raise ValueError(f"task: {path} line {number} has no field '{missing[0]}'")
-            yield [whole_characters(str(row[column])) for column in columns]
+            yield [_plain(row[column], separator) for column in columns]
+
+
+def _dataset_rows(path: str, columns: list[str], separator: str) -> Iterator[list[str]]:
+    """Rows of a data set of `datasets`; classes are called by their names."""
+    from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
+
+    try:
+        if path.startswith(HUB):
+            name, configuration, split = [*path.removeprefix(HUB).split(","), "", ""][:3]
+            rows = load_dataset(name, configuration or None, split=split or "train")
+        elif path.endswith(".parquet"):
+            rows = Dataset.from_parquet(path, keep_in_memory=True)
+        else:
+            rows = load_from_disk(path)
+    except Exception as error:  # of many libraries and kinds: no such name, no network, a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"task: {path} can't be read: {type(error).__name__}: {reason}") from None
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f'task: {path} has no column "{missing[0]}"; it has {", ".join(rows.column_names)}'
+        )
+    for column in columns:
+        kind = rows.features[column]
+        if isinstance(kind, ClassLabel):
+            names = [kind.int2str(value) if value >= 0 else "" for value in rows[column]]
+            rows = rows.remove_columns(column).add_column(column, names)
+    for number, row in enumerate(rows, 1):
+        empty = [column for column in columns if row[column] is None]
+        if empty:
+            raise ValueError(f"task: {path} row {number} has nothing in the column '{empty[0]}'")
+        yield [_plain(row[column], separator) for column in columns]
+
+
+def _plain(value: object, separator: str) -> str:
+    """A field as text; a list of labels as they would stand in a table."""
+    if isinstance(value, list):
+        return separator.join(map(str, value))
+    return whole_characters(str(value))
 
 
 def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[str]:
@@ -168,19 +246,32 @@ def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[s
             f"{model_labels}; use the model's"
         )
     labels = task.labels or model_labels
-    return labels or sorted(set(read_examples(task.train, task).labels))
+    if labels:
+        return labels
+    found = read_examples(task.train, task).labels
+    return sorted({label for text in found for label in labels_of(text, task)})
+
+
+def labels_of(text: str, task: TaskConfig) -> list[str]:
+    """The labels in one field of a classification."""
+    if task.kind != "multi_label":
+        return [text]
+    return [label for part in text.split(task.separator) if (label := part.strip())]
 
 
 def check_labels(path: str, task: TaskConfig, labels: list[str]) -> None:
     """Refuse a file with a label outside the set, or with no number where one is needed."""
-    for number, label in enumerate(read_examples(path, task).labels, 1):
+    known = set(labels)
+    for number, text in enumerate(read_examples(path, task).labels, 1):
         if task.kind == "regression":
-            _number(label, path, number)
-        elif label not in labels:
-            raise ValueError(
-                f'task: {path} example {number} has the label "{label}", which is none of '
-                f"{', '.join(labels)}; correct the file or set --task.labels"
-            )
+            _number(text, path, number)
+            continue
+        for label in labels_of(text, task):
+            if label not in known:
+                raise ValueError(
+                    f'task: {path} example {number} has the label "{label}", which is none of '
+                    f"{', '.join(labels)}; correct the file or set --task.labels"
+                )
 
 
 def _number(label: str, path: str, number: int) -> float:
@@ -195,8 +286,33 @@ def _number(label: str, path: str, number: int) -> float:
 
 def encode_split(path: str, task: TaskConfig, vocabulary: Vocabulary, labels: list[str]) -> Encoded:
     """Tokenise a file, special tokens added as the tokenizer's own template says."""
-    examples = read_examples(path, task)
     check_labels(path, task, labels)
+    examples = read_examples(path, task)
+    return encode(examples, _targets(examples.labels, task, labels), task, vocabulary)
+
+
+def encode_dev(task: TaskConfig, vocabulary: Vocabulary, labels: list[str]) -> dict[str, Encoded]:
+    """Tokenise the files that are measured, by split: dev and those of `more_dev`."""
+    return {
+        name: encode_split(path, task, vocabulary, labels)
+        for name, path in task.files.items()
+        if name != "train"
+    }
+
+
+def read_targets(path: str, task: TaskConfig, labels: list[str]) -> np.ndarray:
+    """The labels of a file as `Encoded` holds them."""
+    return _targets(read_examples(path, task).labels, task, labels)
+
+
+def encode_texts(path: str, task: TaskConfig, vocabulary: Vocabulary) -> Encoded:
+    """Tokenise a file that needs no labels; they are all 0."""
+    examples = read_examples(path, task, labelled=False)
+    return encode(examples, np.zeros(len(examples.firsts), dtype=np.int64), task, vocabulary)
+
+
+def encode(examples: Examples, targets: np.ndarray, task: TaskConfig, vocabulary: Vocabulary) -> Encoded:
+    """Tokenise examples."""
     tokenizer = vocabulary.tokenizer
     tokenizer.enable_truncation(task.max_length)
     try:
@@ -204,17 +320,24 @@ def encode_split(path: str, task: TaskConfig, vocabulary: Vocabulary, labels: li
         encodings = tokenizer.encode_batch(pairs or examples.firsts)
     finally:
         tokenizer.no_truncation()
-    if task.kind == "regression":
-        targets = np.array([float(label) for label in examples.labels], dtype=np.float32)
-    else:
-        index = {label: number for number, label in enumerate(labels)}
-        targets = np.array([index[label] for label in examples.labels], dtype=np.int64)
     return Encoded(
         [np.array(encoding.ids, dtype=np.int32) for encoding in encodings],
         [np.array(encoding.type_ids, dtype=np.int32) for encoding in encodings],
         targets,
         vocabulary.pad,
     )
+
+
+def _targets(texts: list[str], task: TaskConfig, labels: list[str]) -> np.ndarray:
+    if task.kind == "regression":
+        return np.array([float(text) for text in texts], dtype=np.float32)
+    index = {label: number for number, label in enumerate(labels)}
+    if task.kind == "classification":
+        return np.array([index[text] for text in texts], dtype=np.int64)
+    targets = np.zeros((len(texts), len(labels)), dtype=np.float32)
+    for row, text in enumerate(texts):
+        targets[row, [index[label] for label in labels_of(text, task)]] = 1
+    return targets
 
 
 def bucketed_steps(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import json
 from itertools import chain
 from typing import Literal
 
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 
 from data_pipeline.vocabulary import Vocabulary
 
@@ -76,6 +76,11 @@ def _words_stand_alone(described: dict) -> bool:
     return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(
         " " in token for token in added
     )
+
+
+def leads_with_space(tokenizer: Tokenizer) -> bool:
+    """Whether a word within a text is spelt with the space before it."""
+    return _is_byte_level(json.loads(tokenizer.to_str()).get("pre_tokenizer"))
 
 
 def _is_byte_level(pre_tokenizer: dict | None) -> bool:

@@ -155,6 +155,42 @@ def scatter_chart(title: str, dots: Sequence[Dot], x_title: str, y_title: str) -
     return frame.figure(title, marks)
 
 
+def confusion_chart(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A figure of a confusion matrix: a row for each true class, shaded by its share of the row."""
+    cell = max(18, min(64, 420 // len(labels)))
+    room = 12 + 7 * max(min(len(label), 14) for label in labels)
+    left, top = max(room, 36), room + 18  # above the columns' names stands what they are
+    marks = [_text(left, 12, "predicted", "start"), _text(0, top - 6, "true", "start")]
+    for row, (label, line) in enumerate(zip(labels, counts, strict=True)):
+        y, short = top + row * cell, label if len(label) <= 14 else label[:13] + "…"
+        marks.append(_text(left - 6, y + cell / 2 + 4, short, "end", "name"))
+        turn = f"translate({left + (row + 0.5) * cell + 4:.0f} {top - 6}) rotate(-90)"
+        marks.append(f'<g transform="{turn}">{_text(0, 0, short, "start", "name")}</g>')
+        for column, count in enumerate(line):
+            x, share = left + column * cell, count / max(1, sum(line))
+            marks.append(
+                f'<rect class="dot0" x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
+                f'fill-opacity="{0.75 * share:.3f}"><title>{escape(label)} as '
+                f"{escape(labels[column])}: {count}</title></rect>"
+            )
+            if cell >= 30:
+                marks.append(_text(x + cell / 2, y + cell / 2 + 4, str(count), "middle", "name"))
+    wide, high = left + cell * len(labels) + 8, top + cell * len(labels) + 8
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" role="img" '
+        f'aria-label="{escape(title)}" style="max-width:{wide}px">{"".join(marks)}</svg></figure>'
+    )
+
+
+def standalone(figure: str) -> str:
+    """The picture of a figure as a file of its own, with the colours of a light page."""
+    begin, end = figure.index("<svg"), figure.index("</svg>")
+    head, marks = figure[begin:end].split(">", 1)
+    style = "text{font:12px sans-serif;fill:#1c1f23}.dot0{fill:#1f5fa8}"
+    return f"{head}><style>{style}</style>{marks}</svg>\n"
+
+
 def legend(lines: Sequence[Line]) -> str:
     """The names of lines, each beside a piece of its stroke."""
     items = "".join(

@@ -7,36 +7,52 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
+from data_pipeline.corpus import check_corpus
 from data_pipeline.model_folder import model_folder
 from data_pipeline.store import ShardFolder
 from data_pipeline.stream import CorpusReader
-from data_pipeline.tasks import TaskConfig, check_labels, label_set, read_examples
+from data_pipeline.tasks import METRICS, TaskConfig, check_labels, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.word_vectors import check_vectors
 from distill.layer_map import layer_map
+from distill.outputs import check_outputs
 from distill.settings import (
     EngineConfig,
     EvaluateConfig,
     FinetuneConfig,
     GeneralConfig,
+    LabelConfig,
     ObjectiveConfig,
     RecordConfig,
     StageConfig,
     StudentConfig,
     TaskDistillConfig,
+    TeacherConfig,
+    TextGcnConfig,
 )
 
-TERMS = ("attention", "relation", "hidden", "logits", "labels")
+LAYERS = ("attention", "relation", "hidden")
+TERMS = (*LAYERS, "logits", "logits_mse", "labels")
+WORDS = "distillery_words"  # the model type of students of whole words
 
 
 def check_general(config: GeneralConfig, processes: int) -> None:
     """Refuse a general run that can't work."""
     teacher = model_config(config.teacher.path, "teacher")
+    if config.teacher.ensemble or config.teacher.outputs:
+        raise ValueError("teacher: general distillation runs one teacher; leave ensemble and outputs out")
+    if of_words(teacher) or is_of_words(config.student):
+        raise ValueError(
+            "general distillation compares layers, which models of whole words have not; distil them on a "
+            "task (distillery task)"
+        )
     student = check_student(config.student, config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
-    check_objective("stage", config.stage.objective, student, teacher, ("attention", "relation", "hidden"))
+    check_objective("stage", config.stage.objective, student, teacher, LAYERS)
     check_shards(config, min(positions(teacher), positions(student)), processes)
 
 
@@ -64,8 +80,14 @@ def check_shards(config: GeneralConfig, longest: int, processes: int) -> None:
 
 def check_finetune(config: FinetuneConfig, processes: int) -> None:
     """Refuse a fine-tuning that can't work."""
-    base = model_config(config.model, "model")
-    model = check_student(config.shape, config.model) if config.shape else base
+    shape = config.shape
+    if not config.model and not (shape and is_of_words(shape)):
+        raise ValueError("model: none given; give a model folder, or a shape.kind of whole words")
+    base = model_config(config.model, "model") if config.model else {"model_type": WORDS}
+    model = base
+    if shape:
+        model = check_student(shape, config.model, by_layers=False) if config.model else base
+        check_words("shape", shape, [config.stage], config.engine)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("labels",))
@@ -75,20 +97,130 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
 def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     """Refuse a task distillation that can't work."""
     teacher = model_config(config.teacher.path, "teacher")
-    student = check_student(config.student, config.teacher.path)
-    check_classifier(config.teacher.path, teacher, config.task)
     check_record(config.record)
-    stages = {"intermediate": config.intermediate, "prediction": config.prediction}
-    if not any(stage.epochs for stage in stages.values()):
+    stages = stages_of(config)
+    if not stages:
         raise ValueError("intermediate.epochs and prediction.epochs are both 0: nothing to train")
+    student = check_student(config.student, config.teacher.path, any(map(compares_layers, stages.values())))
+    check_pair(config.student.path or "", student, config.task)
+    check_members(config.teacher, config.task)
     for name, stage in stages.items():
-        if stage.epochs:
-            check_stage(name, stage, config.engine, processes)
-            terms = TERMS
-            check_objective(name, stage.objective, student, teacher, terms)
-    largest = max(stage.batch_size for stage in stages.values() if stage.epochs)
+        check_stage(name, stage, config.engine, processes)
+        check_objective(name, stage.objective, student, teacher, TERMS)
+    if config.teacher.dropout and not runs_beside(config):
+        raise ValueError(
+            "teacher.dropout: the teacher's logits are computed beforehand here, without dropout"
+        )
+    check_words("student", config.student, list(stages.values()), config.engine)
+    largest = max(stage.batch_size for stage in stages.values())
     longest = min(positions(teacher), positions(student))
     check_task(config.task, own_labels(teacher), longest, largest)
+    check_outputs(config.teacher, config.task)
+
+
+def check_text_gcn(config: TextGcnConfig) -> None:
+    """Refuse a graph that can't be made."""
+    task = config.task
+    if task.kind != "classification" or task.text_pair or task.more_dev:
+        raise ValueError("task: textgcn takes single texts of one class each, and one dev file")
+    for name in ("hidden_size", "window", "least", "most", "epochs"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    if not config.lr > 0 or not 0 <= config.dropout < 1:
+        raise ValueError("textgcn: give lr above 0, and dropout from 0 to below 1")
+    check_task(task, None, 1 << 20, 1)
+
+
+def check_label(config: LabelConfig, processes: int) -> None:
+    """Refuse a labelling that can't work."""
+    if config.teacher.outputs:
+        raise ValueError("teacher.outputs: the label job writes them; leave it out")
+    if config.teacher.dropout:
+        raise ValueError("teacher.dropout: outputs are computed without dropout; leave it out")
+    for name in ("batch_size", "rows_per_file"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    teacher = check_members(config.teacher, config.task)
+    check_task(config.task, own_labels(teacher), positions(teacher), 1)
+
+
+def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
+    """Refuse teachers without a head for the task or with unlike labels; returns the first one's config."""
+    first = model_config(teacher.path, "teacher")
+    for path, weight in teacher.members.items():
+        model = model_config(path, "teacher")
+        check_classifier(path, model, task)
+        load_vocabulary(path)
+        if own_labels(model) != own_labels(first):
+            raise ValueError(
+                f"teacher.ensemble: {path} has the labels {own_labels(model)} and {teacher.path} has "
+                f"{own_labels(first)}; members need the same in the same order"
+            )
+        if not weight > 0:
+            raise ValueError(f"teacher.ensemble: the weight of {path} is {weight}; give more than 0")
+    if teacher.path in teacher.ensemble:
+        raise ValueError(f"teacher.ensemble: {teacher.path} is teacher.path too; name it once")
+    return first
+
+
+def stages_of(config: TaskDistillConfig) -> dict[str, StageConfig]:
+    """The stages of a task distillation that run, in order."""
+    stages = {"intermediate": config.intermediate, "prediction": config.prediction}
+    if is_of_words(config.student):
+        del stages["intermediate"]  # it has no layers to compare
+    return {name: stage for name, stage in stages.items() if stage.epochs}
+
+
+def compares_layers(stage: StageConfig) -> bool:
+    """Whether a stage's loss needs the teacher's layers and not its logits alone."""
+    return any(getattr(stage.objective, term) for term in LAYERS)
+
+
+def runs_beside(config: TaskDistillConfig) -> bool:
+    """Whether the teacher gives its logits while the student trains; otherwise they are stored."""
+    if config.teacher.ensemble or config.teacher.outputs:
+        return False
+    if not config.student.path:
+        return config.student.kind == "transformer"
+    own, teacher = load_vocabulary(config.student.path), load_vocabulary(config.teacher.path)
+    return own.fingerprint == teacher.fingerprint
+
+
+def of_words(model: dict) -> bool:
+    """Whether a config.json is that of a model of whole words."""
+    return model.get("model_type") == WORDS
+
+
+def is_of_words(student: StudentConfig) -> bool:
+    """Whether a student reads whole words."""
+    if student.path:
+        return of_words(model_config(student.path, "student.path"))
+    return student.kind != "transformer"
+
+
+def check_words(name: str, student: StudentConfig, stages: list[StageConfig], engine: EngineConfig) -> None:
+    """Refuse settings of a student of words that can't work; warn of a transformer's learning rate."""
+    if not is_of_words(student):
+        return
+    if engine.zero == 3:
+        raise ValueError("engine.zero: 3 shares out layer by layer; give 0, 1 or 2 for a student of words")
+    words = student.words
+    if words.vectors and words.corpus.files:
+        raise ValueError(f"{name}.words: give vectors or corpus, not both")
+    for key in ("size", "least", "most"):
+        if getattr(words, key) < 1:
+            raise ValueError(f"{name}.words.{key}: {getattr(words, key)}; give 1 or more")
+    if words.vectors and not student.path:
+        check_vectors(words.vectors)
+    if words.corpus.files and not student.path:
+        check_corpus(words.corpus, 1)
+    for stage in stages:
+        if stage.optimizer.lr < 2e-4:
+            print(
+                f"warning: optimizer.lr is {stage.optimizer.lr:g}, which suits transformers; a student of "
+                "words learns with about 1e-3",
+                file=sys.stderr,
+            )
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
@@ -97,18 +229,36 @@ def check_evaluate(config: EvaluateConfig) -> None:
         raise ValueError("models: none given; set --models '{NAME: [FOLDER, ...]}'")
     if config.reference and config.reference not in config.models:
         raise ValueError(f"reference: {config.reference} is none of {', '.join(config.models)}")
-    for name in ("batch_size", "latency_repeats"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    check_submit(config)
+    for key in ("batch_size", "latency_repeats"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
     for name, paths in config.models.items():
         if not paths or Path(name).name != name:
             raise ValueError(f"models.{name}: give a plain name and one folder or more")
         for path in paths:
-            model = model_config(path, f"models.{name}")
-            check_classifier(path, model, config.task)
-            load_vocabulary(path)
-            labels = label_set(config.task, own_labels(model))
-            check_labels(config.task.dev, config.task, labels)
+            check_measured(f"models.{name}", path, config.task)
+
+
+def check_submit(config: EvaluateConfig) -> None:
+    """Refuse batch sizes to time, and files to answer, that can't be used."""
+    if min(config.latency_batches, default=0) < 1:
+        raise ValueError(f"latency_batches: {config.latency_batches}; give sizes of 1 or more")
+    for name, path in config.submit.items():
+        if Path(name).name != name:
+            raise ValueError(f"submit.{name}: give a plain name")
+        read_examples(path, config.task, labelled=False)
+
+
+def check_measured(name: str, path: str, task: TaskConfig) -> None:
+    """Refuse a model that can't be measured on a task's files."""
+    model = model_config(path, name)
+    check_classifier(path, model, task)
+    load_vocabulary(path)
+    labels = label_set(task, own_labels(model))
+    for split, file in task.files.items():
+        if split != "train":
+            check_labels(file, task, labels)
 
 
 def model_config(path: str, name: str) -> dict:
@@ -120,7 +270,7 @@ def model_config(path: str, name: str) -> dict:
         config = dict(json.loads(file.read_text(encoding="utf-8")).items())
     except (ValueError, AttributeError):
         raise ValueError(f"{name}: {file} is damaged; save the model again") from None
-    for key in ("num_hidden_layers", "num_attention_heads"):
+    for key in () if of_words(config) else ("num_hidden_layers", "num_attention_heads"):
         if key not in config:
             raise ValueError(
                 f"{name}: {path} is of type {config.get('model_type')}, without {key}; give an encoder "
@@ -129,17 +279,26 @@ def model_config(path: str, name: str) -> dict:
     return config
 
 
-def check_student(student: StudentConfig, teacher: str) -> dict:
-    """Refuse an impossible shape or another vocabulary; returns the student's config."""
+def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) -> dict:
+    """Refuse an impossible shape, or another vocabulary where layers are compared; returns its config."""
     if student.path:
         shape = model_config(student.path, "student.path")
-        if load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
+        if not by_layers:
+            load_vocabulary(student.path)
+        elif load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
             raise ValueError(
                 f"student.path: {student.path} has another vocabulary than the teacher's, "
                 f"{teacher}; distil a student of this teacher first"
             )
         return shape
     load_vocabulary(teacher)
+    if student.kind != "transformer":
+        return {"model_type": WORDS}
+    if of_words(model_config(teacher, "teacher")):
+        raise ValueError(
+            f"student: {teacher}, the teacher, is of whole words, and a new transformer takes family and "
+            "vocabulary from its teacher; give student.path, or another student.kind"
+        )
     for name in ("layers", "hidden_size", "heads", "intermediate_size"):
         if getattr(student, name) < 1:
             raise ValueError(f"student.{name}: {getattr(student, name)}; give 1 or more")
@@ -203,6 +362,14 @@ def check_objective(
 ) -> None:
     """Refuse terms that this student can't learn from this teacher."""
     check_terms(name, objective, allowed)
+    if not any(getattr(objective, term) for term in LAYERS):
+        return
+    for model, whose in ((student, "student"), (teacher, "teacher")):
+        if of_words(model):
+            raise ValueError(
+                f"{name}.objective: the {whose} is of whole words and has no layers to compare; set "
+                f"{', '.join(LAYERS)} to 0"
+            )
     layer_map(objective.layer_map, student["num_hidden_layers"], teacher["num_hidden_layers"])
     heads = student["num_attention_heads"], teacher["num_attention_heads"]
     if objective.attention and heads[0] != heads[1]:
@@ -238,10 +405,19 @@ def check_classifier(path: str, model: dict, task: TaskConfig) -> None:
     heads = model.get("architectures") or []
     if not any("SequenceClassification" in head for head in heads):
         raise ValueError(f"{path} has no classification head; fine-tune it first (distillery finetune)")
+    check_pair(path, model, task)
     outputs = len(model.get("id2label") or {0: "", 1: ""})
     needed = 1 if task.kind == "regression" else len(label_set(task, own_labels(model)))
     if outputs != needed:
         raise ValueError(f"{path} has {outputs} outputs and the task needs {needed}; is it another task's?")
+
+
+def check_pair(path: str, model: dict, task: TaskConfig) -> None:
+    """Refuse a model of whole words for pairs on a task of single texts, and the other way round."""
+    pairs = task.text_pair is not None
+    if of_words(model) and model.get("pair", pairs) != pairs:
+        reads, given = ("single texts", "pairs") if pairs else ("pairs", "single texts")
+        raise ValueError(f"{path} reads {reads} and the task has {given}; set or leave out task.text_pair")
 
 
 def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_size: int) -> None:
@@ -249,10 +425,20 @@ def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_s
     if task.max_length > longest or task.max_length < 4:
         raise ValueError(f"task.max_length: {task.max_length}; the model takes 4 to {longest}")
     known = label_set(task, labels)
-    if task.kind == "classification" and len(known) < 2:
+    if task.selection not in METRICS[task.kind]:
+        raise ValueError(
+            f"task.metric: {task.selection} does not go with {task.kind}; give "
+            f"{', '.join(METRICS[task.kind])}"
+        )
+    for name in task.more_dev:
+        if name in ("train", "dev") or not name.isidentifier():
+            raise ValueError(
+                f"task.more_dev: {name} is no name for a file; give a word, such as mismatched"
+            )
+    if task.kind != "regression" and len(known) < 2:
         raise ValueError(f"task: {task.train} has one label only, {known}; nothing to learn")
-    check_labels(task.train, task, known)
-    check_labels(task.dev, task, known)
+    for path in task.files.values():
+        check_labels(path, task, known)
     count = len(read_examples(task.train, task).labels)
     if count < batch_size:
         raise ValueError(
@@ -270,7 +456,9 @@ def own_labels(model: dict) -> list[str] | None:
 
 
 def positions(model: dict) -> int:
-    """Longest sequence that a model takes."""
+    """Longest sequence that a model takes; models of words take any."""
+    if of_words(model):
+        return 1 << 20
     reserved = 2 if model.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
     return model.get("max_position_embeddings", 512) - reserved
 

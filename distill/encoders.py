@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,9 +21,11 @@ from transformers import (
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
+from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.attention import Collector, Heads, collecting, install
 from distill.fused import fuse_layer_norms
 from distill.settings import StudentConfig, TeacherConfig
+from distill.word_students import WordModelForSequenceClassification
 
 PROJECTIONS = "projections.safetensors"
 DROPOUTS = {
@@ -36,21 +38,22 @@ DROPOUTS = {
 
 @dataclass
 class Batch:
-    """Sequences of like lengths: ids, mask, segments (batch, length); labels (batch,) or None."""
+    """Sequences of like lengths: ids, mask, segments (batch, length); labels (batch, ...) or None.
+
+    `teacher` holds the teacher's logits, (batch, outputs), where they were computed beforehand.
+    """
 
     ids: Tensor
     mask: Tensor
     segments: Tensor
     labels: Tensor | None = None
+    teacher: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`, copied without waiting."""
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        labels = None if self.labels is None else move(self.labels)
-        return Batch(move(self.ids), move(self.mask), move(self.segments), labels)
+        parts = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return Batch(**{name: part.to(device, non_blocking=True) for name, part in parts.items()})
 
 
 @dataclass
@@ -78,14 +81,24 @@ def run_encoder(
     attention: Iterable[int] = (),
 ) -> Signal:
     """One forward pass, keeping the layers that are asked for."""
-    hidden = list(hidden)
+    hidden, attention = list(hidden), list(attention)
     with collecting(collector, attention) as layers:
         output = model(**model_inputs(model, batch), output_hidden_states=bool(hidden))
+    if missing := set(attention) - layers.keys():
+        raise ValueError(
+            f"a model of type {model.config.model_type} reports no attention of layers {sorted(missing)}; "
+            "set the objective's attention and relation to 0"
+        )
     return Signal(
         getattr(output, "logits", None),
         {layer: output.hidden_states[layer] for layer in hidden},
         layers,
     )
+
+
+def listen(model: PreTrainedModel) -> Collector:
+    """Make a model report its attention, where it has any."""
+    return Collector() if isinstance(model, WordModelForSequenceClassification) else install(model)
 
 
 class Teacher:
@@ -98,9 +111,10 @@ class Teacher:
             model = AutoModelForSequenceClassification.from_pretrained(path)
         else:
             model = AutoModel.from_pretrained(path, **_backbone(path, layers))
-        self.collector = install(model)
+        self.collector = listen(model)
         fuse_layer_norms(model)
-        dtype = precision_of(config.precision, device)
+        small = config.precision == "auto" and isinstance(model, WordModelForSequenceClassification)
+        dtype = torch.float32 if small else precision_of(config.precision, device)
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
         self.model.train(config.dropout)
 
@@ -108,6 +122,22 @@ class Teacher:
     def signal(self, batch: Batch, hidden: Iterable[int] = (), attention: Iterable[int] = ()) -> Signal:
         """The teacher's signal for a batch. (`no_grad`: inference tensors can't be saved.)"""
         return run_encoder(self.model, self.collector, batch, hidden, attention)
+
+
+class StoredTeacher:
+    """A teacher whose logits were computed beforehand; `live` gives hidden states and attention."""
+
+    def __init__(self, live: Teacher | None = None):
+        self.live = live
+
+    def signal(self, batch: Batch, hidden: Iterable[int] = (), attention: Iterable[int] = ()) -> Signal:
+        """The signal for a batch that carries the teacher's logits."""
+        hidden, attention = list(hidden), list(attention)
+        signal = Signal()
+        if hidden or attention:
+            assert self.live is not None
+            signal = self.live.signal(batch, hidden, attention)
+        return replace(signal, logits=batch.teacher)
 
 
 def precision_of(precision: str, device: torch.device) -> torch.dtype:
@@ -168,17 +198,34 @@ def build_backbone(student: StudentConfig, teacher: str) -> PreTrainedModel:
     return AutoModel.from_config(config, dtype=torch.float32, **_backbone(teacher))
 
 
-def build_classifier(path: str | None, config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
-    """A classifier in fp32 (one output without labels: regression): a folder's, or random weights."""
+PROBLEMS = {
+    "classification": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def set_labels(config: PretrainedConfig, labels: list[str], kind: str) -> None:
+    """Give a configuration its labels (none: one output) and the kind of its task."""
     config.num_labels = max(1, len(labels))
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = "single_label_classification" if labels else "regression"
+    config.problem_type = PROBLEMS[kind]
+
+
+def build_classifier(
+    path: str | None, config: PretrainedConfig, labels: list[str], kind: str = "classification"
+) -> PreTrainedModel:
+    """A classifier in fp32 (one output without labels: regression): a folder's, or random weights."""
+    set_labels(config, labels, kind if labels else "regression")
     if path:
-        return AutoModelForSequenceClassification.from_pretrained(
+        model = AutoModelForSequenceClassification.from_pretrained(
             model_folder(path), config=config, dtype=torch.float32
         )
+        if isinstance(model, WordModelForSequenceClassification):
+            model.freeze()
+        return model
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
 

@@ -1,4 +1,8 @@
-"""Job `evaluate`: accuracy, size and speed of models on one task's dev file, as one table."""
+"""Job `evaluate`: quality, size and speed of models on one task's dev file, as one table.
+
+RUN/predictions-NAME.jsonl   logits, and labels, of every example     RUN/confusion-NAME.svg
+RUN/submission-NAME/FILE.tsv answers to files without labels, as GLUE's server takes them
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.tasks import encode_split, label_set
+from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, encode_texts, label_set
 from data_pipeline.vocabulary import load_vocabulary
+from distill.charts import confusion_chart, standalone
 from distill.checks import model_config, own_labels
 from distill.engine import start_processes
-from distill.measure import latencies, parameter_count, predict, task_metrics
+from distill.measure import by_class, dev_scores, flops, latencies, parameter_count, predict
 from distill.run_folder import write_whole
 from distill.settings import EvaluateConfig
 
@@ -27,19 +33,43 @@ def run(config: EvaluateConfig, folder: Path) -> dict:
         scores = []
         for path in paths:
             labels = label_set(config.task, own_labels(model_config(path, name)))
-            data[name] = encode_split(config.task.dev, config.task, load_vocabulary(path), labels)
+            dev = encode_dev(config.task, load_vocabulary(path), labels)
             model = AutoModelForSequenceClassification.from_pretrained(model_folder(path)).to(device).eval()
-            logits = predict(model, data[name], config.batch_size)
-            scores.append(task_metrics(logits, data[name].labels, config.task.selection))
+            logits = {split: predict(model, part, config.batch_size) for split, part in dev.items()}
+            targets = {split: part.labels for split, part in dev.items()}
+            scores.append(dev_scores(logits, targets, config.task))
             if name not in timed:
-                timed[name] = model
-                if config.predictions:
-                    _write_predictions(folder / f"predictions-{name}.jsonl", logits, labels)
-        rows.append({"name": name, **_summarise(scores, config.task.selection)})
-        rows[-1] |= size(timed[name])
+                timed[name], data[name] = model, dev["dev"]
+                first = _of_first(config, folder, name, path, model, logits["dev"], dev["dev"], labels)
+        rows.append({"name": name, **_summarise(scores, config.task.selection), **first})
     if config.latency:
         add_latency(rows, timed, data, config)
     return {"rows": rows}
+
+
+def _of_first(
+    config: EvaluateConfig,
+    folder: Path,
+    name: str,
+    path: str,
+    model: PreTrainedModel,
+    logits: torch.Tensor,
+    dev: Encoded,
+    labels: list[str],
+) -> dict:
+    """What is told of a row's first model only; writes its predictions, picture and answers."""
+    found = {**size(model), "flops": flops(model, dev)}
+    if labels:
+        found |= by_class(logits, dev.labels, labels)
+    if "confusion" in found:
+        chart = confusion_chart(f"{name}: confusion", labels, found["confusion"])
+        write_whole(folder / f"confusion-{name}.svg", standalone(chart))
+    if config.predictions:
+        _write_predictions(folder / f"predictions-{name}.jsonl", logits, labels, config.task)
+    for file, texts in config.submit.items():
+        answers = predict(model, encode_texts(texts, config.task, load_vocabulary(path)), config.batch_size)
+        _write_submission(folder / f"submission-{name}" / f"{file}.tsv", answers, labels, config.task)
+    return found
 
 
 def _summarise(scores: list[dict[str, float]], selection: str) -> dict:
@@ -61,20 +91,43 @@ def size(model: torch.nn.Module) -> dict:
 
 
 def add_latency(rows: list[dict], models: dict, data: dict, config: EvaluateConfig) -> None:
-    """Add each row's latency at batch 1 and its speed-up over the reference row."""
-    measured = latencies(models, data, config.latency_repeats)
+    """Add each row's latencies and throughputs, and its speed-up over the reference row."""
     reference = config.reference or rows[0]["name"]
-    for row in rows:
-        row["latency_ms_p50"] = round(measured[row["name"]], 3)
-        row["speedup"] = round(measured[reference] / measured[row["name"]], 2)
+    for batch in config.latency_batches:
+        measured = latencies(models, data, config.latency_repeats, batch)
+        of_batch = "" if batch == 1 else f"_{batch}"
+        middle = {name: statistics.median(times) for name, times in measured.items()}
+        for row in rows:
+            times, p50 = measured[row["name"]], middle[row["name"]]
+            row[f"latency_ms_p50{of_batch}"] = round(p50, 3)
+            row[f"latency_ms_p95{of_batch}"] = round(float(np.percentile(times, 95)), 3)
+            row[f"sequences_per_s{of_batch}"] = round(1000 * batch / statistics.mean(times), 1)
+            row[f"speedup{of_batch}"] = round(middle[reference] / p50, 2)
 
 
-def _write_predictions(path: Path, logits: torch.Tensor, labels: list[str]) -> None:
+def _answer(values: list[float], labels: list[str], task: TaskConfig) -> str:
+    """What logits say: a label, the labels that hold, or a number."""
+    if task.kind == "regression":
+        return f"{values[0]:.3f}"
+    if task.kind == "multi_label":
+        chosen = [label for label, value in zip(labels, values, strict=True) if value > 0]
+        return task.separator.join(chosen)
+    return labels[max(range(len(values)), key=values.__getitem__)]
+
+
+def _write_predictions(path: Path, logits: torch.Tensor, labels: list[str], task: TaskConfig) -> None:
     """One JSON line an example: its logits and, for classification, the label they give."""
     lines = []
     for values in logits.tolist():
         line = {"logits": values}
         if labels:
-            line["label"] = labels[max(range(len(values)), key=values.__getitem__)]
-        lines.append(json.dumps(line))
+            line["label"] = _answer(values, labels, task)
+        lines.append(json.dumps(line, ensure_ascii=False))
     write_whole(path, "\n".join(lines) + "\n")
+
+
+def _write_submission(path: Path, logits: torch.Tensor, labels: list[str], task: TaskConfig) -> None:
+    path.parent.mkdir(exist_ok=True)
+    answers = [_answer(values, labels, task) for values in logits.tolist()]
+    lines = [f"{number}\t{answer}" for number, answer in enumerate(answers)]
+    write_whole(path, "\n".join(["index\tprediction", *lines]) + "\n")

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.tasks import encode_split, label_set
+from data_pipeline.tasks import encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
-from distill.attention import install
 from distill.checks import micro_batch_size, model_config, own_labels
-from distill.encoders import build_classifier, read_config, student_shape, with_dropout
+from distill.encoders import build_classifier, listen, read_config, with_dropout
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student
-from distill.measure import predict, task_metrics
+from distill.measure import measure_dev
 from distill.objective import Objective
 from distill.settings import FinetuneConfig
 from distill.sources import TaskSource
+from distill.student import build_student
 from distill.trainer import Trainer
 
 
@@ -25,20 +25,20 @@ def run(config: FinetuneConfig, folder: Path) -> dict:
     device = start_processes()
     torch.manual_seed(config.seed)
     task, stage = config.task, config.stage
-    vocabulary = load_vocabulary(config.model)
-    base = read_config(config.model)
-    labels = label_set(task, own_labels(model_config(config.model, "model")))
-    train = encode_split(task.train, task, vocabulary, labels)
-    dev = encode_split(task.dev, task, vocabulary, labels)
+    labels = label_set(task, own_labels(model_config(config.model, "model")) if config.model else None)
     if config.shape:
-        shape = with_dropout(student_shape(config.shape, base), config.dropout)
-        model = build_classifier(config.shape.path, shape, labels)
+        model, tokenizer = build_student(config.shape, config.model, task, labels, folder, config.dropout)
     else:
-        model = build_classifier(config.model, with_dropout(base, config.dropout), labels)
+        assert config.model is not None
+        shape = with_dropout(read_config(config.model), config.dropout)
+        model, tokenizer = build_classifier(config.model, shape, labels, task.kind), config.model
+    vocabulary = load_vocabulary(tokenizer)
+    train = encode_split(task.train, task, vocabulary, labels)
+    dev = encode_dev(task, vocabulary, labels)
     micro = micro_batch_size(stage.batch_size, config.engine, world_size())
     trainer = Trainer(
         name="finetune",
-        objective=Objective(model, install(model), stage.objective, [], 0),
+        objective=Objective(model, listen(model), stage.objective, [], 0),
         teacher=None,
         source=TaskSource(train, stage.batch_size, micro, config.seed, rank(), world_size()),
         stage=stage,
@@ -46,8 +46,8 @@ def run(config: FinetuneConfig, folder: Path) -> dict:
         record=config.record,
         seed=config.seed,
         folder=folder,
-        evaluate=lambda: task_metrics(predict(model, dev), dev.labels, task.selection),
-        on_best=lambda: save_student(trainer, folder / "model", config.model),
+        evaluate=lambda: measure_dev(model, dev, task),
+        on_best=lambda: save_student(trainer, folder / "model", tokenizer),
         selection=task.selection,
     )
     best = trainer.fit()

@@ -105,3 +105,22 @@ def regression_loss(student: Tensor, target: Tensor) -> Tensor:
 def label_loss(student: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits (batch, classes) with class indices (batch,), summed."""
     return functional.cross_entropy(student.float(), labels, reduction="sum")
+
+
+def logit_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error of logits (batch, outputs), summed (Ba and Caruana 2014; Tang et al. 2019, eq. 6)."""
+    return (student.float() - teacher.float()).square().sum()
+
+
+def soft_multi_label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL of each label's softened probability, times T^2, summed. Logits (batch, labels)."""
+    student, teacher = student.float() / temperature, teacher.float() / temperature
+    target = teacher.sigmoid()
+    own = functional.binary_cross_entropy_with_logits(student, target, reduction="sum")
+    least = functional.binary_cross_entropy_with_logits(teacher, target, reduction="sum")
+    return (own - least) * temperature**2
+
+
+def multi_label_loss(student: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of logits (batch, labels) with zeros and ones of that shape, summed."""
+    return functional.binary_cross_entropy_with_logits(student.float(), labels, reduction="sum")

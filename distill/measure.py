@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+)
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from data_pipeline.tasks import Encoded, Metric
+from data_pipeline.tasks import Encoded, Metric, TaskConfig
+from distill.accounting import count_flops
 from distill.encoders import model_inputs
 from distill.engine import rank, sum_over_ranks, world_size
 from distill.sources import task_batch
@@ -42,12 +48,36 @@ def predict(model: PreTrainedModel, data: Encoded, batch_size: int = 64) -> Tens
     return (results[:, :-1] / results[:, -1:]).cpu()
 
 
+def measure_dev(model: PreTrainedModel, dev: dict[str, Encoded], task: TaskConfig) -> dict[str, float]:
+    """A model's metrics on dev and on the files measured beside it."""
+    logits = {name: predict(model, data) for name, data in dev.items()}
+    return dev_scores(logits, {name: data.labels for name, data in dev.items()}, task)
+
+
+def dev_scores(
+    logits: dict[str, Tensor], labels: dict[str, np.ndarray], task: TaskConfig
+) -> dict[str, float]:
+    """Metrics by name; those of a file other than dev carry its name, as in accuracy_mismatched."""
+    scores: dict[str, float] = {}
+    for name, values in logits.items():
+        found = task_metrics(values, labels[name], task.selection)
+        scores |= found if name == "dev" else {f"{key}_{name}": value for key, value in found.items()}
+    return scores
+
+
 def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[str, float]:
     """Metrics of a task, the one that selects among them.
 
-    Classification: accuracy, with f1 (of class 1) or matthews where that selects. Regression:
-    pearson, spearman and their mean, pearson_spearman.
+    Classification: accuracy, with f1 (of class 1), f1_micro, f1_macro or matthews where that selects.
+    Several labels each: accuracy (every label right), f1_micro, f1_macro. Regression: pearson, spearman
+    and their mean, pearson_spearman.
     """
+    if labels.ndim == 2:
+        chosen = (logits > 0).numpy()
+        scores = {"accuracy": float(accuracy_score(labels, chosen))}
+        for average in ("micro", "macro"):
+            scores[f"f1_{average}"] = float(f1_score(labels, chosen, average=average, zero_division=0))
+        return scores
     if logits.shape[-1] == 1:
         values = logits[:, 0].numpy()
         pearson = _correlation(pearsonr, values, labels)
@@ -59,6 +89,8 @@ def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[
     if selection == "f1":
         average = "binary" if logits.shape[-1] == 2 else "macro"
         scores["f1"] = float(f1_score(labels, predicted, average=average))
+    if selection in ("f1_micro", "f1_macro"):
+        scores[selection] = float(f1_score(labels, predicted, average=selection.removeprefix("f1_")))
     if selection == "matthews":
         scores["matthews"] = float(matthews_corrcoef(labels, predicted))
     return scores
@@ -75,30 +107,57 @@ def parameter_count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def by_class(logits: Tensor, targets: np.ndarray, labels: list[str]) -> dict[str, Any]:
+    """Precision, recall, F1 and support of every class, their averages, and the confusion matrix.
+
+    Of labels that don't exclude one another there is no such matrix. Rows of it are the true classes.
+    """
+    several = targets.ndim == 2
+    predicted = (logits > 0).numpy() if several else logits.argmax(dim=-1).numpy()
+    numbers = list(range(len(labels)))
+    report = classification_report(
+        targets, predicted, labels=numbers, target_names=labels, output_dict=True, zero_division=0
+    )
+    found: dict[str, Any] = {"classes": report}
+    if not several:
+        found["confusion"] = confusion_matrix(targets, predicted, labels=numbers).tolist()
+    return found
+
+
+@torch.no_grad()
+def flops(model: PreTrainedModel, data: Encoded) -> int:
+    """Floating-point operations of a forward pass over an example of median length."""
+    middle = np.argsort(data.lengths, kind="stable")[len(data) // 2]
+    batch = task_batch(data, np.array([middle])).to(model.device)
+    return count_flops(lambda: model(**model_inputs(model, batch)))
+
+
 @torch.no_grad()
 def latencies(
-    models: dict[str, PreTrainedModel], data: dict[str, Encoded], repeats: int
-) -> dict[str, float]:
-    """Median milliseconds of a single-sentence forward, the models taking turns.
+    models: dict[str, PreTrainedModel], data: dict[str, Encoded], repeats: int, batch_size: int = 1
+) -> dict[str, list[float]]:
+    """Milliseconds of every timed forward of `batch_size` examples, the models taking turns.
 
-    Every model sees the same `repeats` examples, evenly spread over the data and tokenised its
-    own way; turns keep a machine's drift from favouring one of them.
+    Every model sees the same `repeats` batches of neighbours in length, evenly spread over the data
+    and tokenised its own way; turns keep a machine's drift from favouring one of them.
     """
-    examples = min(map(len, data.values()))
-    chosen = np.linspace(0, examples - 1, repeats).astype(int)
+    orders = {name: np.argsort(part.lengths, kind="stable") for name, part in data.items()}
+    size = min(batch_size, *map(len, data.values()))
+    last = min(map(len, data.values())) - size
+    chosen = np.linspace(0, last, repeats).astype(int)
     times: dict[str, list[float]] = {name: [] for name in models}
     warm_up = chosen[:5]
-    for turn, example in enumerate([*warm_up, *chosen]):
+    for turn, begin in enumerate([*warm_up, *chosen]):
         for name, model in models.items():
-            batch = task_batch(data[name], np.array([example]))
+            batch = task_batch(data[name], orders[name][begin : begin + size])
             inputs = model_inputs(model, batch.to(model.device))
             _synchronise(model)
-            begin = time.perf_counter()
+            start = time.perf_counter()
             model(**inputs)
             _synchronise(model)
             if turn >= len(warm_up):
-                times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: median(values) for name, values in times.items()}
+                times[name].append(1000 * (time.perf_counter() - start))
+    return times
 
 
 def _synchronise(model: PreTrainedModel) -> None:

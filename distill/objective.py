@@ -17,7 +17,10 @@ from distill.layer_map import LayerMap
 from distill.losses import (
     attention_score_loss,
     label_loss,
+    logit_error,
+    multi_label_loss,
     regression_loss,
+    soft_multi_label_loss,
     soft_target_loss,
 )
 from distill.projection import HiddenProjection
@@ -95,6 +98,10 @@ class Objective(nn.Module):
             assert own.logits is not None
             assert signal.logits is not None
             terms["logits"] = self._logits(own.logits, signal.logits) / counts[0]
+        if self.config.logits_mse:
+            assert own.logits is not None
+            assert signal.logits is not None
+            terms["logits_mse"] = logit_error(own.logits, signal.logits) / counts[0]
         if self.config.labels:
             assert own.logits is not None
             assert batch.labels is not None
@@ -115,8 +122,9 @@ class Objective(nn.Module):
     @property
     def projected_flops(self) -> float:
         """FLOPs for each token of projecting hidden states once."""
-        own = self.student.config.hidden_size
-        return 2.0 * own * self.teacher_width * len(self.hidden_layers)
+        if not self.hidden_layers:
+            return 0.0
+        return 2.0 * self.student.config.hidden_size * self.teacher_width * len(self.hidden_layers)
 
     def _attention(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
         # Padding keys never count; padding queries do in the paper's code.
@@ -152,9 +160,13 @@ class Objective(nn.Module):
     def _logits(self, own: Tensor, teacher: Tensor) -> Tensor:
         if own.shape[-1] == 1:
             return regression_loss(own[:, 0], teacher[:, 0])
+        if self.student.config.problem_type == "multi_label_classification":
+            return soft_multi_label_loss(own, teacher, self.config.temperature)
         return soft_target_loss(own, teacher, self.config.temperature)
 
     def _labels(self, own: Tensor, labels: Tensor) -> Tensor:
+        if labels.dim() == 2:
+            return multi_label_loss(own, labels)
         if own.shape[-1] == 1:
             return regression_loss(own[:, 0], labels)
         return label_loss(own, labels)

@@ -15,7 +15,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from distill.charts import LIMIT, Dot, Line, Point, legend, line_chart, scatter_chart
+from distill.charts import (
+    LIMIT,
+    Dot,
+    Line,
+    Point,
+    confusion_chart,
+    legend,
+    line_chart,
+    scatter_chart,
+)
 from distill.run_folder import write_whole
 
 Row = dict[str, Any]
@@ -307,8 +316,12 @@ def _results(runs: Sequence[RunFolder]) -> str:
         Column("seeds", "Seeds", _count),
         Column("parameters", "Parameters", _millions, min),
         Column("megabytes", "MB", lambda v: f"{v:.1f}" if v >= 0.1 else "< 0.1", min),
+        Column("flops", "FLOPs", _millions, min),
         Column("latency_ms_p50", "Latency, ms", _short, min),
+        Column("latency_ms_p95", "p95, ms", _short, min),
         Column("speedup", "Speed-up", lambda v: f"{v:.1f}×", max),
+        Column("sequences_per_s_32", "Seq/s of 32", _count, max),
+        Column("speedup_32", "Speed-up of 32", lambda v: f"{v:.1f}×", max),
     ]
     comparable = len(metrics) == 1 and len({row.get("task") for row in rows}) == 1
     said = "Latency is the median."
@@ -317,6 +330,27 @@ def _results(runs: Sequence[RunFolder]) -> str:
     note = f'<p class="note">{said}</p>'
     scatter = _scatter(rows, score) if comparable else ""
     return f"<section><h2>Results</h2>{_table(columns, rows, comparable)}{note}{scatter}</section>"
+
+
+def _classes(runs: Sequence[RunFolder]) -> str:
+    """Precision, recall, F1 and support by class of every measured model, and who is taken for whom."""
+    parts = []
+    for row in _result_rows(runs):
+        if isinstance(report := row.get("classes"), dict):
+            parts.append(f"<h4>{escape(str(row.get('name')))}</h4>{_class_table(report)}")
+        matrix = row.get("confusion")
+        if isinstance(report, dict) and isinstance(matrix, list) and matrix:
+            labels = list(report)[: len(matrix)]
+            parts.append(confusion_chart(f"{row.get('name')}: confusion", labels, matrix))
+    return f"<section><h2>By class</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _class_table(report: Row) -> str:
+    rows = [{"name": name, **values} for name, values in report.items() if isinstance(values, dict)]
+    columns = [Column("name", "Class")]
+    columns += [Column(key, key.capitalize(), lambda v: f"{v:.4f}") for key in ("precision", "recall")]
+    columns += [Column("f1-score", "F1", lambda v: f"{v:.4f}"), Column("support", "Support", _count)]
+    return _table(columns, rows, rank=False)
 
 
 def _scatter(rows: Sequence[Row], score: str) -> str:
@@ -488,7 +522,8 @@ def _reproduce(folders: Folders) -> str:
 def render(runs: list[RunFolder]) -> str:
     """The whole page."""
     folders = _with_parts(runs)
-    body = [_header(runs), _results(runs), _notes(folders), _stages(folders), _cost(folders)]
+    body = [_header(runs), _results(runs), _classes(runs), _notes(folders), _stages(folders)]
+    body.append(_cost(folders))
     body.append(_reproduce(folders))
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (

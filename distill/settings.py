@@ -7,9 +7,11 @@ from typing import Literal
 
 from data_pipeline.stream import StreamConfig
 from data_pipeline.tasks import TaskConfig
+from data_pipeline.words import WordsConfig
 from distill.schedule import ScheduleConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Kind = Literal["transformer", "bilstm", "bilstm_max", "mean_bilstm", "cnn", "densenet_cnn", "densenet_dsa"]
 
 
 @dataclass
@@ -17,7 +19,12 @@ class StudentConfig:
     """The student: a trained one, or a shape that starts from random weights.
 
     Args:
-        path: Folder of a trained student (a general run's student/); its shape is used.
+        kind: `transformer`, of the teacher's family and vocabulary; or a student of whole words,
+            which learns from logits and labels only: bilstm (Tang et al. 2019), bilstm_max,
+            mean_bilstm, cnn, densenet_cnn, densenet_dsa. Their shapes are fixed; a learning rate of
+            about 1e-3 suits them.
+        words: Words and word vectors of such a student.
+        path: Folder of a trained student (a general run's student/); its kind and shape are used.
         layers: Layers, where no path is given.
         hidden_size: Width.
         heads: Attention heads; must divide the width.
@@ -26,6 +33,8 @@ class StudentConfig:
             use 0.1.
     """
 
+    kind: Kind = "transformer"
+    words: WordsConfig = field(default_factory=WordsConfig)
     path: str | None = None
     layers: int = 4
     hidden_size: int = 312
@@ -36,17 +45,29 @@ class StudentConfig:
 
 @dataclass
 class TeacherConfig:
-    """The teacher: any Hugging Face encoder folder.
+    """The teacher: any Hugging Face encoder folder, or a student saved by any run.
 
     Args:
         path: Model folder (or hub name where there is a network).
-        precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32.
+        precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32; models of
+            whole words are too small to gain by it.
         dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
+        ensemble: Further teachers with their weights, {FOLDER: WEIGHT, ...}: logits are averaged with
+            those of `path`, whose weight is 1. Each reads the texts with its own tokenizer.
+        outputs: The outputs/ folder of a label run, whose logits are then used instead of running
+            the teacher again.
     """
 
     path: str
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     dropout: bool = False
+    ensemble: dict[str, float] = field(default_factory=dict)
+    outputs: str | None = None
+
+    @property
+    def members(self) -> dict[str, float]:
+        """Every teacher's folder and weight."""
+        return {self.path: 1.0, **self.ensemble}
 
 
 @dataclass
@@ -63,7 +84,9 @@ class ObjectiveConfig:
         hidden: Squared error of projected hidden states, the embedding output included.
         logits: Kullback-Leibler divergence from the teacher's softened outputs, times the squared
             temperature (Hinton et al. 2015); squared error for regression.
-        labels: Cross-entropy with the labels; squared error for regression.
+        logits_mse: Squared error of the logits, summed over the classes (Tang et al. 2019).
+        labels: Cross-entropy with the labels, of each label by itself where there may be several;
+            squared error for regression.
         temperature: Softens the logits of both sides.
         layer_map: `uniform`, `last`, or the teacher layer for each student layer.
         projection: One projection for every layer, or one for each.
@@ -76,6 +99,7 @@ class ObjectiveConfig:
     relation_heads: int = 0
     hidden: float = 0.0
     logits: float = 0.0
+    logits_mse: float = 0.0
     labels: float = 0.0
     temperature: float = 1.0
     layer_map: Literal["uniform", "last"] | list[int] = "uniform"
@@ -211,10 +235,11 @@ class FinetuneConfig:
     """Settings of `distillery finetune`: training on labels, of a teacher or a baseline.
 
     Args:
-        model: Model folder: weights, shape and tokenizer.
+        model: Model folder: weights, shape and tokenizer. null for a shape of whole words that takes
+            no vectors from it.
         task: The labelled data.
-        shape: Start from random weights of this shape instead of the model's (a baseline that
-            shares the model's tokenizer).
+        shape: Start from random weights of this shape instead of the model's: a baseline that
+            shares the model's tokenizer, or a model of whole words.
         dropout: Dropout in training.
         stage: The training.
         engine: DeepSpeed.
@@ -222,7 +247,7 @@ class FinetuneConfig:
         seed: Seed of weights, order and dropout.
     """
 
-    model: str
+    model: str | None
     task: TaskConfig
     shape: StudentConfig | None = None
     dropout: float = 0.1
@@ -256,7 +281,7 @@ class TaskDistillConfig:
         teacher: A teacher fine-tuned on the task (a finetune run's model/).
         task: The labelled data.
         student: The student: best a general run's student/.
-        intermediate: First step: attention scores and hidden states.
+        intermediate: First step: attention scores and hidden states. Skipped for students of words.
         prediction: Second step: the teacher's outputs.
         engine: DeepSpeed.
         record: Metrics and checkpoints.
@@ -274,6 +299,50 @@ class TaskDistillConfig:
 
 
 @dataclass
+class TextGcnConfig:
+    """Settings of `distillery textgcn`: classification by a graph of texts and words (Yao et al. 2019).
+
+    Args:
+        task: The labelled data, single texts of one class each.
+        hidden_size: Width of the first layer.
+        window: Words within which two words count as neighbours.
+        least: How often a word must occur to be a node.
+        most: Words that are nodes at most.
+        epochs: Steps over the whole graph; the best on dev is told.
+        lr: Learning rate of Adam.
+        dropout: Before either layer.
+        seed: Seed of weights and dropout.
+    """
+
+    task: TaskConfig
+    hidden_size: int = 200
+    window: int = 20
+    least: int = 1
+    most: int = 50_000
+    epochs: int = 200
+    lr: float = 0.02
+    dropout: float = 0.5
+    seed: int = 0
+
+
+@dataclass
+class LabelConfig:
+    """Settings of `distillery label`: a teacher's logits for a task's files, written once.
+
+    Args:
+        teacher: The teacher, or several.
+        task: The labelled data; `train`, `dev` and `more_dev` are labelled.
+        batch_size: Sequences of a step of one process.
+        rows_per_file: Examples whose logits share a file; a killed run redoes at most so many.
+    """
+
+    teacher: TeacherConfig
+    task: TaskConfig
+    batch_size: int = 64
+    rows_per_file: int = 8192
+
+
+@dataclass
 class EvaluateConfig:
     """Settings of `distillery evaluate`: accuracy, size and speed of models on one task's dev file.
 
@@ -282,9 +351,12 @@ class EvaluateConfig:
         task: The labelled data.
         reference: Name of the row that speed-ups are relative to; by default the first.
         batch_size: Sequences of a step.
-        latency_repeats: Timed single-sentence forwards of each model.
+        latency_repeats: Timed forwards of each model, at each batch size.
+        latency_batches: Batch sizes that are timed.
         latency: Measure it; off saves time where only accuracy is wanted.
         predictions: Write RUN/predictions-NAME.jsonl with logits of the row's first model.
+        submit: Files without labels, {NAME: FILE, ...}: the first model of each row answers them in
+            RUN/submission-ROW/NAME.tsv as GLUE's server takes them, such as {AX: diagnostic.tsv}.
     """
 
     models: dict[str, list[str]]
@@ -292,5 +364,7 @@ class EvaluateConfig:
     reference: str | None = None
     batch_size: int = 64
     latency_repeats: int = 100
+    latency_batches: list[int] = field(default_factory=lambda: [1, 32])
     latency: bool = True
     predictions: bool = True
+    submit: dict[str, str] = field(default_factory=dict)

@@ -82,7 +82,7 @@ class TaskSource:
 
 def task_batch(data: Encoded, index: np.ndarray) -> Batch:
     """The examples at `index`, padded to the longest of them."""
-    width = max(len(data.ids[i]) for i in index)
+    width = max(1, *(len(data.ids[i]) for i in index))
     ids = np.full((len(index), width), data.pad, dtype=np.int64)
     segments = np.zeros((len(index), width), dtype=np.int64)
     mask = np.zeros((len(index), width), dtype=np.int64)
@@ -95,4 +95,5 @@ def task_batch(data: Encoded, index: np.ndarray) -> Batch:
         torch.from_numpy(mask),
         torch.from_numpy(segments),
         torch.from_numpy(data.labels[index]),
+        None if data.teacher is None else torch.from_numpy(data.teacher[index]),
     )

@@ -1,36 +1,44 @@
 """Job `task`: two-step task distillation (Jiao et al. 2020, TinyBERT, section 3.2).
 
 First the student's attention scores and hidden states follow the fine-tuned teacher's, then its
-outputs do. The teacher's own dev score is measured before anything is trained.
+outputs do. A student of whole words has no such layers: it takes the second step alone. The teacher's
+own dev score is measured before anything is trained.
+
+Where the teacher reads other tokens than the student, or is an ensemble, its logits are computed
+first (RUN/outputs), or taken from a label run.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from data_pipeline.tasks import Encoded, encode_split, label_set
+from data_pipeline.tasks import Encoded, encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
-from distill.attention import Collector, install
-from distill.checks import micro_batch_size, model_config, own_labels
-from distill.encoders import (
-    Teacher,
-    build_classifier,
-    load_projections,
-    read_config,
-    student_shape,
+from distill.attention import Collector
+from distill.checks import (
+    compares_layers,
+    micro_batch_size,
+    model_config,
+    own_labels,
+    runs_beside,
+    stages_of,
 )
+from distill.encoders import StoredTeacher, Teacher, listen, load_projections, read_config
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student
+from distill.label import gate, stored_scores, write_outputs
 from distill.layer_map import layer_map
-from distill.measure import predict, task_metrics
+from distill.measure import measure_dev
 from distill.objective import Objective
+from distill.outputs import splits
 from distill.settings import StageConfig, TaskDistillConfig
 from distill.sources import TaskSource
+from distill.student import build_student
 from distill.trainer import Trainer
 
 
@@ -39,55 +47,48 @@ def run(config: TaskDistillConfig, folder: Path) -> dict:
     device = start_processes()
     torch.manual_seed(config.seed)
     task = config.task
-    vocabulary = load_vocabulary(config.teacher.path)
     labels = label_set(task, own_labels(model_config(config.teacher.path, "teacher")))
+    student, tokenizer = build_student(config.student, config.teacher.path, task, labels, folder)
+    vocabulary = load_vocabulary(tokenizer)
     train = encode_split(task.train, task, vocabulary, labels)
-    dev = encode_split(task.dev, task, vocabulary, labels)
-    teacher = Teacher(config.teacher, device)
+    dev = encode_dev(task, vocabulary, labels)
+    teacher, train, scores = _teacher(config, folder, device, train, dev)
+    gate(scores, task, labels)
 
     def measure(model: PreTrainedModel) -> dict[str, float]:
-        return task_metrics(predict(model, dev), dev.labels, task.selection)
+        return measure_dev(model, dev, task)
 
-    teacher_scores = _teacher_gate(teacher, measure, task.selection, dev)
-    shape = student_shape(config.student, read_config(config.teacher.path))
-    student = build_classifier(config.student.path, shape, labels)
-    stages = _Stages(config, folder, teacher, student, install(student), train, measure)
-    steps = stages.run("intermediate", config.intermediate)
-    steps += stages.run("prediction", config.prediction)
+    stages = _Stages(config, folder, teacher, student, tokenizer, train, measure)
+    steps = 0
+    for name, stage in stages_of(config).items():
+        steps += stages.run(name, stage)
     return {
         "steps": steps,
         "best": stages.best,
-        "teacher": teacher_scores,
+        "teacher": scores,
         "processes": world_size(),
         "device": device.type,
     }
 
 
-def _teacher_gate(
-    teacher: Teacher,
-    measure: Callable[[PreTrainedModel], dict[str, float]],
-    selection: str,
-    dev: Encoded,
-) -> dict[str, float]:
-    """Measure the teacher; warn where it is hardly better than always saying one thing."""
-    live = teacher.model.training  # a recipe may leave dropout on; a measurement never does
-    teacher.model.eval()
-    scores = measure(teacher.model)
-    teacher.model.train(live)
-    classes = teacher.model.config.num_labels
-    floor = 0.0
-    if selection == "accuracy" and classes > 1:
-        floor = max((dev.labels == label).mean() for label in range(classes))
-    if rank() == 0:
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"teacher on dev: {shown}", file=sys.stderr)
-        if scores[selection] < floor + 0.1:
-            print(
-                f"warning: the teacher is poor ({floor:.2f} comes from one class alone): is it "
-                "fine-tuned on this task, and are its labels in this order?",
-                file=sys.stderr,
-            )
-    return scores
+def _teacher(
+    config: TaskDistillConfig, folder: Path, device: torch.device, train: Encoded, dev: dict[str, Encoded]
+) -> tuple[Teacher | StoredTeacher, Encoded, dict[str, float]]:
+    """The teacher, the training data with its logits where they are stored, and its scores on dev."""
+    live = None
+    if runs_beside(config) or any(compares_layers(stage) for stage in stages_of(config).values()):
+        live = Teacher(config.teacher, device)
+    if live and runs_beside(config):
+        live.model.eval()  # a recipe may leave dropout on; a measurement never does
+        scores = measure_dev(live.model, dev, config.task)
+        live.model.train(config.teacher.dropout)
+        return live, train, scores
+    outputs = Path(config.teacher.outputs or folder / "outputs")
+    if not config.teacher.outputs:
+        write_outputs(outputs, config.teacher, config.task, device)
+    found = splits(outputs, config.task, config.teacher)
+    scores = stored_scores(found, config.teacher, config.task)
+    return StoredTeacher(live), replace(train, teacher=found["train"].read()), scores
 
 
 class _Stages:
@@ -97,38 +98,32 @@ class _Stages:
         self,
         config: TaskDistillConfig,
         folder: Path,
-        teacher: Teacher,
+        teacher: Teacher | StoredTeacher,
         student: PreTrainedModel,
-        collector: Collector,
+        tokenizer: str,
         train: Encoded,
         measure: Callable[[PreTrainedModel], dict[str, float]],
     ):
         self.config, self.folder, self.teacher, self.train = config, folder, teacher, train
-        self.student, self.collector, self.measure = student, collector, measure
+        self.student, self.tokenizer, self.measure = student, tokenizer, measure
+        self.collector: Collector = listen(student)
         self.best: dict[str, float] = {}
         self.random = torch.get_rng_state()
 
     def run(self, name: str, stage: StageConfig) -> int:
         """Run one stage; returns its steps."""
-        if stage.epochs == 0:
-            return 0
         config = self.config
-        teacher_config = self.teacher.model.config
+        layers, width = [], 0
+        if compares_layers(stage):
+            teacher = read_config(config.teacher.path)
+            own = self.student.config.num_hidden_layers
+            layers = layer_map(stage.objective.layer_map, own, teacher.num_hidden_layers)
+            width = teacher.hidden_size
         torch.set_rng_state(self.random)  # new projections are the same after a resume
-        objective = Objective(
-            self.student,
-            self.collector,
-            stage.objective,
-            layer_map(
-                stage.objective.layer_map,
-                self.student.config.num_hidden_layers,
-                teacher_config.num_hidden_layers,
-            ),
-            teacher_config.hidden_size,
-        )
+        objective = Objective(self.student, self.collector, stage.objective, layers, width)
         load_projections(config.student.path, objective.projections)
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
-        answers = stage.objective.logits or stage.objective.labels
+        answers = any(getattr(stage.objective, term) for term in ("logits", "logits_mse", "labels"))
         trainer = Trainer(
             name=name,
             objective=objective,
@@ -140,13 +135,13 @@ class _Stages:
             seed=config.seed,
             folder=self.folder,
             evaluate=(lambda: self.measure(self.student)) if answers else None,
-            on_best=lambda: save_student(trainer, self.folder / "student", config.teacher.path),
+            on_best=lambda: save_student(trainer, self.folder / "student", self.tokenizer),
             selection=config.task.selection,
         )
         best = trainer.fit()
         self.best = best or self.best
-        is_last = name == "prediction" or config.prediction.epochs == 0
+        is_last = name == list(stages_of(config))[-1]
         if is_last and not answers:  # on a resume, an earlier step must not replace a later one's best
-            save_student(trainer, self.folder / "student", config.teacher.path)
+            save_student(trainer, self.folder / "student", self.tokenizer)
         trainer.engine.close()
         return trainer.total

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distill.accounting import Cost, forward_cost, matrix_ceiling, peak_memory_mb, profiled
 from distill.checks import micro_batch_size
-from distill.encoders import Batch, Signal, Teacher, replace_folder
+from distill.encoders import Batch, Signal, StoredTeacher, Teacher, replace_folder
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
 from distill.objective import Objective, count
 from distill.preemption import Stopped, asked
@@ -60,7 +60,7 @@ class Trainer:
 
     name: str
     objective: Objective
-    teacher: Teacher | None
+    teacher: Teacher | StoredTeacher | None
     source: BatchSource
     stage: StageConfig
     engine_config: EngineConfig
@@ -161,7 +161,8 @@ class Trainer:
 
     def _ceiling(self) -> float:
         """FLOP/s of all processes at matrix products in the teacher's dtype, in the student's without."""
-        dtype = self.engine.dtype if self.teacher is None else self.teacher.model.dtype
+        live = self.teacher.live if isinstance(self.teacher, StoredTeacher) else self.teacher
+        dtype = live.model.dtype if live else self.engine.dtype
         barrier()  # processes that share a machine measure it together
         own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)
         return float(sum_over_ranks(own))

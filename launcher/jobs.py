@@ -69,12 +69,25 @@ JOBS = {
         "distill.finetune:run",
         parallel=True,
     ),
+    "label": Job(
+        "a teacher's outputs for a task's files, kept for many students",
+        "distill.settings:LabelConfig",
+        "distill.checks:check_label",
+        "distill.label:run",
+        parallel=True,
+    ),
     "task": Job(
         "distil a fine-tuned teacher on its task, in two steps",
         "distill.settings:TaskDistillConfig",
         "distill.checks:check_task_distill",
         "distill.task:run",
         parallel=True,
+    ),
+    "textgcn": Job(
+        "classify by a graph of texts and words, without a teacher",
+        "distill.settings:TextGcnConfig",
+        "distill.checks:check_text_gcn",
+        "distill.text_gcn:run",
     ),
     "evaluate": Job(
         "accuracy, size and speed of models, in one table",

@@ -675,3 +675,61 @@ def test_relation_heads_that_divide_no_width(refused, general):
 def test_no_relations(refused, general):
     flags = {**general, **RELATIONS, "stage.objective.relations": "[]"}
     refused("general", flags, "objective.relations: none; give some of qk, qq, kk, vv")
+
+
+# --- students of words, stored outputs, ensembles --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"student.words.vectors": "none.vec"}, "none.vec does not exist; give a file of word vectors"),
+        ({"student.words.vectors": __file__}, "is no file of word vectors"),
+        ({"student.words.least": 0}, "student.words.least: 0; give 1 or more"),
+        ({"engine.zero": 3}, "engine.zero: 3 shares out layer by layer"),
+        ({"prediction.objective.hidden": 1}, "the student is of whole words and has no layers"),
+        ({"prediction.epochs": 0}, "nothing to train"),
+        ({"teacher.dropout": True}, "the teacher's logits are computed beforehand here"),
+        ({"teacher.outputs": "none"}, "holds no finished outputs; run `distillery label`"),
+        ({"teacher.ensemble": '{"none": 1}'}, "none: no such folder"),
+    ],
+)
+def test_a_student_of_words_that_can_not_learn(refused, task, flags, says):
+    words = {"student.kind": "bilstm", "prediction.optimizer.lr": 1e-3}
+    refused("task", {**task, **words, **flags}, says)
+
+
+def test_an_ensemble_of_one_teacher_twice(refused, task, classifier):
+    flags = {**task, "teacher.ensemble": json.dumps({str(classifier): 1})}
+    refused("task", flags, "is teacher.path too; name it once")
+
+
+def test_a_weight_below_nothing(refused, task, classifier, tmp_path):
+    other = copy(classifier, tmp_path / "other")
+    refused("task", {**task, "teacher.ensemble": json.dumps({str(other): -1})}, "is -1.0; give more than 0")
+
+
+def test_outputs_are_what_label_writes(refused, task):
+    flags = {name: value for name, value in task.items() if name.startswith(("task.", "teacher."))}
+    refused("label", {**flags, "teacher.outputs": "x"}, "the label job writes them; leave it out")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"task.metric": "pearson_spearman"}, "pearson_spearman does not go with classification"),
+        ({"task.more_dev": '{"dev": "x.tsv"}'}, "task.more_dev: dev is no name for a file"),
+        ({"task.more_dev": '{"mismatched": "x.tsv"}'}, "x.tsv does not exist; give an existing file"),
+        ({"model": None}, "model: none given; give a model folder, or a shape.kind of whole words"),
+    ],
+)
+def test_a_task_that_does_not_fit_itself(refused, finetune, flags, says):
+    refused("finetune", {**finetune, **flags}, says)
+
+
+def test_files_to_answer_that_are_not_there(refused, evaluate):
+    refused("evaluate", {**evaluate, "submit": '{"AX": "ax.tsv"}'}, "ax.tsv does not exist")
+
+
+def test_a_graph_of_pairs(refused, task_files):
+    refused("textgcn", {**task_files, "task.text_pair": "label"}, "textgcn takes single texts of one class")

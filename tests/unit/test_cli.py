@@ -18,16 +18,19 @@ from data_pipeline.corpus import CorpusConfig
 from data_pipeline.packing import MaskingConfig, PackingConfig
 from data_pipeline.pregenerate import PregenerateConfig
 from data_pipeline.tasks import TaskConfig
+from data_pipeline.words import WordsConfig
 from distill.report import ReportConfig
 from distill.settings import (
     EvaluateConfig,
     FinetuneConfig,
     GeneralConfig,
+    LabelConfig,
     ObjectiveConfig,
     StageConfig,
     StudentConfig,
     TaskDistillConfig,
     TeacherConfig,
+    TextGcnConfig,
 )
 from launcher import cli, local
 from launcher.demo import DemoConfig
@@ -53,7 +56,8 @@ AWKWARD = [
     "1e3",
 ]
 
-TASK = TaskConfig(train="train.tsv", dev="dev.tsv", text_pair="second", labels=["0", "no", "null"])
+TASK = TaskConfig("train.tsv", "dev.tsv", {"m": "m.tsv"}, text_pair="second", labels=["0", "no", "null"])
+TEACHER = TeacherConfig("teacher", "fp32", dropout=True, ensemble={"a b": 0.5}, outputs="outputs")
 GENERAL = ["--teacher.path", "teacher", "--shards", "shards"]
 
 # A configuration of every job in which nothing is as it is by default.
@@ -67,15 +71,19 @@ CONFIGS = {
         seed=5,
     ),
     "general": GeneralConfig(
-        teacher=TeacherConfig("teacher", "fp32", dropout=True),
+        teacher=TEACHER,
         shards="shards",
         student=StudentConfig(path="student"),
         stage=StageConfig(0.1, 8, ObjectiveConfig(hidden=0.3, layer_map=[1, 3]), evaluate_every=7),
         pad_to_longest=False,
     ),
     "finetune": FinetuneConfig(model="model", task=TASK, shape=StudentConfig(layers=2), dropout=0.0),
-    "task": TaskDistillConfig(teacher=TeacherConfig("teacher"), task=TASK, seed=3),
-    "evaluate": EvaluateConfig(models={"a": ["x", "y z"], "no": ["1"]}, task=TASK, latency=False),
+    "label": LabelConfig(teacher=TEACHER, task=TASK, batch_size=3, rows_per_file=7),
+    "task": TaskDistillConfig(TEACHER, TASK, StudentConfig(kind="cnn", words=WordsConfig("a.vec")), seed=3),
+    "textgcn": TextGcnConfig(task=TASK, window=5),
+    "evaluate": EvaluateConfig(
+        models={"a": ["x", "y z"], "no": ["1"]}, task=TASK, latency=False, submit={"AX": "ax.tsv"}
+    ),
     "report": ReportConfig(runs=["a", "b c"], out="page.html"),
     "status": StatusConfig(["a", "b c"]),
     "logs": LogsConfig(["a b"], follow=False),
@@ -310,7 +318,7 @@ def test_every_recipe_fits_a_job(recipe):
 
 def fits(job: str, recipe: Path) -> bool:
     """Whether a job takes a recipe, the data's files left to the command line."""
-    files = ["--task.train", "x", "--task.dev", "x"] if job in ("finetune", "task", "evaluate") else []
+    files = ["--task.train", "x", "--task.dev", "x"] if job not in ("general", "pregenerate") else []
     try:
         parse(job, ["--config", str(recipe), *files])
     except (ArgumentError, ValueError):

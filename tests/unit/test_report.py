@@ -7,10 +7,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from distill.charts import LIMIT, down_sample, linear_axis, log_axis
+from distill.charts import LIMIT, confusion_chart, down_sample, linear_axis, log_axis, standalone
 from distill.report import ReportConfig, check, read_metrics, read_run, render, run
 
 EVIL = '<script>alert("x")</script>'
@@ -221,3 +222,30 @@ def test_axes_hold_their_values(values: list[float]) -> None:
     for axis in axes:
         assert all(-1e-9 <= axis.at(v) <= 1 + 1e-9 for v in [*values, *axis.ticks])
         assert 2 <= len(axis.ticks) <= 12
+
+
+# ---- by class
+
+
+def test_classes_and_confusions_of_a_measured_model_are_shown(tmp_path):
+    """Labels are a user's: they are escaped, and a long one is cut."""
+    labels, counts = ["<b>", "a very long name of a class"], [[7, 1], [2, 30]]
+    by_class = {
+        name: {"precision": 0.5, "recall": 0.25, "f1-score": 1 / 3, "support": 8} for name in labels
+    }
+    row = {
+        "name": "cnn",
+        "metric": "accuracy",
+        "accuracy_mean": 0.9,
+        "classes": by_class | {"accuracy": 0.9},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps({"rows": [row | {"confusion": counts}]}))
+    page = render([read_run(tmp_path, "run")])
+    assert "<b>" not in re.sub(r"<td[^>]*><b>[^<]*</b>", "", page)
+    assert "0.3333" in page
+    for text in ("&lt;b&gt; as a very long name of a class: 1", "cnn: confusion", "a very long n…"):
+        assert text in page
+    picture = standalone(confusion_chart("cnn", labels, counts))
+    marks = ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}rect")
+    shares = [float(mark.get("fill-opacity", "nan")) for mark in marks]
+    assert shares == pytest.approx([0.75 * s for s in (7 / 8, 1 / 8, 2 / 32, 30 / 32)], abs=1e-3)

@@ -122,7 +122,7 @@ def test_only_line_feeds_end_a_row(tmp_path, mark):
         ("a.tsv", "", "a.tsv holds no examples"),
         ("a.tsv", "sentence\tlabel\n", "a.tsv holds no examples"),
         ("a.jsonl", "\n", "a.jsonl holds no examples"),
-        ("a.xlsx", "x", "a.xlsx is of no known kind; give .tsv, .csv or .jsonl"),
+        ("a.xlsx", "x", "a.xlsx is of no known kind; give .tsv, .csv, .jsonl or .parquet"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line_or_column(tmp_path, name, text, message):

@@ -1,0 +1,90 @@
+"""Vocabularies of whole words, for students without a transformer's subwords.
+
+A vocabulary is an ordinary `tokenizer.json`: words as in the Penn Treebank ("do" + "n't"), lower-cased,
+accents dropped; Chinese text is cut into characters. It loads wherever tokenizers do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from data_pipeline.corpus import CorpusConfig
+
+PAD, UNKNOWN, CLS, SEPARATOR, MASK = SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORD = r"\w+?(?=n't\b)|n't\b|'(?:s|m|re|ve|ll|d)\b|\w+|[^\w\s]"
+
+
+@dataclass
+class WordsConfig:
+    """The words of a word-level student and where their vectors come from.
+
+    Args:
+        vectors: File of word vectors: GloVe or word2vec text (plain or .gz), word2vec binary (.bin) or
+            fastText's .vec or .bin. Without one they are trained on `corpus`, and without that taken
+            from the teacher: the mean of its embeddings of a word's pieces. Without a teacher they are
+            trained on the task's texts.
+        corpus: Text that vectors are trained on where there is no file.
+        size: Width of the vectors. Those of a file have their own; the teacher's are reduced to it by
+            their principal components.
+        least: How often a word must occur in the training file to be known.
+        most: Words that are known at most, the most frequent ones.
+        frozen: Leave the vectors as they are; otherwise they train too.
+        lower_case: Lower-case words and drop their accents; off for vectors of cased words.
+    """
+
+    vectors: str | None = None
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    size: int = 300
+    least: int = 1
+    most: int = 50_000
+    frozen: bool = False
+    lower_case: bool = True
+
+
+def build_tokenizer(texts: Iterable[str], config: WordsConfig, more: Iterable[str] = ()) -> Tokenizer:
+    """A tokenizer of the words in `texts`, the most frequent first, and after them of `more` words."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=config.lower_case)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "removed", invert=True)
+    room = config.most + len(SPECIAL)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=room, min_frequency=config.least, special_tokens=SPECIAL, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    words = list(dict.fromkeys([*words, *more]))[:room]
+    tokenizer.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A:0",
+        pair=f"$A:0 {SEPARATOR}:0 $B:1",
+        special_tokens=[(SEPARATOR, tokenizer.token_to_id(SEPARATOR))],
+    )
+    return tokenizer
+
+
+def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer's files into `folder`, whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tokenizer.save(str(partial / "tokenizer.json"))
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
+    described = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    described |= {f"{name}_token": token for name, token in names.items()}
+    (partial / "tokenizer_config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def known_words(tokenizer: Tokenizer) -> list[str]:
+    """The words in the order of their ids, special tokens included."""
+    entries = tokenizer.get_vocab()
+    return sorted(entries, key=entries.__getitem__)

@@ -1,0 +1,118 @@
+"""Job `label`: a teacher's logits for every file of a task, written once for many students to learn from.
+
+The folder RUN/outputs is given to `task --teacher.outputs`. distill/outputs.py describes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipeline.tasks import Encoded, TaskConfig, encode, label_set, read_examples, read_targets
+from data_pipeline.vocabulary import load_vocabulary
+from distill.checks import model_config, own_labels
+from distill.encoders import Teacher
+from distill.engine import barrier, rank, start_processes, world_size
+from distill.measure import dev_scores, predict
+from distill.outputs import Split, splits
+from distill.progress import TrainingProgress
+from distill.settings import LabelConfig, TeacherConfig
+
+
+def run(config: LabelConfig, folder: Path) -> dict:
+    """Write RUN/outputs; returns the teacher's scores on dev and the number of examples."""
+    device = start_processes()
+    outputs = folder / "outputs"
+    write_outputs(outputs, config.teacher, config.task, device, config.batch_size, config.rows_per_file)
+    found = splits(outputs, config.task, config.teacher)
+    scores = stored_scores(found, config.teacher, config.task)
+    gate(scores, config.task, _labels(config.teacher, config.task))
+    return {
+        "teacher": scores,
+        "examples": {name: split.rows for name, split in found.items()},
+        "outputs": str(outputs),
+        "processes": world_size(),
+        "device": device.type,
+    }
+
+
+def write_outputs(
+    outputs: Path,
+    teacher: TeacherConfig,
+    task: TaskConfig,
+    device: torch.device,
+    batch_size: int = 64,
+    rows_per_file: int = 8192,
+) -> None:
+    """Write the logits of every split that is not whole yet, from where a killed run stopped."""
+    members: list[Teacher] = []
+    for name, split in splits(outputs, task, teacher).items():
+        if rank() == 0:
+            split.begin()
+        barrier()
+        if split.is_whole():
+            continue
+        if not members:
+            configs = [TeacherConfig(path, precision=teacher.precision) for path in teacher.members]
+            members = [Teacher(member, device) for member in configs]
+        data = [_encoded(path, task, name) for path in teacher.members]
+        begins = list(range(0, split.rows, rows_per_file))
+        missing = [begin for begin in begins if not split.part(begin).is_file()]
+        start = len(begins) - len(missing)
+        with TrainingProgress(f"teacher on {name}", start, len(begins), show=rank() == 0) as progress:
+            for begin in missing:
+                rows = [examples.rows(begin, begin + rows_per_file) for examples in data]
+                logits = _average(members, rows, list(teacher.members.values()), batch_size)
+                if rank() == 0:
+                    split.write(begin, logits)
+                progress.advance()
+        if rank() == 0:
+            split.finish()
+        barrier()
+
+
+def _labels(teacher: TeacherConfig, task: TaskConfig) -> list[str]:
+    return label_set(task, own_labels(model_config(teacher.path, "teacher")))
+
+
+def _average(members: list[Teacher], data: list[Encoded], weights: list[float], size: int) -> np.ndarray:
+    """The members' weighted mean logits, each of the rows as it reads them."""
+    total = sum(
+        weight * predict(member.model, rows, size).numpy()
+        for weight, member, rows in zip(weights, members, data, strict=True)
+    )
+    return np.asarray(total) / sum(weights)
+
+
+def _encoded(path: str, task: TaskConfig, split: str) -> Encoded:
+    examples = read_examples(task.files[split], task)
+    return encode(examples, np.zeros(len(examples.firsts)), task, load_vocabulary(path))
+
+
+def stored_scores(found: dict[str, Split], teacher: TeacherConfig, task: TaskConfig) -> dict[str, float]:
+    """What the stored logits are worth on dev and the files measured beside it."""
+    labels = _labels(teacher, task)
+    dev = [name for name in found if name != "train"]
+    logits = {name: torch.from_numpy(found[name].read()) for name in dev}
+    return dev_scores(logits, {name: read_targets(task.files[name], task, labels) for name in dev}, task)
+
+
+def gate(scores: dict[str, float], task: TaskConfig, labels: list[str]) -> None:
+    """Tell the teacher's scores; warn where it is hardly better than always saying one thing."""
+    if rank():
+        return
+    floor = 0.0
+    if task.selection == "accuracy" and task.kind == "classification":
+        targets = read_targets(task.dev, task, labels)
+        floor = float(np.bincount(targets).max() / len(targets))
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    print(f"teacher on dev: {shown}", file=sys.stderr)
+    if scores[task.selection] < floor + 0.1:
+        print(
+            f"warning: the teacher is poor ({floor:.2f} comes from one class alone): is it "
+            "fine-tuned on this task, and are its labels in this order?",
+            file=sys.stderr,
+        )

@@ -1,0 +1,141 @@
+"""A teacher's outputs kept beside the data, so that many students reuse them. Imports no torch.
+
+FOLDER/SPLIT/logits-000000.safetensors   float32 (rows, outputs), in the order of the task's file
+FOLDER/SPLIT/manifest.json               what they are of: written last, so that a folder is whole
+
+The manifest holds fingerprints of the texts (with the length they are cut to) and of the teacher
+(weights, configuration, tokenizer of every member). Outputs of another text or teacher are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from safetensors.numpy import load_file, save_file
+
+from data_pipeline.model_folder import model_folder
+from data_pipeline.tasks import Examples, TaskConfig, read_examples
+from distill.run_folder import write_whole
+from distill.settings import TeacherConfig
+
+MANIFEST = "manifest.json"
+DECISIVE = ("config.json", "tokenizer.json", "vocab.txt")
+VERSION = 1
+
+
+def examples_fingerprint(examples: Examples, max_length: int) -> str:
+    """Of the texts in their order; labels don't matter."""
+    content = json.dumps([examples.firsts, examples.seconds, max_length])
+    return xxhash.xxh3_128_hexdigest(content.encode())
+
+
+def teacher_fingerprint(teacher: TeacherConfig) -> str:
+    """Of what decides a teacher's outputs."""
+    members = [[_folder_fingerprint(folder), weight] for folder, weight in teacher.members.items()]
+    return xxhash.xxh3_128_hexdigest(json.dumps(members).encode())
+
+
+@cache
+def _folder_fingerprint(folder: str) -> str:
+    digest = xxhash.xxh3_128()
+    for path in sorted(Path(model_folder(folder)).iterdir()):
+        if path.name in DECISIVE or path.match("model*.safetensors") or path.match("pytorch_model*.bin"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while piece := file.read(1 << 24):
+                    digest.update(piece)
+    return digest.hexdigest()
+
+
+class Split:
+    """The outputs of one file of a task."""
+
+    def __init__(self, folder: Path, examples: Examples, task: TaskConfig, teacher: TeacherConfig):
+        self.folder = folder
+        self.rows = len(examples.firsts)
+        self.identity = {
+            "version": VERSION,
+            "examples": examples_fingerprint(examples, task.max_length),
+            "teacher": teacher_fingerprint(teacher),
+            "rows": self.rows,
+        }
+
+    def part(self, begin: int) -> Path:
+        """The file of the rows from `begin` on."""
+        return self.folder / f"logits-{begin:08d}.safetensors"
+
+    def begin(self) -> None:
+        """Make room; what another teacher or text left behind goes, what this one left stays."""
+        mark = self.folder / "made_of.json"
+        if not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != self.identity:
+            for old in self.folder.glob("*"):
+                old.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(mark, json.dumps(self.identity))
+
+    def is_whole(self) -> bool:
+        """Whether nothing is left to do; `begin` has seen to it that it is of this text and teacher."""
+        return (self.folder / MANIFEST).is_file()
+
+    def write(self, begin: int, logits: np.ndarray) -> None:
+        """Write one file, beside and renamed."""
+        path = self.part(begin)
+        partial = path.with_name(path.name + ".partial")
+        save_file({"logits": np.ascontiguousarray(logits, dtype=np.float32)}, partial)
+        os.replace(partial, path)
+
+    def finish(self) -> None:
+        """Write the manifest, which makes the folder whole."""
+        files = {path.name: _checksum(path) for path in sorted(self.folder.glob("*.safetensors"))}
+        write_whole(self.folder / MANIFEST, json.dumps({**self.identity, "files": files}, indent=2) + "\n")
+
+    def check(self) -> None:
+        """Refuse outputs that are missing, unfinished, damaged, or of another text or teacher."""
+        path = self.folder / MANIFEST
+        again = "run `distillery label` with this task and teacher"
+        if not path.is_file():
+            raise ValueError(f"teacher.outputs: {self.folder} holds no finished outputs; {again}")
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            files = dict(manifest["files"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"teacher.outputs: {path} is damaged; {again}") from None
+        kinds = {"version": "format", "teacher": "teacher", "examples": "text or max_length"}
+        for key, what in kinds.items():
+            if manifest.get(key) != self.identity[key]:
+                raise ValueError(f"teacher.outputs: {self.folder} was made with another {what}; {again}")
+        for name, checksum in files.items():
+            if not (self.folder / name).is_file() or _checksum(self.folder / name) != checksum:
+                raise ValueError(f"teacher.outputs: {self.folder / name} is missing or damaged; {again}")
+
+    def read(self) -> np.ndarray:
+        """The logits, (rows, outputs)."""
+        parts = [load_file(path)["logits"] for path in sorted(self.folder.glob("*.safetensors"))]
+        logits = np.concatenate(parts)
+        if len(logits) != self.rows:
+            raise ValueError(f"teacher.outputs: {self.folder} holds {len(logits)} rows of {self.rows}")
+        return logits
+
+
+def _checksum(path: Path) -> str:
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+
+def splits(folder: Path, task: TaskConfig, teacher: TeacherConfig) -> dict[str, Split]:
+    """The outputs of every file of a task, by split: train, dev and those of `more_dev`."""
+    return {
+        name: Split(folder / name, read_examples(path, task), task, teacher)
+        for name, path in task.files.items()
+    }
+
+
+def check_outputs(teacher: TeacherConfig, task: TaskConfig) -> None:
+    """Refuse `teacher.outputs` that don't belong to this teacher and task."""
+    if teacher.outputs:
+        for split in splits(Path(teacher.outputs), task, teacher).values():
+            split.check()

@@ -1,0 +1,51 @@
+"""The graph is the paper's, counted naively; labels reach texts through it."""
+
+from collections import Counter
+from itertools import combinations
+from math import log
+
+import numpy as np
+import pytest
+
+from data_pipeline.tasks import TaskConfig
+from distill.settings import TextGcnConfig
+from distill.text_gcn import graph, mutual_information, run
+
+RUNS = [np.array(run) for run in ([0, 1, 2, 3, 1], [2, 4], [0, 1], [3])]
+
+
+def test_mutual_information_counts_windows():
+    windows = [{0, 1, 2}, {1, 2, 3}, {2, 3, 1}, {2, 4}, {0, 1}, {3}]
+    one = Counter(word for window in windows for word in window)
+    two = Counter(pair for window in windows for pair in combinations(sorted(window), 2))
+    expected = np.zeros((5, 5))
+    for (a, b), count in two.items():
+        expected[a, b] = expected[b, a] = max(0.0, log(count * len(windows) / (one[a] * one[b])))
+    np.testing.assert_allclose(mutual_information(RUNS, 5, 3).toarray(), expected)
+
+
+def test_the_graph_is_symmetric_and_normalised():
+    matrix = graph(RUNS, 5, 3).toarray()
+    np.testing.assert_allclose(matrix, matrix.T)
+    assert (matrix[:4, :4] == np.diag(np.diag(matrix[:4, :4]))).all()  # texts meet through words alone
+    assert np.linalg.eigvalsh(matrix).max() == pytest.approx(1)
+
+
+def test_a_text_without_words_stands_alone():
+    matrix = graph([*RUNS, np.array([], dtype=np.int64)], 5, 3).toarray()
+    assert matrix[4, 4] == 1
+    assert np.count_nonzero(matrix[4]) == 1
+
+
+def test_labels_reach_the_dev_texts(tmp_path):
+    words = {"food": ["soup", "bread", "wine"], "cars": ["wheel", "road", "engine"]}
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 40), ("dev", 20)):
+        labels = rng.choice(["food", "cars"], count)
+        lines = [f"{' '.join(rng.choice(words[label], 2))} and more\t{label}" for label in labels]
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
+    task = TaskConfig(str(tmp_path / "train.tsv"), str(tmp_path / "dev.tsv"))
+    summary = run(TextGcnConfig(task, hidden_size=16, epochs=40), tmp_path)
+    assert summary["best"]["accuracy"] == 1
+    assert summary["graph"]["texts"] == 60
+    assert np.trace(summary["confusion"]) == 20

@@ -1,0 +1,153 @@
+"""Students of words: padding and neighbours change nothing, folders reload, formulas are the papers'."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from data_pipeline.tasks import Encoded
+from distill.encoders import build_classifier, read_config, set_labels
+from distill.measure import flops
+from distill.word_students import (
+    ENCODERS,
+    WordModelConfig,
+    WordModelForSequenceClassification,
+    dynamic_attention,
+)
+
+KINDS = list(ENCODERS)
+
+
+def student(kind: str, pair: bool = False, **settings) -> WordModelForSequenceClassification:
+    """A small vocabulary, random weights, eval mode, double precision."""
+    torch.manual_seed(0)
+    config = WordModelConfig(kind=kind, vocab_size=40, embedding_size=8, pair=pair, **settings)
+    set_labels(config, ["a", "b", "c"], "classification")
+    return WordModelForSequenceClassification(config).eval().double()
+
+
+def padded(sequences: list[list[int]], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 2, 7])
+@torch.no_grad()
+def test_padding_and_neighbours_change_nothing(kind, length):
+    model, long = student(kind), [9, 8, 7, 6, 5, 9, 8, 7, 6, 5, 11, 12]
+    own = list(range(10, 10 + length))
+    alone = model(*padded([own], length)).logits[0]
+    ids, mask = padded([long, own], 20)
+    ids[1, length:] = 33  # what stands under the mask is nobody's business
+    torch.testing.assert_close(model(ids, mask).logits[1], alone)
+
+
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"mean_bilstm"}))
+@torch.no_grad()
+def test_the_order_of_words_counts(kind):
+    model = student(kind)
+    one, other = (model(*padded([ids], 4)).logits for ids in ([5, 6, 7, 8], [8, 6, 5, 7]))
+    assert (one - other).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_pair_is_two_texts_wherever_its_border_lies(kind):
+    model = student(kind, pair=True)
+    ids, mask = padded([[5, 6, 3, 7, 8, 9]], 9)
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0]])
+    got = model(ids, mask, segments).logits
+    u = model.encoder.encode(model.embeddings(ids[:, :3]), mask[:, :3])
+    v = model.encoder.encode(model.embeddings(ids[:, 3:6]), mask[:, 3:6])
+    joined = torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
+    torch.testing.assert_close(got, model.classifier(model.encoder.head(joined)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_text_without_words_has_an_answer(kind):
+    logits = student(kind)(*padded([[], [5, 6]], 2)).logits
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_folder_reloads_and_predicts_the_same(kind, tmp_path):
+    model = student(kind, frozen=True).float()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    batch = padded([[5, 6, 7], [8]], 3)
+    torch.testing.assert_close(again(*batch).logits, model(*batch).logits, rtol=0, atol=0)
+    assert again.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_weight_that_trains_gets_a_gradient(kind):
+    model = student(kind)
+    model(*padded([[5, 6, 7, 8, 9], [8, 5]], 5)).logits.square().sum().backward()
+    without = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert without == []
+
+
+def test_dynamic_attention_is_routing_by_agreement():
+    torch.manual_seed(0)
+    x, lengths = torch.randn(2, 3, 5, 4).double() - 0.5, [5, 3]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    got = dynamic_attention(x, mask, 2)
+    for row, length in enumerate(lengths):
+        for head in range(3):
+            real, q = x[row, head, :length], torch.zeros(length).double()
+            for _ in range(2):
+                z = torch.tanh((q.softmax(0)[:, None] * real).sum(0))
+                q = q + real @ z
+            torch.testing.assert_close(got[row, head], z)
+
+
+def test_padding_scores_below_zero_take_no_attention():
+    """The original multiplies them by a large negative number, which makes negative ones win."""
+    x = torch.full((1, 1, 2, 3), -1.0)
+    x[0, 0, 0] = 1.0
+    got = dynamic_attention(x, torch.tensor([[1, 0]]), 2)
+    torch.testing.assert_close(got, torch.tanh(torch.ones(1, 1, 3)))
+
+
+def test_shapes_are_the_published_ones():
+    def shapes(kind: str) -> dict[str, tuple[int, ...]]:
+        config = WordModelConfig(kind=kind, vocab_size=10, embedding_size=300)
+        return {
+            name: tuple(weight.shape)
+            for name, weight in WordModelForSequenceClassification(config).named_parameters()
+        }
+
+    bilstm, cnn, dense, dsa = (shapes(k) for k in ("bilstm", "cnn", "densenet_cnn", "densenet_dsa"))
+    assert bilstm["encoder.lstm.lstm.weight_hh_l0"] == (1200, 300)
+    assert bilstm["encoder.dense.weight"] == (400, 600)
+    kernels = [cnn[f"encoder.convolutions.convolutions.{i}.weight"] for i in range(5)]
+    assert kernels == [(256, 300, width) for width in (2, 3, 4, 5, 6)]
+    column = [dense[f"encoder.block.columns.1.{i}.weight"] for i in range(5)]
+    assert column == [(200, 300, 1), (100, 200, 3), (100, 300, 5), (100, 400, 7), (100, 500, 9)]
+    assert dense["encoder.block.last.weight"] == (400, 500, 1)
+    assert dense["classifier.weight"] == (2, 768)
+    assert dsa["encoder.heads.weight"] == (2400, 400)
+
+
+def test_flops_of_a_bilstm_are_its_products():
+    model = student("bilstm").float()
+    words = 6
+    data = Encoded([np.arange(5, 5 + words)], [np.zeros(words, int)], np.zeros(1, int), 0)
+    per_word = 2 * 2 * 4 * 300 * (8 + 300)  # directions, multiply and add, gates, hidden, inputs
+    heads = 2 * (600 * 400 + 400 * 3)
+    assert flops(model, data) == words * per_word + heads
+
+
+def test_frozen_vectors_stay_frozen_when_a_folder_trains_on(tmp_path):
+    student("bilstm", frozen=True).save_pretrained(tmp_path)
+    model = build_classifier(str(tmp_path), read_config(str(tmp_path)), ["a", "b", "c"])
+    assert not model.embeddings.weight.requires_grad
+    assert model.encoder.dense.weight.requires_grad
