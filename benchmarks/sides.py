@@ -27,7 +27,7 @@ def measure(sides: Mapping[str, Steps], rounds: int) -> tuple[dict[str, list[flo
     environment that `distillery` gives its processes.
     """
     with ExitStack() as stack:
-        stack.callback(os.environ.update, dict(os.environ))
+        stack.callback(_restore, dict(os.environ))
         running: dict[str, _Side] = {}
         for name, steps in sides.items():
             if name == "ours":
@@ -38,6 +38,11 @@ def measure(sides: Mapping[str, Steps], rounds: int) -> tuple[dict[str, list[flo
         seconds = take_turns(turns, rounds)
         memory = {f"{name}_{key}": mb for name, side in running.items() for key, mb in side.end().items()}
     return {f"{name}_seconds": values for name, values in seconds.items()}, memory
+
+
+def _restore(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 class _Side:

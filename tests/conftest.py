@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from data_pipeline import pregenerate
@@ -17,6 +18,8 @@ REAL_DATA = Path(os.environ.get("DISTILLERY_DATA", ROOT.parent / "shared" / "dat
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads; tests may share their cores
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels run on the CPU
 # Tests are the same every time, and never judged by the clock.
 settings.register_profile("same", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("same")
@@ -26,11 +29,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine can't run, and say why."""
     if item.get_closest_marker("real") and not REAL_DATA.is_dir():
         pytest.skip(f"no real data in {REAL_DATA}; set DISTILLERY_DATA")
-    if item.get_closest_marker("gpu"):
-        import torch
-
-        if not torch.cuda.is_available():
-            pytest.skip("needs a GPU")
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,6 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: str) -> str:
     """A folder that holds a BERT of 4 layers, 32 wide, with random weights, and its tokenizer."""
-    import torch
     from transformers import BertConfig, BertModel
 
     from data_pipeline.vocabulary import copy_tokenizer
