@@ -229,7 +229,12 @@ def _dataset_rows(path: str, columns: list[str], separator: str) -> Iterator[lis
 def _plain(value: object, separator: str) -> str:
     """A field as text; a list of labels as they would stand in a table."""
     if isinstance(value, list):
-        return separator.join(map(str, value))
+        labels = list(map(str, value))
+        if inside := [label for label in labels if separator in label]:
+            raise ValueError(
+                f"task.separator: the label {inside[0]!r} holds {separator!r} itself; give another one"
+            )
+        return separator.join(labels)
     return whole_characters(str(value))
 
 

@@ -67,6 +67,8 @@ def _kind(path: str) -> tuple[str, int]:
     with _open(path) as file:
         begin = file.read(1 << 16)
     if begin[:4] == struct.pack("<i", FASTTEXT_MAGIC):
+        if len(begin) < 12:
+            raise ValueError(f"words.vectors: {path} is cut off or damaged")
         return "fasttext", struct.unpack_from("<i", begin, 8)[0]
     header = HEADER.match(begin)
     rest = begin[header.end() :] if header else begin
@@ -131,6 +133,12 @@ class _FastText:
 
     def __init__(self, path: str, wanted: set[str]):
         self.wanted = wanted
+        try:
+            self._read(path)
+        except struct.error:
+            raise ValueError(f"words.vectors: {path} is cut off or damaged") from None
+
+    def _read(self, path: str) -> None:
         with _open(path) as file:
             head = struct.unpack("<2i12id", file.read(64))
             self.width, self.bucket, self.least, self.most = head[2], head[10], head[11], head[12]
@@ -138,7 +146,7 @@ class _FastText:
             if pruned > 0 or not 11 <= head[1] <= 12:
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
             entries = enumerate(_entries(file, size))
-            self.rows = {word: row for row, word in entries if row < self.count and word in wanted}
+            self.rows = {word: row for row, word in entries if row < self.count and word in self.wanted}
             if file.read(1) != b"\0":
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
             rows, width = struct.unpack("<qq", file.read(16))

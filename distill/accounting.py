@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
-from distill.encoders import Batch
+from distill.encoders import Batch, model_inputs
 
 LENGTHS = (4, 8, 12)  # of the sequences that a cost is fitted to
 SIZE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that the ceiling is measured with
@@ -67,13 +68,23 @@ def forward_cost(run: Callable[[Batch], object], device: torch.device) -> Cost:
     return Cost(*np.linalg.solve(powers, np.array(counted, dtype=float)).round().tolist())
 
 
+def model_cost(model: PreTrainedModel) -> Cost:
+    """The cost of a model's shape, counted on a copy: its own weights may lie elsewhere, or in parts."""
+    with torch.random.fork_rng(devices=[]):
+        copy = type(model)(model.config).eval()
+    for name, _ in list(copy.named_children()):
+        if getattr(model, name) is None:  # a pooler, left out
+            setattr(copy, name, None)
+    return forward_cost(lambda batch: copy(**model_inputs(copy, batch)), torch.device("cpu"))
+
+
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of the matrix products and convolutions that `run` makes."""
     # Attention and LSTMs as the plain products that they are made of, which the counter knows.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of hardware that is not here
-        plain = torch.backends.mkldnn.flags(enabled=False)
-        with plain, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        own, cudnn = torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False)
+        with own, cudnn, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             run()
     return counter.get_total_flops()
 

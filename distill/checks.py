@@ -88,6 +88,7 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     if shape:
         model = check_student(shape, config.model, by_layers=False) if config.model else base
         check_words("shape", shape, [config.stage], config.engine)
+    check_pair((shape.path if shape else None) or config.model or "", model, config.task)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("labels",))

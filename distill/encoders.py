@@ -178,6 +178,8 @@ def student_shape(student: StudentConfig, base: PretrainedConfig) -> PretrainedC
         config.hidden_size = student.hidden_size
         config.num_attention_heads = student.heads
         config.intermediate_size = student.intermediate_size
+        if hasattr(config, "pooler_hidden_size"):  # DeBERTa's
+            config.pooler_hidden_size = student.hidden_size
     return with_dropout(config, student.dropout)
 
 

@@ -15,6 +15,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
+AMPERE = (8, 0)  # the first with bf16 matrix units, and with the shared memory that the kernels need
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -28,11 +30,11 @@ class Choice:
 @functools.cache
 def kernels(kind: str) -> ModuleType | None:
     """distill.kernels for devices of a kind (`cuda`, `cpu`); None where the plain twins serve."""
-    if kind != "cuda":
+    if kind != "cuda" or torch.cuda.get_device_capability() < AMPERE:
         return None
     try:
         return importlib.import_module("distill.kernels")
-    except ImportError:
+    except (ImportError, AttributeError):  # no Triton, or one that is too old
         return None
 
 
@@ -66,7 +68,8 @@ def choices() -> list[Choice]:
     kind = "cuda" if gpu else "cpu"
     absent = "NVIDIA's apex is not installed" if gpu else "no GPU"
     triton = kernels(kind) is not None
-    why = "a GPU and Triton are here" if triton else ("Triton is missing" if gpu else "no GPU")
+    lacking = "Triton is missing or too old, or the GPU is" if gpu else "no GPU"
+    why = "a GPU and Triton are here" if triton else lacking
     return [
         Choice("attention and relation losses", "Triton kernels" if triton else "tiled torch", why),
         _apex("AdamW", "optimizers", "FusedAdam", "fused AdamW of torch", absent),

@@ -53,6 +53,12 @@ def relation_shape(narrow: bool, width: int, other_width: int) -> dict[str, int]
     return {"TILE": tile, "num_warps": 4, "num_stages": 2 if narrow else 1}
 
 
+def fits(own: Tensor, other: Tensor) -> bool:
+    """Whether the score kernel's Gram matrices fit into a processor's registers and shared memory."""
+    narrow = own.dtype == other.dtype and own.element_size() == 2
+    return _width(own.shape[-1]) + _width(other.shape[-1]) <= (160 if narrow else 96)
+
+
 def _is_narrow(settings: dict[str, Any], own: Tensor) -> bool:
     return INTERPRETED or (own.element_size() == 2 and not settings["WIDEN"])
 
@@ -288,7 +294,7 @@ def _relation_loss_kernel(
 
     KL = sum_j p_t (t_j - s_j) - log Z_t + log Z_s. The sum is kept relative to the largest t so far.
     """
-    program = tl.program_id(1)
+    program = tl.program_id(0)
     batch, head = (program // heads).to(tl.int64), (program % heads).to(tl.int64)
     left += batch * own_batch + head * own_head
     right += batch * own_batch + head * own_head
@@ -296,7 +302,7 @@ def _relation_loss_kernel(
     other_right += batch * other_batch + head * other_head
     own, other = tl.arange(0, WIDTH), tl.arange(0, OTHER_WIDTH)
 
-    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = at < length
     counted = tl.load(rows + batch * length + at, mask=inside, other=0) != 0
     a = _load(left, at, own, own_row, counted, SIZE, WIDEN)
@@ -325,7 +331,7 @@ def _relation_loss_kernel(
     other_log_total = other_largest + tl.log(other_total)
     divergence = difference / other_total - other_log_total + log_total
     divergence = tl.where(counted, divergence, 0.0)
-    tl.store(losses + program * tl.num_programs(0) + tl.program_id(0), tl.sum(divergence))
+    tl.store(losses + program * tl.num_programs(1) + tl.program_id(1), tl.sum(divergence))
     place = program.to(tl.int64) * length + at
     tl.store(log_totals + place, log_total, mask=inside)
     tl.store(other_log_totals + place, other_log_total, mask=inside)
@@ -365,7 +371,7 @@ def _relation_gradient_kernel(
     OF_RIGHT: tl.constexpr,
 ):
     """A tile of one head's gradient: (P_s - P_t) times the right side, or its transpose times the left."""
-    program = tl.program_id(1)
+    program = tl.program_id(0)
     batch, head = (program // heads).to(tl.int64), (program % heads).to(tl.int64)
     left += batch * own_batch + head * own_head
     right += batch * own_batch + head * own_head
@@ -378,7 +384,7 @@ def _relation_gradient_kernel(
     other_log_totals += program.to(tl.int64) * length
     own, other = tl.arange(0, WIDTH), tl.arange(0, OTHER_WIDTH)
 
-    mine = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    mine = tl.program_id(1) * TILE + tl.arange(0, TILE)
     gradient = tl.zeros((TILE, WIDTH), tl.float32)
     for start in range(0, length, TILE):
         theirs = start + tl.arange(0, TILE)
@@ -439,7 +445,7 @@ class RelationDivergence(torch.autograd.Function):
         losses = left.new_empty(batch * heads * tiles, dtype=torch.float32)
         totals = [left.new_empty((batch, heads, length), dtype=torch.float32) for _ in range(2)]
         ctx.scales = (scale, other_scale)
-        ctx.grid = (tiles, batch * heads)
+        ctx.grid = (batch * heads, tiles)  # the second may be 65,535 at most
         ctx.settings = {**settings, **shape}
         ctx.save_for_backward(left, right, other_left, other_right, rows, keys, *totals)
         _relation_loss_kernel[ctx.grid](

@@ -110,7 +110,7 @@ def gate(scores: dict[str, float], task: TaskConfig, labels: list[str]) -> None:
         floor = float(np.bincount(targets).max() / len(targets))
     shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
     print(f"teacher on dev: {shown}", file=sys.stderr)
-    if scores[task.selection] < floor + 0.1:
+    if scores[task.selection] < floor + 0.1 * (1 - floor):
         print(
             f"warning: the teacher is poor ({floor:.2f} comes from one class alone): is it "
             "fine-tuned on this task, and are its labels in this order?",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -99,7 +100,8 @@ def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[
 def _correlation(kind: Callable[..., Any], values: np.ndarray, labels: np.ndarray) -> float:
     if np.ptp(values) == 0:  # a model that says one thing correlates with nothing
         return 0.0
-    return float(kind(values, labels).statistic)
+    found = float(kind(values, labels).statistic)
+    return found if math.isfinite(found) else 0.0
 
 
 def parameter_count(model: torch.nn.Module) -> int:
@@ -138,10 +140,10 @@ def latencies(
 ) -> dict[str, list[float]]:
     """Milliseconds of every timed forward of `batch_size` examples, the models taking turns.
 
-    Every model sees the same `repeats` batches of neighbours in length, evenly spread over the data
-    and tokenised its own way; turns keep a machine's drift from favouring one of them.
+    Every model sees the same `repeats` batches of neighbours in length (as the first model counts it),
+    evenly spread over the data and tokenised its own way; turns keep a machine's drift from favouring one.
     """
-    orders = {name: np.argsort(part.lengths, kind="stable") for name, part in data.items()}
+    order = np.argsort(next(iter(data.values())).lengths, kind="stable")
     size = min(batch_size, *map(len, data.values()))
     last = min(map(len, data.values())) - size
     chosen = np.linspace(0, last, repeats).astype(int)
@@ -149,7 +151,7 @@ def latencies(
     warm_up = chosen[:5]
     for turn, begin in enumerate([*warm_up, *chosen]):
         for name, model in models.items():
-            batch = task_batch(data[name], orders[name][begin : begin + size])
+            batch = task_batch(data[name], order[begin : begin + size])
             inputs = model_inputs(model, batch.to(model.device))
             _synchronise(model)
             start = time.perf_counter()

@@ -8,6 +8,7 @@ the names of both published kinds: `bert.` (Huawei's) and `nezha.` (Hugging Face
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,14 +33,23 @@ class NezhaConfig(BertConfig):
         super().__init__(**kwargs)
 
 
-def relative_positions(length: int, width: int, largest: int) -> Tensor:
-    """The vectors of all pairs of positions, (length, length, width): entry i, j is that of j - i."""
+@lru_cache(maxsize=8)
+def _distances(width: int, largest: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The vectors of the distances from -largest to largest."""
     places = torch.arange(2 * largest + 1.0)[:, None]
     rates = torch.exp(torch.arange(0, width, 2.0) * (-math.log(10000.0) / width))
     table = torch.zeros(2 * largest + 1, width)
     table[:, 0::2] = torch.sin(places * rates)
     table[:, 1::2] = torch.cos(places * rates[: width // 2])
-    steps = torch.arange(length)
+    return table.to(device, dtype)
+
+
+def relative_positions(
+    length: int, width: int, largest: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """The vectors of all pairs of positions, (length, length, width): entry i, j is that of j - i."""
+    steps = torch.arange(length, device=device)
+    table = _distances(width, largest, device, dtype)
     return table[(steps[None, :] - steps[:, None]).clamp(-largest, largest) + largest]
 
 
@@ -54,7 +64,7 @@ class NezhaSelfAttention(BertSelfAttention):
         parts = (self.query, self.key, self.value)
         query, key, value = (part(hidden_states).view(shape).transpose(1, 2) for part in parts)
         largest = self.config.max_relative_position
-        between = relative_positions(shape[1], self.attention_head_size, largest).to(query)
+        between = relative_positions(shape[1], self.attention_head_size, largest, query.device, query.dtype)
         scores = (query @ key.mT + torch.einsum("bhid,ijd->bhij", query, between)) * self.scaling
         if attention_mask is not None and attention_mask.dtype == torch.bool:
             scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)

@@ -86,7 +86,13 @@ class Objective(nn.Module):
             signal: The teacher's, of the same rows.
             counts: (rows, tokens, pairs) of the whole global step.
         """
-        own = self.run_student(batch)
+        own = run_encoder(
+            self.student,
+            self.collector,
+            batch,
+            hidden=[student for student, _ in self.hidden_layers],
+            attention=[student for student, _ in self.attention_layers],
+        )
         terms: dict[str, Tensor] = {}
         if self.config.attention:
             terms["attention"] = self._attention(own, signal, batch) / counts[2]
@@ -108,16 +114,6 @@ class Objective(nn.Module):
             terms["labels"] = self._labels(own.logits, batch.labels) / counts[0]
         weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
         return {"loss": torch.stack(list(weighted.values())).sum(), **weighted}
-
-    def run_student(self, batch: Batch) -> Signal:
-        """The student's own signal, of the layers that are compared."""
-        return run_encoder(
-            self.student,
-            self.collector,
-            batch,
-            hidden=[student for student, _ in self.hidden_layers],
-            attention=[student for student, _ in self.attention_layers],
-        )
 
     @property
     def projected_flops(self) -> float:

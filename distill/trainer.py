@@ -17,7 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from distill.accounting import Cost, forward_cost, matrix_ceiling, peak_memory_mb, profiled
+from distill.accounting import (
+    Cost,
+    forward_cost,
+    matrix_ceiling,
+    model_cost,
+    peak_memory_mb,
+    profiled,
+)
 from distill.checks import micro_batch_size
 from distill.encoders import Batch, Signal, StoredTeacher, Teacher, replace_folder
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
@@ -76,9 +83,8 @@ class Trainer:
         batch_size = self.stage.batch_size
         micro = micro_batch_size(batch_size, self.engine_config, world_size())
         accumulation = batch_size // (micro * world_size())
-        student = forward_cost(self.objective.run_student, torch.device("cpu"))
         self.engine = Engine(self.objective, self.stage.optimizer, self.engine_config, accumulation, micro)
-        self.cost = self._step_cost(student)
+        self.cost = self._step_cost()
         self.ceiling = self._ceiling()
         self.metrics = Metrics(self.folder)
         self.checkpoints = self.folder / "checkpoints" / self.name
@@ -152,8 +158,9 @@ class Trainer:
         attention = {teacher for _, teacher in self.objective.attention_layers}
         return self.teacher.signal(batch, hidden, attention)
 
-    def _step_cost(self, student: Cost) -> Cost:
+    def _step_cost(self) -> Cost:
         """Model FLOPs of a step: the student three times, for backward costs twice what forward does."""
+        student = model_cost(self.objective.student)
         cost = student + Cost(per_token=self.objective.projected_flops)
         if self.teacher is None:
             return cost.times(3)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from distill.accounting import Cost, forward_cost, matrix_ceiling, peak_memory_mb, profiled
+from distill.accounting import Cost, forward_cost, matrix_ceiling, model_cost, peak_memory_mb, profiled
 from distill.attention import install
 from distill.encoders import run_encoder
+from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 
 CPU = torch.device("cpu")
 
@@ -33,6 +34,18 @@ def test_an_encoder_costs_what_its_shape_says(family, layers):
     assert cost.per_token == layers * 2 * (4 * width * width + 2 * width * wide) + projected
     assert cost.per_pair == layers * 4 * width
     assert cost.per_sequence == 0
+
+
+def test_a_models_cost_needs_none_of_its_weights():
+    """ZeRO 3 keeps them in parts, and an earlier stage may have left them on a GPU."""
+    model = WordModelForSequenceClassification(WordModelConfig(kind="bilstm", vocab_size=20))
+    state = torch.get_rng_state()
+    expected = model_cost(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
+    assert model_cost(model) == expected
+    assert expected.per_token == 2 * 2 * 4 * 300 * (300 + 300)  # two directions of four gates
 
 
 def test_a_head_costs_by_the_sequence():

@@ -180,6 +180,22 @@ def test_strides_of_any_kind_are_read_right(case):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "dtype", "fits"),
+    [
+        (26, 64, torch.bfloat16, True),
+        (32, 128, torch.bfloat16, True),
+        (64, 64, torch.float16, True),
+        (128, 128, torch.bfloat16, False),
+        (26, 64, torch.float32, True),
+        (64, 64, torch.float32, False),
+    ],
+)
+def test_heads_too_wide_for_the_score_kernel_go_by_the_plain_form(own, other, dtype, fits):
+    sides = (torch.empty(1, 1, 1, size, dtype=dtype) for size in (own, other))
+    assert kernels.fits(*sides) == fits
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -190,10 +206,9 @@ TYPES = {"rows": "*i64", "columns": "*i64", "keys": "*i64", "own_scale": "fp32",
 TYPES |= dict.fromkeys(["losses", "log_totals", "other_log_totals", "grad"], "*fp32")
 SIDES = "query key other_query other_key for_query for_key left right other_left other_right gradients"
 TYPES |= dict.fromkeys(SIDES.split(), "*bf16")
-CONSTANTS = {"SIZE": 26, "OTHER_SIZE": 64, "WIDTH": 32, "OTHER_WIDTH": 64, "WIDEN": False}
-
-def build(kernel, shape, **more):
-    constants = CONSTANTS | more | {"TILE": shape["TILE"]}
+def build(kernel, shape, other=64, **more):
+    constants = {"SIZE": 26, "OTHER_SIZE": other, "WIDTH": 32, "OTHER_WIDTH": other, "WIDEN": False}
+    constants |= more | {"TILE": shape["TILE"]}
     signature = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {name: shape[name] for name in ("num_warps", "num_stages")}
@@ -201,6 +216,7 @@ def build(kernel, shape, **more):
     print(kernel.__name__, built.metadata.shared, len(built.asm["cubin"]) > 0)
 
 build(kernels._score_kernel, kernels.score_shape(True, 32, 64), SPLIT=True)
+build(kernels._score_kernel, kernels.score_shape(True, 32, 128), other=128, SPLIT=True)
 build(kernels._relation_loss_kernel, kernels.relation_shape(True, 32, 64))
 for side in (False, True):
     build(kernels._relation_gradient_kernel, kernels.relation_shape(True, 32, 64), OF_RIGHT=side)
@@ -220,7 +236,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) == 4
+    assert len(rows) == 5
     for _, shared, written in rows:
         assert int(shared) <= 99 * 1024  # what a block may have on any GPU since Ampere
         assert written == "True"

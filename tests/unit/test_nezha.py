@@ -45,7 +45,7 @@ def vector(distance: int, width: int, largest: int) -> list[float]:
 
 
 def test_relative_positions_are_sinusoids_of_the_clipped_distance():
-    table = relative_positions(9, 8, 3)
+    table = relative_positions(9, 8, 3, torch.device("cpu"), torch.float32)
     for i, j in ((0, 0), (0, 8), (8, 0), (4, 5), (5, 3)):
         torch.testing.assert_close(table[i, j], torch.tensor(vector(j - i, 8, 3)))
 

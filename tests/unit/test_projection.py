@@ -72,3 +72,14 @@ def test_no_projected_tensor_is_kept_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(student, teacher, mask)
     assert max(tensor.shape[-1] for tensor in kept if tensor.ndim == 2 and len(tensor) == 21) == 12
+
+
+def test_many_rows_do_not_overflow_fp16():
+    torch.manual_seed(0)
+    layer = HiddenProjection(4, 6, std=0.5).half()
+    student, teacher = 10 * torch.ones(1, 20_000, 4).half(), torch.zeros(1, 20_000, 6).half()
+    loss = layer(student.requires_grad_(), teacher, torch.ones(1, 20_000)) / 20_000
+    expected = formula(layer, student, teacher, torch.ones(1, 20_000)) / 20_000
+    wanted = gradients(expected, layer, student)
+    for one, other in zip(gradients(loss, layer, student), wanted, strict=True):
+        assert (one.double() - other.double()).norm() <= 0.01 * other.double().norm()

@@ -300,3 +300,10 @@ def test_examples_left_over_come_in_another_epoch():
     lengths = np.arange(7) + 2
     taken = {int(i) for epoch in range(20) for i in bucketed_steps(lengths, 4, 0, epoch).ravel()}
     assert taken == set(range(7))
+
+
+def test_a_label_that_holds_the_separator_is_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "a", "topics": ["Food, drink", "cars"]}))
+    task = TaskConfig(str(tmp_path / "train.jsonl"), "dev", text="text", label="topics", kind="multi_label")
+    with pytest.raises(ValueError, match="'Food, drink' holds ','"):
+        read_examples(task.train, task)

@@ -199,3 +199,11 @@ def test_a_table_has_zeros_for_padding_and_the_mean_for_the_unknown():
     result = table([*SPECIAL, "b", "x", "a"], vectors)
     np.testing.assert_array_equal(result[[0, 1, 5, 7]], [[0, 0], [2, 4], [3, 5], [1, 3]])
     assert np.abs(result[6]).max() > 0
+
+
+@pytest.mark.parametrize("bytes_left", [4, 40, 70])
+def test_a_fasttext_model_that_is_cut_off_is_refused(tmp_path, bytes_left):
+    path = tmp_path / "cut.bin"
+    path.write_bytes((struct.pack("<2i", 793712314, 12) + bytes(200))[:bytes_left])
+    with pytest.raises(ValueError, match="cut off or damaged"):
+        read_vectors(str(path), {"a"})
