@@ -126,8 +126,8 @@ def killed_while_saving(step: int) -> Iterator[None]:
 
 
 def curves(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl but for what the clock says."""
-    clock = {"time", "sequences_per_s", "tokens_per_s"}
+    """The lines of metrics.jsonl but for what the clock and the machine say."""
+    clock = {"time", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_mb"}
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
