@@ -21,8 +21,8 @@ def listen(at_once: bool) -> None:
 
     def ask(number: int, frame: FrameType | None) -> None:
         global _asked
-        _asked = True
-        if at_once:
+        first, _asked = not _asked, True
+        if at_once and first:  # another would break off what the first has set going
             raise Stopped("stopped, as asked")
 
     for number in (signal.SIGUSR1, signal.SIGTERM):
