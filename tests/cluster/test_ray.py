@@ -38,7 +38,7 @@ def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tm
     run = tmp_path / "a run"
     script = ROOT / "slurm" / "ray.sbatch"
     options = ["--wait", "--nodes=2", "--time=20", f"--output={tmp_path}/log.txt"]
-    slurm.environment["DISTILLERY_PYTHON"] = sys.executable
+    options.append(f"--export=ALL,DISTILLERY_PYTHON={sys.executable}")
     slurm("sbatch", *options, script, *training, f"--run={run}", folder=tmp_path)
     said = (tmp_path / "log.txt").read_text(errors="replace")
     assert_as_undisturbed(run, undisturbed)
