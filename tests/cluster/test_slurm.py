@@ -69,6 +69,22 @@ def test_a_warned_job_saves_goes_back_into_the_queue_and_continues(slurm, traini
     assert_as_undisturbed(run, undisturbed)
 
 
+def test_a_warned_job_that_does_not_stop_in_time_goes_back_as_it_stands(
+    slurm, training, undisturbed, tmp_path
+):
+    run = tmp_path / "run"
+    grace = '--sbatch=["--export=ALL,DISTILLERY_GRACE=3"]'
+    job = submitted(slurm, run, *training, "--time=20", "--processes=2", grace)
+    wait_until(lambda: len(lines(run)) > 60, "step 60", lambda: said(run))
+    for rank in slurm.processes(f"launcher.rank general {run}"):
+        os.kill(rank, signal.SIGSTOP)
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    wait_for(slurm, run, job, "COMPLETED")
+    assert "not stopped in time" in said(run)
+    assert slurm.restarts(job) == 1
+    assert_as_undisturbed(run, undisturbed)
+
+
 def test_a_job_whose_node_dies_continues_on_the_others(slurm, training, undisturbed, tmp_path):
     run = tmp_path / "run"
     job = submitted(slurm, run, *training, "--nodes=2", "--time=20")
