@@ -110,16 +110,22 @@ def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
     folder = Path(launch.run)
     later = launch.on == "node" and not node.is_first(os.environ)
     if later:
+        _check(name, config, launch, processes)  # every node refuses alike, and waits for nothing then
         node.wait_for_the_first(folder)
     runs.refuse_other_run(folder, name, config, launch.resume)
     if launch.on != "node" and (now := _at_work(folder)):
         raise ValueError(f"--run: {folder} is still at work ({now}); distillery cancel {folder} ends it")
-    if not launch.storage:  # else the files are the cluster's, and are checked there
-        jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
+    if not later:
+        _check(name, config, launch, processes)
     new = not later and not (folder / "config.yaml").is_file()
     if new:
         runs.begin(folder, name, config, runs.typed_command())
     return new
+
+
+def _check(name: str, config: Any, launch: Launch, processes: int) -> None:
+    if not launch.storage:  # else the files are the cluster's, and are checked there
+        jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
 
 
 def _at_work(folder: Path) -> str:
