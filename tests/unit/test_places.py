@@ -175,12 +175,16 @@ def test_nodes_without_an_array_are_refused_a_pregeneration(capsys, monkeypatch)
     assert "give sbatch --array=1-4" in capsys.readouterr().err
 
 
-def test_a_node_waits_for_the_first_to_begin_the_run(capsys, monkeypatch, tmp_path):
+def test_a_node_waits_for_the_first_to_begin_the_run(
+    capsys, monkeypatch, tiny_model, tiny_shards, tmp_path
+):
     monkeypatch.setattr(node, "WAIT_S", 0.0)
     for name, value in {**ALLOCATION, "SLURM_NODEID": "1"}.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "log.txt").write_text("as sbatch makes it\n")
-    assert cli.main(["general", *GENERAL, "--on=node", "--resume", f"--run={tmp_path}"]) == 2
+    words = ["--teacher.path", tiny_model, "--shards", tiny_shards, "--stage.batch_size=16"]
+    words += ["--student.layers=2", "--student.hidden_size=24", "--student.heads=4", "--processes=1"]
+    assert cli.main(["general", *words, "--on=node", "--resume", f"--run={tmp_path}"]) == 2
     assert "no run in it after 0 s" in capsys.readouterr().err
 
 
@@ -405,6 +409,15 @@ def test_a_wish_to_stop_raises_once_at_most(monkeypatch, at_once):
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def test_a_file_is_a_wish_to_stop_where_no_signal_reaches(monkeypatch, tmp_path):
+    monkeypatch.setattr(preemption, "_asked", False)
+    monkeypatch.setattr(preemption, "_file", None)
+    preemption.watch(tmp_path / "stop")
+    assert not preemption.asked()
+    (tmp_path / "stop").touch()
+    assert preemption.asked()
 
 
 @pytest.mark.parametrize(("asked", "code"), [(True, EXIT_CODE), (False, 2)])
