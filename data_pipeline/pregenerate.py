@@ -263,7 +263,8 @@ _maker: _Maker
 
 def _begin_worker(config: PregenerateConfig, shards: Path, done: Any) -> None:
     global _maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
+    for number in (signal.SIGINT, signal.SIGUSR1):  # the parent gets them too, and ends us
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()

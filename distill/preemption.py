@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on where this one stopped
 
 _asked = False
+_file: Path | None = None
 
 
 class Stopped(BaseException):
@@ -21,14 +24,20 @@ def listen(at_once: bool) -> None:
 
     def ask(number: int, frame: FrameType | None) -> None:
         global _asked
-        _asked = True
-        if at_once:
+        first, _asked = not _asked, True
+        if at_once and first:  # another would break off what the first has set going
             raise Stopped("stopped, as asked")
 
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, ask)
 
 
+def watch(file: Path) -> None:
+    """Take it as the wish, too, that this file is there: for a process that no signal reaches."""
+    global _file
+    _file = file
+
+
 def asked() -> bool:
     """Whether this process was asked to stop."""
-    return _asked
+    return _asked or (_file is not None and os.path.exists(_file))

@@ -70,6 +70,7 @@ def run(name: str, arguments: list[str]) -> int:
         return jobs.load(job.run)(config) or 0
     if launch.on == "node":
         config, launch = node.own_part(config, launch, os.environ)
+        config = node.settings(name, config, launch, os.environ)
     processes = _processes_on_each_node(name, config, launch)
     if launch.dry_run:
         print(f"# {launch.run}/config.yaml\n{to_yaml(name, config)}")
@@ -96,29 +97,46 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
         raise ValueError(f"--processes: {processes}, --nodes: {launch.nodes}; give 1 or more")
     if launch.nodes > 1 and not (jobs.JOBS[name].parallel or hasattr(config, "slice")):
         raise ValueError(f"--nodes: {launch.nodes}; the job {name} runs on one")
+    if launch.on == "node" and launch.nodes > 1 and not jobs.JOBS[name].parallel:
+        raise ValueError(
+            f"{name} on {launch.nodes} nodes would do the same on each: give sbatch "
+            f"--array=1-{launch.nodes} in place of --nodes={launch.nodes}"
+        )
     return processes
 
 
 def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
     """Refuse what can't work, then begin the run folder; says whether it was new. Raises ValueError."""
     folder = Path(launch.run)
+    later = launch.on == "node" and not node.is_first(os.environ)
+    if later:
+        _check(name, config, launch, processes)  # every node refuses alike, and waits for nothing then
+        node.wait_for_the_first(folder)
     runs.refuse_other_run(folder, name, config, launch.resume)
     if launch.on != "node" and (now := _at_work(folder)):
         raise ValueError(f"--run: {folder} is still at work ({now}); distillery cancel {folder} ends it")
-    if not launch.storage:  # else the files are the cluster's, and are checked there
-        jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
-    new = not (folder / "config.yaml").is_file() and (launch.on != "node" or node.is_first(os.environ))
+    if not later:
+        _check(name, config, launch, processes)
+    new = not later and not (folder / "config.yaml").is_file()
     if new:
         runs.begin(folder, name, config, runs.typed_command())
     return new
 
 
+def _check(name: str, config: Any, launch: Launch, processes: int) -> None:
+    if not launch.storage:  # else the files are the cluster's, and are checked there
+        jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
+
+
 def _at_work(folder: Path) -> str:
-    """What its cluster says of a submitted run; empty where the cluster has gone."""
+    """What its cluster says of a submitted run. Raises ValueError where the cluster can't be asked."""
     try:
         return submitted.state(folder)
-    except (ValueError, OSError):
-        return ""
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"--run: {folder} was submitted, and whether it is still at work can't be told ({error}); "
+            f"where its cluster has gone, remove {folder / submitted.RECORD}"
+        ) from None
 
 
 def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:

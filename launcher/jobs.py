@@ -19,6 +19,7 @@ class Job:
         run: Does it.
         folder: Whether it makes a run folder; `run` then takes (config, folder).
         parallel: Whether several processes may run it together.
+        steps: Whether a wish to stop waits for the end of its training step; others stop at once.
         words: The setting that leading bare words of the command line go to.
         instead: A setting, and what does that and nothing else where it is given, without a run
             folder: `setting=module:name`, called with the setting's value.
@@ -30,6 +31,7 @@ class Job:
     run: str
     folder: bool = True
     parallel: bool = False
+    steps: bool = False
     words: str = ""
     instead: str = ""
 
@@ -61,6 +63,7 @@ JOBS = {
         "distill.checks:check_general",
         "distill.general:run",
         parallel=True,
+        steps=True,
     ),
     "finetune": Job(
         "train on labels: a teacher, or a baseline",
@@ -68,6 +71,7 @@ JOBS = {
         "distill.checks:check_finetune",
         "distill.finetune:run",
         parallel=True,
+        steps=True,
     ),
     "label": Job(
         "a teacher's outputs for a task's files, kept for many students",
@@ -82,6 +86,7 @@ JOBS = {
         "distill.checks:check_task_distill",
         "distill.task:run",
         parallel=True,
+        steps=True,
     ),
     "textgcn": Job(
         "classify by a graph of texts and words, without a teacher",

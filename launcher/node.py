@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launcher import local, runs
-from launcher.settings import Launch
+from launcher.settings import Launch, from_yaml
+
+WAIT_S = 120.0  # a file system that is shared may show a new file after a minute only
 
 processes = local.processes
 
@@ -39,6 +42,26 @@ def start(job: str, launch: Launch, processes: int) -> int:
 def is_first(environment: Mapping[str, str]) -> bool:
     """Whether this is the first node, which alone begins the run folder."""
     return environment.get("SLURM_NODEID", "0") == "0"
+
+
+def wait_for_the_first(folder: Path) -> None:
+    """Wait until the first node has begun the run folder. Raises ValueError where it doesn't appear."""
+    deadline = time.monotonic() + WAIT_S
+    while not (folder / "config.yaml").is_file():
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"--run: {folder}: no run in it after {WAIT_S:.0f} s; does every node see that folder, "
+                "and has the first refused to begin it?"
+            )
+        time.sleep(0.2)
+
+
+def settings(name: str, config: Any, launch: Launch, environment: Mapping[str, str]) -> Any:
+    """The settings of a job that is back from the queue: its run folder's, not the recipe's of today."""
+    stored = Path(launch.run, "config.yaml")
+    if environment.get("SLURM_RESTART_COUNT", "0") == "0" or not stored.is_file():
+        return config
+    return from_yaml(name, stored.read_text(encoding="utf-8"))
 
 
 def own_part(config: Any, launch: Launch, environment: Mapping[str, str]) -> tuple[Any, Launch]:
@@ -70,7 +93,7 @@ def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
         "rdzv-backend": "c10d",
         "rdzv-endpoint": f"{hosts[0]}:{port}",
         "rdzv-id": f"{job}-{environment.get('SLURM_RESTART_COUNT', '0')}",
-        "rdzv-conf": f"is_host={int(is_first(environment))}",
+        "rdzv-conf": f"is_host={int(is_first(environment))},read_timeout=900,join_timeout=900",
     }
     if address := environment.get("DISTILLERY_ADDRESS"):
         words["local-addr"] = address

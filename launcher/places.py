@@ -4,8 +4,12 @@
     describe(job, launch, processes)  what `start` runs, for --dry-run; a pure function
     start(job, launch, processes)     runs or submits the job of a begun run folder; returns the exit code
 
-and, where jobs are submitted, `state(record)`, `logs(record, follow)` and `cancel(record)` of what it left
-in RUN/place.json.
+and, where jobs are submitted, of what it left in RUN/place.json
+
+    state(record)                     what the cluster says of a job that waits or runs, and its last word
+                                      on one that has ended; each is empty where it has none
+    logs(record, follow)              prints what the job says
+    cancel(record)                    ends it
 """
 
 from __future__ import annotations

@@ -27,27 +27,38 @@ PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "t
 
 def main(job: str, run: str) -> int:
     """Run a job as one of its processes; returns the exit code."""
-    preemption.listen(at_once=not JOBS[job].parallel)
-    _alone_is_a_group_of_one()
-    quiet()
-    folder = Path(run)
-    config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
     try:
-        summary = execute(job, config, folder)
-        if first():
-            _show(summary, folder)
-    except ValueError as error:
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        line = " ".join(str(error).split())
-        print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
-        return 2
+        preemption.listen(at_once=not JOBS[job].steps)
+        _alone_is_a_group_of_one()
+        quiet()
+        return _run(job, Path(run))
     except preemption.Stopped as stop:
         if first():
             print(f"{stop}; continue with: distillery {job} --run {run} --resume", file=sys.stderr)
         return _tell_stopped()
+
+
+def _run(job: str, folder: Path) -> int:
+    """Run the job of a begun folder; returns the exit code. Raises Stopped where it stopped as asked."""
+    try:
+        config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
+        summary = execute(job, config, folder)
+        if first():
+            _show(summary, folder)
+    except Exception as error:
+        # The wish goes to workers and other ranks too, and may end them first; what is wrong comes again.
+        if preemption.asked():
+            traceback.print_exc()
+            raise preemption.Stopped("stopped, as asked") from None
+        if not isinstance(error, ValueError):
+            raise
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        line = " ".join(str(error).split())
+        print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         if first():
-            command = f"distillery {job} --run {run} --resume"
+            command = f"distillery {job} --run {folder} --resume"
             print(f"interrupted; continue from the last checkpoint with: {command}", file=sys.stderr)
         return 130
     finally:

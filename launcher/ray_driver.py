@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from dataclasses import replace
@@ -20,11 +21,14 @@ import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
+from distill import preemption
 from launcher import jobs, runs
 from launcher.local import environment
-from launcher.rank import execute, quiet
+from launcher.rank import execute, first, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
+
+STOP = "stop"  # in the run folder: the wish that its training stop, for the first rank to see
 
 
 def main(folder: str) -> int:
@@ -44,6 +48,8 @@ def main(folder: str) -> int:
         return 2
     if not (run / "config.yaml").is_file():
         runs.begin(run, plan.job, config)
+    (run / STOP).unlink(missing_ok=True)
+    signal.signal(signal.SIGUSR1, lambda *_: (run / STOP).touch())
     # A submitted driver finds RAY_ADDRESS set. Never the cluster last started here: it may be dead.
     address = plan.address or os.environ.get("RAY_ADDRESS") or "local"
     try:
@@ -59,6 +65,8 @@ def main(folder: str) -> int:
         (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"distillery {plan.job}: error: {_line(error)} (details: {run}/error.txt)", file=sys.stderr)
         return 2 if isinstance(_cause(error), ValueError) else 1
+    if jobs.JOBS[plan.job].steps and not (run / "summary.json").is_file():
+        return preemption.EXIT_CODE
     print(f"finished: {run}")
     return 0
 
@@ -91,7 +99,14 @@ def resources(plan: Plan) -> dict[str, float]:
 
 def rank(place: dict[str, str]) -> None:
     """One rank, in a Ray Train worker: Ray has set torchrun's variables, and joined the process group."""
-    _run_here(place["job"], Path(place["run"]))
+    run = Path(place["run"])
+    if first():
+        preemption.watch(run / STOP)
+    try:
+        _run_here(place["job"], run)
+    except preemption.Stopped as stop:  # no failure, after which Ray would start it anew
+        if first():
+            print(stop, file=sys.stderr)
 
 
 def run_tasks(plan: Plan, config: Any, run: Path) -> None:

@@ -106,15 +106,21 @@ def start(job: str, launch: Launch, processes: int) -> int:
         shutil.copy(folder / "config.yaml", files)
         Path(files, "plan.json").write_text(text, encoding="utf-8")
         _ask(submission(launch, files, name))
-    submitted.write(folder, {"place": "ray", "job": name, "address": launch.address})
+    run = plan(job, launch, processes).run
+    submitted.write(folder, {"place": "ray", "job": name, "address": launch.address, "run": run})
     print(f"submitted {folder} as {name}; follow it with: distillery logs {shlex.quote(launch.run)}")
     return 0
 
 
-def state(record: dict[str, str]) -> str:
-    """What the cluster says of a submitted job; empty where it has ended."""
+def state(record: dict[str, str]) -> tuple[str, str]:
+    """What the cluster says of a submitted job; its last word where it has ended."""
     said = _ask([_ray(), "job", "status", f"--address={record['address']}", record["job"]])
-    return next((word for word in ("PENDING", "RUNNING") if f": {word}" in said), "")
+    for word in ("PENDING", "RUNNING"):
+        if f": {word}" in said:
+            return word, ""
+    name = f"Job '{record['job']}' "
+    words = {"succeeded": "SUCCEEDED", "failed": "FAILED", "was stopped": "STOPPED"}
+    return "", next((word for text, word in words.items() if name + text in said), "")
 
 
 def cancel(record: dict[str, str]) -> None:

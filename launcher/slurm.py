@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +18,13 @@ SCRIPT = Path(__file__).parents[1] / "slurm" / "train.sbatch"
 
 
 def processes(launch: Launch) -> int:
-    """Processes on each node."""
+    """Processes on each node. Raises ValueError for GPUs that only sbatch would know of."""
+    asked = [option for option in launch.sbatch if re.match(r"--gres=.*gpu|--gpus(-per-|=)|-G", option)]
+    if asked and not (launch.processes or launch.gpus_per_node):
+        raise ValueError(
+            f"--sbatch: {asked[0]}: one process would run on each node; "
+            "give --gpus-per-node in its place, or --processes beside it"
+        )
     return launch.processes or launch.gpus_per_node or 1
 
 
@@ -43,7 +51,8 @@ def command(job: str, launch: Launch, processes: int) -> list[str]:
         "partition": launch.partition,
         "output": f"{run.replace('%', '%%')}/{log}",
     }
-    words = {"DISTILLERY_PYTHON": sys.executable, "DISTILLERY_ENVIRONMENT": launch.environment}
+    lines = str(Path(launch.environment).absolute()) if launch.environment else ""
+    words = {"DISTILLERY_PYTHON": sys.executable, "DISTILLERY_ENVIRONMENT": lines}
     return [
         "env",
         *(f"{name}={value}" for name, value in words.items() if value),
@@ -65,6 +74,10 @@ def start(job: str, launch: Launch, processes: int) -> int:
     folder = Path(launch.run)
     if "\\" in str(folder.absolute()):
         raise ValueError(f"--run: {folder}: sbatch takes no log file with a backslash in its path")
+    if shutil.which("sbatch") is None:
+        raise ValueError("no sbatch here; --on slurm is for a cluster's login node")
+    if launch.environment and not Path(launch.environment).is_file():
+        raise ValueError(f"--environment: no file {launch.environment}")
     (folder / "error.txt").unlink(missing_ok=True)
     number = _ask(command(job, launch, processes)).split(";")[0].strip()
     submitted.write(folder, {"place": "slurm", "job": number, "run": str(folder.absolute())})
@@ -72,20 +85,20 @@ def start(job: str, launch: Launch, processes: int) -> int:
     return 0
 
 
-def state(record: dict[str, str]) -> str:
-    """What the queue says of a submitted job; empty where it is not in it (any more)."""
+def state(record: dict[str, str]) -> tuple[str, str]:
+    """What the queue says of a submitted job; the queue forgets what has ended."""
     command = ["squeue", "--noheader", "--jobs", record["job"], "--format=%i %T for %M on %D nodes %R"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise ValueError(f"squeue: {done.stderr.strip()}")
-    return done.stdout.strip()
+    return done.stdout.strip(), ""
 
 
 def logs(record: dict[str, str], follow: bool) -> int:
     """Print what a submitted job has said, and what it says until it has ended where `follow` is so."""
     shown: dict[Path, int] = {}
     while True:
-        going_on = follow and bool(state(record))
+        going_on = follow and bool(state(record)[0])
         for path in sorted(Path(record["run"]).glob("log*.txt")):
             with path.open(encoding="utf-8", errors="replace") as file:
                 file.seek(shown.get(path, 0))

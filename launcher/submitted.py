@@ -9,6 +9,8 @@ from pathlib import Path
 from distill.run_folder import write_whole
 from launcher.places import place
 
+RECORD = "place.json"
+
 
 @dataclass
 class StatusConfig:
@@ -47,19 +49,27 @@ class CancelConfig:
 
 def write(folder: Path, record: dict[str, str]) -> None:
     """Keep where a run was submitted to, and under which number."""
-    write_whole(folder / "place.json", json.dumps(record) + "\n")
+    write_whole(folder / RECORD, json.dumps(record) + "\n")
 
 
 def read(folder: Path) -> dict[str, str]:
     """Where a run was submitted to; empty where it was not."""
-    path = folder / "place.json"
+    path = folder / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def state(folder: Path) -> str:
-    """What its cluster says of a run; empty where it is not there (any more)."""
+    """What its cluster says of a run; empty where it has ended, or is not there (any more).
+
+    The cluster's last word is kept: the cluster may go.
+    """
     record = read(folder)
-    return place(record["place"]).state(record) if record else ""
+    if not record or "ended" in record:
+        return ""
+    now, last = place(record["place"]).state(record)
+    if last:
+        write(folder, {**record, "ended": last})
+    return now
 
 
 def status(config: StatusConfig) -> int:
@@ -81,6 +91,11 @@ def _in_words(folder: Path) -> str:
     where = f"{record['place']} job {record['job']}"
     if now := state(folder):
         return f"{where}: " + "; ".join(now.splitlines())
+    last = read(folder).get("ended", "")
+    if last == "SUCCEEDED":
+        return f"{where}: finished; see {record['run']} on the cluster"
+    if last:
+        where += f": {last}"
     return f"{where}: ended without finishing; the same command with --resume continues it"
 
 

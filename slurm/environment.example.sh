@@ -5,9 +5,11 @@
 # Modules and an environment:
 # module load cuda/12.8
 # source /shared/venvs/distillery/bin/activate
+# DISTILLERY_PYTHON=python
 
 # A container (Pyxis), whose own Python runs:
 # SRUN_OPTIONS+=(--container-image=/shared/images/distillery.sqsh --container-mounts=/shared:/shared)
+# SRUN_OPTIONS+=(--container-workdir="$PWD")
 # DISTILLERY_PYTHON=python3
 
 # Processes bound to CPUs in another way than by the threads' own choice:

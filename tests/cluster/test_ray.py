@@ -35,13 +35,20 @@ def test_workers_of_ray_on_this_machine_train_as_processes_do(environment, train
 
 
 def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tmp_path):
+    """Warned on the way, it saves, goes back into the queue, and continues in a new one."""
     run = tmp_path / "a run"
     script = ROOT / "slurm" / "ray.sbatch"
-    options = ["--wait", "--nodes=2", "--time=20", f"--output={tmp_path}/log.txt"]
-    slurm.environment["DISTILLERY_PYTHON"] = sys.executable
-    slurm("sbatch", *options, script, *training, f"--run={run}", folder=tmp_path)
+    options = ["--parsable", "--nodes=2", "--time=20", f"--output={tmp_path}/log.txt"]
+    options.append(f"--export=ALL,DISTILLERY_PYTHON={sys.executable}")
+    job = slurm("sbatch", *options, script, *training, f"--run={run}", folder=tmp_path).strip()
+    log = tmp_path / "log.txt"
+    wait_until(lambda: len(lines(run)) > 60, "step 60", log.read_text)
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: slurm.state(job) == "COMPLETED", "job COMPLETED", log.read_text)
+    assert slurm.restarts(job) == 1
     said = (tmp_path / "log.txt").read_text(errors="replace")
     assert_as_undisturbed(run, undisturbed)
+    assert re.search(r"general: stopped after step \d+ of 200", said)
     assert "finished: " in said
     assert not slurm.processes("ray.scripts.scripts")
     written = b"".join([*tree(run).values(), said.encode()])

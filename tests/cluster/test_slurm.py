@@ -69,6 +69,22 @@ def test_a_warned_job_saves_goes_back_into_the_queue_and_continues(slurm, traini
     assert_as_undisturbed(run, undisturbed)
 
 
+def test_a_warned_job_that_does_not_stop_in_time_goes_back_as_it_stands(
+    slurm, training, undisturbed, tmp_path
+):
+    run = tmp_path / "run"
+    grace = '--sbatch=["--export=ALL,DISTILLERY_GRACE=3"]'
+    job = submitted(slurm, run, *training, "--time=20", "--processes=2", grace)
+    wait_until(lambda: len(lines(run)) > 60, "step 60", lambda: said(run))
+    for rank in slurm.processes(f"launcher.rank general {run}"):
+        os.kill(rank, signal.SIGSTOP)
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    wait_for(slurm, run, job, "COMPLETED")
+    assert "not stopped in time" in said(run)
+    assert slurm.restarts(job) == 1
+    assert_as_undisturbed(run, undisturbed)
+
+
 def test_a_job_whose_node_dies_continues_on_the_others(slurm, training, undisturbed, tmp_path):
     run = tmp_path / "run"
     job = submitted(slurm, run, *training, "--nodes=2", "--time=20")
@@ -113,6 +129,23 @@ def test_an_array_makes_slices_and_names_stay_as_they_are(slurm, tiny_corpus, ti
     assert tree(run / "shards") == tree(tmp_path / "here" / "shards")
     assert "finished" in slurm(DISTILLERY, "status", run)
     assert list(tmp_path.rglob("owned")) == []
+
+
+def test_a_warning_to_one_slice_of_an_array_leaves_the_others(slurm, tiny_corpus, tiny_tokenizer, tmp_path):
+    """The last one, whose job has the number of the array. It stands still, and goes back as it stands."""
+    run = tmp_path / "run"
+    words = ["pregenerate", f"--corpus.files=[{tiny_corpus}]", "--tokenizer", tiny_tokenizer, "--workers=1"]
+    grace = '--sbatch=["--export=ALL,DISTILLERY_GRACE=1"]'
+    job = submitted(slurm, run, *words, "--nodes=2", "--time=5", grace)
+    last = f"launcher.rank pregenerate {run}/slice-2-of-2"
+    wait_until(lambda: slurm.processes(last), "slice 2", lambda: said(run))
+    for rank in slurm.processes(last):
+        os.kill(rank, signal.SIGSTOP)
+    slurm("scancel", "--batch", "--signal=USR1", f"{job}_2")
+    wait_until((run / "slice-2-of-2" / "summary.json").is_file, "summary", lambda: said(run))
+    assert "not stopped in time" in (run / "log-2.txt").read_text()
+    assert "warned" not in (run / "log-1.txt").read_text()
+    assert [slurm.restarts(f"{job}_{number}") for number in (1, 2)] == [0, 1]
 
 
 def test_the_script_works_by_hand(slurm, tiny_corpus, tiny_tokenizer, tmp_path):

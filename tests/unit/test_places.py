@@ -1,10 +1,13 @@
 """Launching is a pure function from a job to words: what would run on Slurm and Ray, without either."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import pytest
 import yaml
 
 from data_pipeline.pregenerate import PregenerateConfig
+from distill import preemption
 from distill.preemption import EXIT_CODE
-from launcher import cli, jobs, local, node, ray_place, slurm, submitted
+from launcher import cli, jobs, local, node, rank, ray_place, slurm, submitted
 from launcher.settings import Launch, job_of
 from tests.unit.test_cli import AWKWARD, GENERAL, ROOT, printed
 
@@ -84,9 +88,10 @@ ALLOCATION = {
 
 def test_nodes_meet_at_the_first():
     first, second = (node.rendezvous({**ALLOCATION, "SLURM_NODEID": number}) for number in "01")
+    patience = "read_timeout=900,join_timeout=900"
     common = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=n1:20007", "--rdzv-id=20007-0"]
-    assert first == (*common, "--rdzv-conf=is_host=1", "--local-addr=10.0.0.2")
-    assert second == (*common, "--rdzv-conf=is_host=0", "--local-addr=10.0.0.2")
+    assert first == (*common, f"--rdzv-conf=is_host=1,{patience}", "--local-addr=10.0.0.2")
+    assert second == (*common, f"--rdzv-conf=is_host=0,{patience}", "--local-addr=10.0.0.2")
     command = local.command("general", "run", 1, second)
     assert command[1:3] == ["-m", "torch.distributed.run"]  # one process too, where there are nodes
 
@@ -156,6 +161,42 @@ def test_an_option_that_nothing_would_read_is_refused(capsys, arguments, message
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--gres=gpu:8", "--gpus=16", "--gpus-per-task=1", "-G8"])
+def test_gpus_that_only_sbatch_knows_of_are_refused(capsys, option):
+    arguments = ["general", *GENERAL, "--on=slurm", f"--sbatch=[{option}]", "--dry-run"]
+    assert cli.main(arguments) == 2
+    assert f"{option}: one process would run on each node" in capsys.readouterr().err
+    assert cli.main([*arguments, "--processes=8"]) == 0
+
+
+def test_nodes_without_an_array_are_refused_a_pregeneration(capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "4")
+    assert cli.main(["pregenerate", "--tokenizer=x", "--on=node", "--resume"]) == 2
+    assert "give sbatch --array=1-4" in capsys.readouterr().err
+
+
+def test_a_node_waits_for_the_first_to_begin_the_run(
+    capsys, monkeypatch, tiny_model, tiny_shards, tmp_path
+):
+    monkeypatch.setattr(node, "WAIT_S", 0.0)
+    for name, value in {**ALLOCATION, "SLURM_NODEID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "log.txt").write_text("as sbatch makes it\n")
+    words = ["--teacher.path", tiny_model, "--shards", tiny_shards, "--stage.batch_size=16"]
+    words += ["--student.layers=2", "--student.hidden_size=24", "--student.heads=4", "--processes=1"]
+    assert cli.main(["general", *words, "--on=node", "--resume", f"--run={tmp_path}"]) == 2
+    assert "no run in it after 0 s" in capsys.readouterr().err
+
+
+def test_a_job_back_from_the_queue_runs_with_the_settings_it_began_with(capsys, monkeypatch, tmp_path):
+    words = ["--on=node", "--resume", "--dry-run", f"--run={tmp_path}"]
+    began = printed(capsys, "general", *GENERAL, "--seed=3", *words).splitlines()
+    (tmp_path / "config.yaml").write_text("\n".join(began[1:-1]))
+    assert "seed: 4" in printed(capsys, "general", *GENERAL, "--seed=4", *words)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "seed: 3" in printed(capsys, "general", *GENERAL, "--seed=4", *words)
+
+
 def test_nodes_that_a_job_has_no_use_for_are_refused(capsys):
     arguments = ["evaluate", "--models={}", "--task.train=x", "--task.dev=x", "--on=slurm", "--nodes=2"]
     assert cli.main([*arguments, "--dry-run"]) == 2
@@ -175,11 +216,22 @@ def test_a_batch_that_the_nodes_cannot_share_is_refused_at_submission(
 
 def test_without_slurm_a_line_says_so(capsys, monkeypatch, tiny_corpus, tiny_tokenizer, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(slurm, "command", lambda *_: ["sbatch"])
     corpus = ["--corpus.files", json.dumps([tiny_corpus]), "--tokenizer", tiny_tokenizer]
     assert cli.main(["pregenerate", *corpus, "--on=slurm", f"--run={tmp_path / 'run'}"]) == 2
     assert "no sbatch here" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_file_that_is_not_there_is_refused(
+    capsys, monkeypatch, tiny_corpus, tiny_tokenizer, tmp_path
+):
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    corpus = ["--corpus.files", json.dumps([tiny_corpus]), "--tokenizer", tiny_tokenizer]
+    words = ["pregenerate", *corpus, "--on=slurm", f"--run={tmp_path / 'run'}", "--environment=my.sh"]
+    assert cli.main(words) == 2
+    assert "--environment: no file my.sh" in capsys.readouterr().err
+    command = slurm.command("general", Launch(run="r", environment="my.sh"), 1)
+    assert f"DISTILLERY_ENVIRONMENT={Path('my.sh').absolute()}" in command
 
 
 # --- submitted runs --------------------------------------------------------------------------
@@ -190,7 +242,7 @@ def run(tmp_path, monkeypatch) -> Path:
     """A run that was submitted, and is running."""
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     submitted.write(tmp_path, {"place": "slurm", "job": "7", "run": str(tmp_path)})
-    monkeypatch.setattr(slurm, "state", lambda record: f"{record['job']} RUNNING for 0:10")
+    monkeypatch.setattr(slurm, "state", lambda record: (f"{record['job']} RUNNING for 0:10", ""))
     return tmp_path
 
 
@@ -203,20 +255,37 @@ def test_the_status_of_a_running_job(capsys, run):
 
 
 def test_the_status_of_a_job_that_has_ended(capsys, run, monkeypatch):
-    monkeypatch.setattr(slurm, "state", lambda record: "")
+    monkeypatch.setattr(slurm, "state", lambda record: ("", ""))
     assert "ended without finishing" in printed(capsys, "status", str(run))
     (run / "summary.json").write_text("{}")
     assert "finished; see" in printed(capsys, "status", str(run))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Job 'x-1' succeeded", "finished; see /mnt/s/a on the cluster"),
+        ("Job 'x-1' failed", "FAILED: ended without finishing"),
+        ("Job 'x-1' was stopped", "STOPPED: ended without finishing"),
+    ],
+)
+def test_the_last_word_of_a_ray_cluster_is_kept(capsys, tmp_path, monkeypatch, said, told):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    submitted.write(tmp_path, {"place": "ray", "job": "x-1", "address": "http://h:8265", "run": "/mnt/s/a"})
+    answers = [said]
+    monkeypatch.setattr(ray_place, "_ask", lambda _: answers.pop())
+    assert told in printed(capsys, "status", str(tmp_path))
+    assert told in printed(capsys, "status", str(tmp_path))  # without asking it again
 
 
 def test_logs_are_followed_to_the_end(capsys, run, monkeypatch):
     states = ["running", "running", ""]
     said = ["a\n", "b\n", "c\n"]
 
-    def state(record: dict[str, str]) -> str:
+    def state(record: dict[str, str]) -> tuple[str, str]:
         with (run / "log.txt").open("a") as file:
             file.write(said[-len(states)])
-        return states.pop(0)
+        return states.pop(0), ""
 
     monkeypatch.setattr(slurm, "state", state)
     monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
@@ -240,6 +309,9 @@ def test_a_run_that_is_in_the_queue_is_not_submitted_again(
     (run.parent / "kept").rename(run / "place.json")
     assert cli.main(["pregenerate", f"--run={run}", "--on=slurm", "--resume"]) == 2
     assert "is still at work" in capsys.readouterr().err
+    monkeypatch.setattr(slurm, "state", lambda _: (_ for _ in ()).throw(ValueError("squeue: no answer")))
+    assert cli.main(["pregenerate", f"--run={run}", "--on=slurm", "--resume"]) == 2
+    assert f"(squeue: no answer); where its cluster has gone, remove {run}" in capsys.readouterr().err
 
 
 # --- recipes and files -----------------------------------------------------------------------
@@ -272,6 +344,20 @@ def test_a_cluster_file_fits_rays_schema(name):
         assert worker["min_workers"] == 0
 
 
+@pytest.mark.parametrize("name", ["aws", "gcp", "azure", "local"])
+def test_a_cluster_installs_the_folder_that_was_copied(name, tmp_path):
+    """Bash itself says what pip is given."""
+    config = yaml.safe_load((CLOUD / f"{name}.yaml").read_text(encoding="utf-8"))
+    (line,) = [line for line in config["setup_commands"] if " -e " in line]
+    assert line.startswith("~/venv/bin/pip ")
+    (tmp_path / "distilleryr").touch()  # what an unquoted [ray] would match
+    words = ["bash", "-c", line.replace("~/venv/bin/pip", r"printf %s\\n", 1)]
+    said = subprocess.run(words, env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
+    given = said.stdout.splitlines()
+    assert given[-1] == f"{tmp_path}/distillery[ray]"
+    assert f"{tmp_path}/distillery/constraints.txt" in given
+
+
 def test_the_manifest_for_kubernetes_is_one_that_ray_reads():
     """As Ray's autoscaler does in the head's pod."""
     kuberay = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
@@ -292,6 +378,59 @@ def test_the_manifest_for_kubernetes_is_one_that_ray_reads():
 
 def test_a_warned_run_stops_with_a_code_of_its_own():
     assert EXIT_CODE not in (0, 1, 2, 130)
+
+
+def test_a_wish_to_stop_that_comes_while_a_job_starts_is_heard(tmp_path):
+    """Its settings are a pipe that nobody writes to: told twice, it stops once, without a traceback."""
+    os.mkfifo(tmp_path / "config.yaml")
+    start = "import sys; from launcher import local; sys.exit(local.run_processes('label', sys.argv[1], 1))"
+    with subprocess.Popen(
+        [sys.executable, "-c", start, tmp_path], stderr=subprocess.PIPE, text=True
+    ) as job:
+        while not any(map(local._is_listening_rank, local._children(job.pid))):
+            assert job.poll() is None
+        job.send_signal(signal.SIGUSR1)
+        _, said = job.communicate()
+    assert job.returncode == EXIT_CODE
+    assert "stopped, as asked; continue with: distillery label" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_wish_to_stop_raises_once_at_most(monkeypatch, at_once):
+    monkeypatch.setattr(preemption, "_asked", False)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        preemption.listen(at_once)
+        with pytest.raises(preemption.Stopped) if at_once else nullcontext():
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.asked()
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def test_a_file_is_a_wish_to_stop_where_no_signal_reaches(monkeypatch, tmp_path):
+    monkeypatch.setattr(preemption, "_asked", False)
+    monkeypatch.setattr(preemption, "_file", None)
+    preemption.watch(tmp_path / "stop")
+    assert not preemption.asked()
+    (tmp_path / "stop").touch()
+    assert preemption.asked()
+
+
+@pytest.mark.parametrize(("asked", "code"), [(True, EXIT_CODE), (False, 2)])
+def test_a_worker_that_the_wish_ended_is_no_failure(capsys, monkeypatch, tmp_path, asked, code):
+    """Slurm tells every process of a step, a pregeneration's workers too."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(preemption, "listen", lambda at_once: None)
+    monkeypatch.setattr(preemption, "_asked", asked)
+    (tmp_path / "config.yaml").write_text("tokenizer: none\n")
+    assert rank.main("pregenerate", str(tmp_path)) == code
+    assert ("continue with: " in capsys.readouterr().err) == asked
+    assert (tmp_path / "error.txt").exists() != asked
 
 
 # --- scripts ---------------------------------------------------------------------------------
