@@ -210,7 +210,8 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _begin_worker, (config, shards, done)) as pool:
             try:
-                futures = [pool.submit(_work, number, pieces[number]) for number in todo]
+                with _held(signal.SIGINT, signal.SIGUSR1):
+                    futures = [pool.submit(_work, number, pieces[number]) for number in todo]
                 for future in as_completed(futures):
                     future.result()
             except BrokenProcessPool:
@@ -258,13 +259,21 @@ def _watch(bar: Progress, task: Any, done: Any) -> Callable[[], None]:
     return stop
 
 
+@contextmanager
+def _held(*signals: signal.Signals) -> Iterator[None]:
+    """Let signals wait; processes started inside never get them, not even while they are starting."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _maker: _Maker
 
 
 def _begin_worker(config: PregenerateConfig, shards: Path, done: Any) -> None:
     global _maker
-    for number in (signal.SIGINT, signal.SIGUSR1):  # the parent gets them too, and ends us
-        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()

@@ -220,7 +220,7 @@ def test_the_best_student_outlives_a_kill_after_it(task, tmp_path):
 def falling_scores() -> Iterator[None]:
     """Every measurement of a process is worse than the one before."""
     scores = ({"accuracy": 1 / n} for n in itertools.count(1))
-    with patch("distill.task.task_metrics", lambda *arguments: next(scores)):
+    with patch("distill.measure.task_metrics", lambda *arguments: next(scores)):
         yield
 
 
