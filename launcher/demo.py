@@ -193,6 +193,7 @@ class _Demo:
                 "student, labels alone": models("labels-alone", "model"),
             },
             task=self.task,
+            latency_batches=[1],
         )
 
     def with_bag_of_words(self, rows: list[dict]) -> list[dict]:

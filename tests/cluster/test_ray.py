@@ -110,6 +110,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, environment) -> Iterator[Hos
         hosts.bed("down")
 
 
+@pytest.mark.slow
 def test_a_cluster_of_ray_up_from_nothing_to_the_student(hosts, training, undisturbed):
     """Up, a job submitted, its worker's machine lost on the way, the student fetched, down."""
     shared = hosts.shared
