@@ -133,7 +133,8 @@ def timed(function: Callable[[], object], repeats: int = REPEATS) -> float:
 # -------------------------------------------------------------------------------------- the kernels
 def kernels() -> dict[str, Kernel]:
     """The losses between tokens."""
-    from distill.kernels import RelationDivergence, ScoreError
+    from distill.relation_kernels import RelationDivergence
+    from distill.score_kernel import ScoreError
 
     own, other = SIZES
     pair = 2 * (own + other)  # FLOPs of one score of both sides

@@ -28,12 +28,12 @@ class Choice:
 
 
 @functools.cache
-def kernels(kind: str) -> ModuleType | None:
-    """distill.kernels for devices of a kind (`cuda`, `cpu`); None where the plain twins serve."""
+def kernel(module: str, kind: str) -> ModuleType | None:
+    """A module of Triton kernels for devices of a kind (`cuda`, `cpu`); None where its twin serves."""
     if kind != "cuda" or torch.cuda.get_device_capability() < AMPERE:
         return None
     try:
-        return importlib.import_module("distill.kernels")
+        return importlib.import_module(f"distill.{module}")
     except (ImportError, AttributeError):  # no Triton, or one that is too old
         return None
 
@@ -67,7 +67,7 @@ def choices() -> list[Choice]:
     gpu = torch.cuda.is_available()
     kind = "cuda" if gpu else "cpu"
     absent = "NVIDIA's apex is not installed" if gpu else "no GPU"
-    triton = kernels(kind) is not None
+    triton = kernel("score_kernel", kind) is not None
     lacking = "Triton is missing or too old, or the GPU is" if gpu else "no GPU"
     why = "a GPU and Triton are here" if triton else lacking
     return [

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.attention import Heads
-from distill.fused import kernels
+from distill.fused import kernel
 
 
 class PlainScoreError(torch.autograd.Function):
@@ -67,7 +67,7 @@ def attention_score_loss(student: Heads, teacher: Heads, query_mask: Tensor, key
 
     Returns the sum over batch, heads, queries and keys, in fp32.
     """
-    fused = kernels(query_mask.device.type)
+    fused = kernel("score_kernel", query_mask.device.type)
     fused = fused if fused and fused.fits(student.query, teacher.query) else None
     function = fused.ScoreError if fused else PlainScoreError
     with torch.autocast(query_mask.device.type, enabled=False):

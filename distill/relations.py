@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.attention import Heads
-from distill.fused import kernels
+from distill.fused import kernel
 
 HIDDEN = -1e30  # a score that counts as none; finite, so that a row without keys is too
 TILE = 1 << 22  # entries of a score matrix that exist at once: 16 MB in fp32
@@ -101,7 +101,7 @@ def relation_loss(
     """
     own, other = student.sides(kind), teacher.sides(kind)
     parts = [regroup(part, heads) for part in (*own, *(side.detach() for side in other))]
-    fused = kernels(query_mask.device.type)
+    fused = kernel("relation_kernels", query_mask.device.type)
     function = fused.RelationDivergence if fused else PlainRelationDivergence
     scales = (side.shape[-1] ** -0.5 for side in (parts[0], parts[2]))
     with torch.autocast(query_mask.device.type, enabled=False):

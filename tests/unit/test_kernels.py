@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import kernels
 from distill.losses import PlainScoreError
+from distill.relation_kernels import RelationDivergence
 from distill.relations import PlainRelationDivergence
+from distill.score_kernel import ScoreError, fits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # student's head size, teacher's, length: tiles of 64 rows, sizes of no power of two among them
 SHAPES = [(26, 64, 70), (32, 32, 1), (8, 128, 17)]
 MORE_SHAPES = [(24, 32, 64), (64, 24, 130)]
-KINDS = {"score": (kernels.ScoreError, PlainScoreError)}
-KINDS["relation"] = (kernels.RelationDivergence, PlainRelationDivergence)
+KINDS = {"score": (ScoreError, PlainScoreError)}
+KINDS["relation"] = (RelationDivergence, PlainRelationDivergence)
 SCALES = (0.3, 0.2)
 
 
@@ -160,7 +161,7 @@ def test_a_sequence_of_padding_alone_loses_nothing(kind, case):
 
 def test_sides_that_are_one_tensor_get_both_gradients(case):
     side, _, other, _, rows, columns = case
-    loss = kernels.RelationDivergence.apply(side, side, other, other, rows, columns, *SCALES)
+    loss = RelationDivergence.apply(side, side, other, other, rows, columns, *SCALES)
     expected = formula("relation", [side, side, other, other, rows, columns])
     found, wanted = (torch.autograd.grad(value, side)[0].double() for value in (loss, expected))
     assert_near([found], [wanted], 1e-5)
@@ -181,7 +182,7 @@ def test_strides_of_any_kind_are_read_right(case):
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "dtype", "fits"),
+    ("own", "other", "dtype", "does"),
     [
         (26, 64, torch.bfloat16, True),
         (32, 128, torch.bfloat16, True),
@@ -191,16 +192,17 @@ def test_strides_of_any_kind_are_read_right(case):
         (64, 64, torch.float32, False),
     ],
 )
-def test_heads_too_wide_for_the_score_kernel_go_by_the_plain_form(own, other, dtype, fits):
+def test_heads_too_wide_for_the_score_kernel_go_by_the_plain_form(own, other, dtype, does):
     sides = (torch.empty(1, 1, 1, size, dtype=dtype) for size in (own, other))
-    assert kernels.fits(*sides) == fits
+    assert fits(*sides) == does
 
 
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from distill import kernels
+from distill import score_kernel
+from distill import relation_kernels as relation
 
 TYPES = {"rows": "*i64", "columns": "*i64", "keys": "*i64", "own_scale": "fp32", "other_scale": "fp32"}
 TYPES |= dict.fromkeys(["losses", "log_totals", "other_log_totals", "grad"], "*fp32")
@@ -215,11 +217,11 @@ def build(kernel, shape, other=64, **more):
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     print(kernel.__name__, built.metadata.shared, len(built.asm["cubin"]) > 0)
 
-build(kernels._score_kernel, kernels.score_shape(True, 32, 64), SPLIT=True)
-build(kernels._score_kernel, kernels.score_shape(True, 32, 128), other=128, SPLIT=True)
-build(kernels._relation_loss_kernel, kernels.relation_shape(True, 32, 64))
+build(score_kernel._score_kernel, score_kernel.score_shape(True, 32, 64), SPLIT=True)
+build(score_kernel._score_kernel, score_kernel.score_shape(True, 32, 128), other=128, SPLIT=True)
+build(relation._relation_loss_kernel, relation.relation_shape(True, 32, 64))
 for side in (False, True):
-    build(kernels._relation_gradient_kernel, kernels.relation_shape(True, 32, 64), OF_RIGHT=side)
+    build(relation._relation_gradient_kernel, relation.relation_shape(True, 32, 64), OF_RIGHT=side)
 """
 
 
