@@ -95,16 +95,17 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
     for turn in range(REPEATS + 1):
-        _synchronise(device)
+        synchronise(device)
         begin = time.perf_counter()
         a @ b
-        _synchronise(device)
+        synchronise(device)
         if turn:
             best = max(best, 2 * size**3 / (time.perf_counter() - begin))
     return best
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU: its work ends when it does, not when it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

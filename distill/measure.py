@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from data_pipeline.tasks import Encoded, Metric, TaskConfig
-from distill.accounting import count_flops
+from distill.accounting import count_flops, synchronise
 from distill.encoders import model_inputs
 from distill.engine import rank, sum_over_ranks, world_size
 from distill.sources import task_batch
@@ -153,15 +153,10 @@ def latencies(
         for name, model in models.items():
             batch = task_batch(data[name], order[begin : begin + size])
             inputs = model_inputs(model, batch.to(model.device))
-            _synchronise(model)
+            synchronise(model.device)
             start = time.perf_counter()
             model(**inputs)
-            _synchronise(model)
+            synchronise(model.device)
             if turn >= len(warm_up):
                 times[name].append(1000 * (time.perf_counter() - start))
     return times
-
-
-def _synchronise(model: PreTrainedModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)

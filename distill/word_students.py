@@ -15,6 +15,7 @@ Pairs of texts are read one by one; the classifier sees u, v, |u - v| and u * v.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -68,7 +69,7 @@ class _Lstm(nn.Module):
         return padded, torch.cat([last[0], last[1]], dim=-1)
 
 
-class _Encoder(nn.Module):
+class _Encoder(nn.Module, ABC):
     """What a kind of student does between word vectors and classifier.
 
     Attributes:
@@ -77,13 +78,13 @@ class _Encoder(nn.Module):
 
     out_features: int
 
+    @abstractmethod
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Word vectors (batch, length, width) of one text each to features (batch, features)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, features: Tensor) -> Tensor:
         """Features of one text, or of a pair joined, to what the classifier sees."""
-        raise NotImplementedError
 
 
 class BiLstm(_Encoder):
