@@ -8,7 +8,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from html import escape
@@ -25,9 +25,18 @@ from distill.charts import (
     line_chart,
     scatter_chart,
 )
+from distill.html_table import (
+    Column,
+    Row,
+    count,
+    duration,
+    html_table,
+    millions,
+    number_of,
+    percent_factor,
+    short,
+)
 from distill.run_folder import write_whole
-
-Row = dict[str, Any]
 
 STAGES = ("finetune", "general", "intermediate", "prediction")  # the order of a whole distillation
 SPEEDS = {"lr", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_mb"}
@@ -164,94 +173,6 @@ def _read_json(path: Path) -> Row | None:
     return value
 
 
-# ---- numbers as text
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None for anything else."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if plain and math.isfinite(value) else None
-
-
-def _percent(name: str, values: Sequence[float]) -> float:
-    """100 for scores logged as fractions, 1 for losses and for scores already in percent."""
-    fractions = all(abs(value) <= 1 for value in values)
-    return 100.0 if fractions and "loss" not in name else 1.0
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours} h {minute:02d} min" if hours else f"{minute} min {second:02d} s"
-
-
-def _short(value: float) -> str:
-    """Three digits, without exponents: 0.0123, 1.23, 12.3, 1,234."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}" if value else "0"
-
-
-def _millions(value: float) -> str:
-    if value < 1000:
-        return f"{value:.0f}"
-    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-# ---- tables
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: how a number is shown, and which is best (`max`, `min` or neither)."""
-
-    key: str
-    head: str
-    show: Callable[[float], str] | None = None  # None for text
-    best: Callable[[list[float]], float] | None = None
-    spread: str | None = None  # the key of a deviation, shown in a span of fixed width
-
-
-def _table(columns: Sequence[Column], rows: Sequence[Row], rank: bool = True) -> str:
-    """Rows under the columns that any row fills; the best number of a column is marked."""
-    used = [c for c in columns if any(row.get(c.key) is not None for row in rows)]
-    head = "".join(f"<th{_kind(c)}>{escape(c.head)}</th>" for c in used)
-    body = []
-    for row in rows:
-        cells = (_cell(c, row, _best(c, rows) if rank else None) for c in used)
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _kind(column: Column) -> str:
-    return ' class="n"' if column.show else ""
-
-
-def _best(column: Column, rows: Sequence[Row]) -> float | None:
-    values = [v for v in (_number(row.get(column.key)) for row in rows) if v is not None]
-    return column.best(values) if column.best and len(set(values)) > 1 else None
-
-
-def _cell(column: Column, row: Row, best: float | None) -> str:
-    value, number = row.get(column.key), _number(row.get(column.key))
-    if column.show is None:
-        text = escape(str(value)) if value is not None else "–"
-    else:
-        text = column.show(number) if number is not None else "–"
-    text = f"<b>{text}</b>" if best is not None and number == best else text
-    if column.spread:
-        spread = _number(row.get(column.spread))
-        text += f'<span class="sd">{f" ± {spread:.1f}" if spread is not None else ""}</span>'
-    return f"<td{_kind(column)}>{text}</td>"
-
-
 # ---- sections
 
 
@@ -291,11 +212,11 @@ def _result_rows(runs: Sequence[RunFolder]) -> list[Row]:
         sources = [run] if own else run.parts
         for source in sources:
             rows += [{**row, "run": run.name} for row in (source.summary or {}).get("rows") or []]
-    means = [m for m in (_number(row.get("accuracy_mean")) for row in rows) if m is not None]
-    factor = _percent("", means)
+    means = [m for m in (number_of(row.get("accuracy_mean")) for row in rows) if m is not None]
+    factor = percent_factor("", means)
     for row in rows:
         for key in ("accuracy_mean", "accuracy_sd"):
-            value = _number(row.get(key))
+            value = number_of(row.get(key))
             row[key] = value * factor if value is not None else None
     return rows
 
@@ -313,14 +234,14 @@ def _results(runs: Sequence[RunFolder]) -> str:
     columns += [Column("metric", "Metric")] if len(metrics) > 1 else []
     columns += [
         Column("accuracy_mean", f"{score}, %", lambda v: f"{v:.1f}", max, spread),
-        Column("seeds", "Seeds", _count),
-        Column("parameters", "Parameters", _millions, min),
+        Column("seeds", "Seeds", count),
+        Column("parameters", "Parameters", millions, min),
         Column("megabytes", "MB", lambda v: f"{v:.1f}" if v >= 0.1 else "< 0.1", min),
-        Column("flops", "FLOPs", _millions, min),
-        Column("latency_ms_p50", "Latency, ms", _short, min),
-        Column("latency_ms_p95", "p95, ms", _short, min),
+        Column("flops", "FLOPs", millions, min),
+        Column("latency_ms_p50", "Latency, ms", short, min),
+        Column("latency_ms_p95", "p95, ms", short, min),
         Column("speedup", "Speed-up", lambda v: f"{v:.1f}×", max),
-        Column("sequences_per_s_32", "Seq/s of 32", _count, max),
+        Column("sequences_per_s_32", "Seq/s of 32", count, max),
         Column("speedup_32", "Speed-up of 32", lambda v: f"{v:.1f}×", max),
     ]
     comparable = len(metrics) == 1 and len({row.get("task") for row in rows}) == 1
@@ -329,7 +250,7 @@ def _results(runs: Sequence[RunFolder]) -> str:
     said += " The best of a column is bold." if comparable and len(rows) > 1 else ""
     note = f'<p class="note">{said}</p>'
     scatter = _scatter(rows, score) if comparable else ""
-    return f"<section><h2>Results</h2>{_table(columns, rows, comparable)}{note}{scatter}</section>"
+    return f"<section><h2>Results</h2>{html_table(columns, rows, comparable)}{note}{scatter}</section>"
 
 
 def _classes(runs: Sequence[RunFolder]) -> str:
@@ -349,14 +270,14 @@ def _class_table(report: Row) -> str:
     rows = [{"name": name, **values} for name, values in report.items() if isinstance(values, dict)]
     columns = [Column("name", "Class")]
     columns += [Column(key, key.capitalize(), lambda v: f"{v:.4f}") for key in ("precision", "recall")]
-    columns += [Column("f1-score", "F1", lambda v: f"{v:.4f}"), Column("support", "Support", _count)]
-    return _table(columns, rows, rank=False)
+    columns += [Column("f1-score", "F1", lambda v: f"{v:.4f}"), Column("support", "Support", count)]
+    return html_table(columns, rows, rank=False)
 
 
 def _scatter(rows: Sequence[Row], score: str) -> str:
     dots, several = [], len({row["run"] for row in rows}) > 1
     for row in rows:
-        x, y = _number(row.get("latency_ms_p50")), _number(row.get("accuracy_mean"))
+        x, y = number_of(row.get("latency_ms_p50")), number_of(row.get("accuracy_mean"))
         if x is not None and y is not None and x > 0:
             name = f"{row['run']}: {row.get('name')}" if several else str(row.get("name"))
             dots.append(Dot(name, x, y, row.get("accuracy_sd") or 0.0))
@@ -379,7 +300,7 @@ def _points(run: RunFolder, stage: str, split: str, key: str) -> list[Point]:
     points: dict[float, float] = {}
     for row in run.metrics:
         if row.get("stage") == stage and row.get("split") == split:
-            step, value = _number(row.get("step")), _number(row.get(key))
+            step, value = number_of(row.get("step")), number_of(row.get(key))
             if step is not None and value is not None:
                 points[step] = value
     return sorted(points.items())
@@ -425,7 +346,7 @@ def _scores(folders: Folders, stage: str) -> list[str]:
     charts: list[str] = []
     for key in _keys(folders, stage, "dev"):
         lines = _lines(folders, stage, "dev", key)
-        factor = _percent(key, [y for line in lines for _, y in line.points])
+        factor = percent_factor(key, [y for line in lines for _, y in line.points])
         lines = [replace(e, points=[(x, y * factor) for x, y in e.points]) for e in lines]
         unit = key if "loss" in key else f"{key}, %"
         charts.append(line_chart(f"Dev set: {key}", lines, unit, small=bool(charts)))
@@ -460,8 +381,8 @@ def _stages(folders: Folders) -> str:
 
 def _cost_row(name: str, run: RunFolder) -> Row:
     summary = run.summary or {"status": "unfinished"}
-    best = {k: _number(v) for k, v in (summary.get("best") or {}).items() if k not in NOT_A_METRIC}
-    scores = ", ".join(f"{k} {_short(v * _percent(k, [v]))}" for k, v in best.items() if v is not None)
+    best = {k: number_of(v) for k, v in (summary.get("best") or {}).items() if k not in NOT_A_METRIC}
+    scores = ", ".join(f"{k} {short(v * percent_factor(k, [v]))}" for k, v in best.items() if v is not None)
     speed, mfu = (_median(run, key) for key in ("sequences_per_s", "mfu"))
     memory = max(_known(run, "peak_memory_mb"), default=None)
     measured = {"speed": speed, "mfu": None if mfu is None else 100 * mfu, "memory": memory}
@@ -469,7 +390,7 @@ def _cost_row(name: str, run: RunFolder) -> Row:
 
 
 def _known(run: RunFolder, key: str) -> list[float]:
-    found = [_number(row.get(key)) for row in run.metrics]
+    found = [number_of(row.get(key)) for row in run.metrics]
     return [value for value in found if value is not None]
 
 
@@ -484,15 +405,15 @@ def _cost(folders: Folders) -> str:
         Column("job", "Job"),
         Column("status", "Status"),
         Column("scores", "Best on dev"),
-        Column("steps", "Steps", _count),
-        Column("wall_s", "Wall time", _duration),
-        Column("cpu_hours", "CPU-hours", _short),
-        Column("gpu_hours", "GPU-hours", _short),
-        Column("speed", "Sequences/s", _short),
-        Column("mfu", "MFU %", _short),
-        Column("memory", "Peak MB", _count),
+        Column("steps", "Steps", count),
+        Column("wall_s", "Wall time", duration),
+        Column("cpu_hours", "CPU-hours", short),
+        Column("gpu_hours", "GPU-hours", short),
+        Column("speed", "Sequences/s", short),
+        Column("mfu", "MFU %", short),
+        Column("memory", "Peak MB", count),
     ]
-    table = _table(columns, [_cost_row(name, run) for name, run in folders])
+    table = html_table(columns, [_cost_row(name, run) for name, run in folders])
     note = (
         '<p class="note">Sequences/s and MFU are medians over the logged training steps. MFU (model FLOPs '
         "utilisation) is the share that teacher and student take of the matrix products per second that "
