@@ -33,6 +33,7 @@ from benchmarks.record import (
 from benchmarks.sides import Steps, in_own_process, measure, synchronise
 
 if TYPE_CHECKING:  # torch is for the children: the parent only waits and must weigh nothing
+    import torch
     from torch import Tensor
 
     from distill.encoders import Batch
@@ -280,16 +281,10 @@ class SyntheticSource:
 
 def build_trainer(settings: Settings, folder: Path) -> Trainer:
     """A trainer by the defaults of `distillery general`; the teacher lies in `folder`/teacher."""
-    import torch
-
     from distill.encoders import Teacher
-    from distill.engine import start_processes
     from distill.trainer import Trainer
 
-    quiet()
-    alone()
-    device = start_processes()
-    torch.manual_seed(0)
+    device = begin()
     config = _general_config(settings, folder / "teacher")
     objective = _objective(config)
     return Trainer(
@@ -331,10 +326,18 @@ def _objective(config: GeneralConfig) -> Objective:
     return Objective(student, install(student), config.stage.objective, layers, teacher.hidden_size)
 
 
-def alone() -> None:
-    """A process group of one, on a port that the system chooses."""
+def begin() -> torch.device:
+    """Make this process a group of one, quiet and seeded; returns its device."""
+    import torch
+
+    from distill.engine import start_processes
+
+    quiet()
     group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}
-    os.environ.update(group, MASTER_ADDR="127.0.0.1")
+    os.environ.update(group, MASTER_ADDR="127.0.0.1")  # on a port that the system chooses
+    device = start_processes()
+    torch.manual_seed(0)
+    return device
 
 
 def quiet() -> None:

@@ -22,7 +22,7 @@ from benchmarks.step import (
     SCHEDULED_STEPS,
     UNUSED,
     Settings,
-    alone,
+    begin,
     original_config,
     original_groups,
     quiet,
@@ -171,21 +171,15 @@ def _padded(data: Encoded, step: int, batch: int) -> tuple[Any, Any, Any]:
 # ------------------------------------------------------------------------------------------- ours
 def ours(settings: Settings, stage: str, folder: Path) -> Iterator[None]:
     """Turns of our trainer, made of what `distillery task` is made of, by its defaults."""
-    import torch
-
     from distill.attention import install
     from distill.encoders import Teacher, build_classifier, read_config, student_shape
-    from distill.engine import start_processes
     from distill.layer_map import layer_map
     from distill.objective import Objective
     from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
     from distill.sources import TaskSource
     from distill.trainer import Trainer
 
-    quiet()
-    alone()
-    device = start_processes()
-    torch.manual_seed(0)
+    device = begin()
     precision: Any = settings.teacher_precision
     config = TaskDistillConfig(
         teacher=TeacherConfig(str(folder / "teacher"), precision=precision),
