@@ -201,12 +201,20 @@ def extensions_folder(wanted: str | None) -> Path:
     return root if root.name == name else root / name
 
 
+def tools_first(path: str) -> str:
+    """PATH, where DeepSpeed looks for ninja, with what lies beside this Python in front.
+
+    Always the same ninja: another version takes what is built for stale, and builds it anew.
+    """
+    tools = str(Path(sys.executable).parent)
+    return path if path.split(os.pathsep)[0] == tools else f"{tools}{os.pathsep}{path}"
+
+
 def start_processes() -> torch.device:
     """Join the process group described by the environment (torchrun's); returns this rank's device."""
     root = extensions_folder(os.environ.get("TORCH_EXTENSIONS_DIR"))
     os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
-    # Ninja beside this Python comes first, always: another version takes what is built for stale.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ["PATH"] = tools_first(os.environ.get("PATH", ""))
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
         load_communication(root)
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")

@@ -49,11 +49,9 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(
 
 
 def environment(processes: int, base: dict[str, str]) -> dict[str, str]:
-    """The processes' environment: threads shared out, memory kept, tools beside this Python on PATH."""
+    """The processes' environment: threads shared out, memory kept."""
     threads = max(1, _cores(base) // processes)
-    tools = str(Path(sys.executable).parent)  # DeepSpeed looks for ninja there
-    path = f"{tools}{os.pathsep}{base.get('PATH', '')}"
-    return {"OMP_NUM_THREADS": str(threads), **WAIT, **MALLOC, **base, "PATH": path}
+    return {"OMP_NUM_THREADS": str(threads), **WAIT, **MALLOC, **base}
 
 
 def _cores(environment: dict[str, str]) -> int:

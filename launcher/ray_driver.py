@@ -23,7 +23,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from distill import preemption
 from launcher import jobs, runs
-from launcher.local import environment
 from launcher.rank import execute, first, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
@@ -139,7 +138,6 @@ def _slice(job: str, run: str, number: int, slices: int) -> None:
 def _run_here(job: str, folder: Path) -> None:
     """Run this process's part of a job in its begun folder."""
     quiet()
-    os.environ["PATH"] = environment(1, dict(os.environ))["PATH"]  # DeepSpeed's tools
     if not (folder / "summary.json").is_file():
         execute(job, from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8")), folder)
 

@@ -66,13 +66,11 @@ def _groups(world_size: int) -> list[dict[str, str]]:
 
 
 def _start(function: Callable[..., Any], group: dict[str, str], folder: Path) -> subprocess.Popen:
-    tools = Path(sys.executable).parent  # DeepSpeed looks for ninja there
-    path = f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"
     with (folder / f"{group['RANK']}.log").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-m", __name__, function.__module__, function.__qualname__, str(folder)],
             cwd=ROOT,
-            env={**os.environ, **group, "OMP_NUM_THREADS": "1", "PATH": path},
+            env={**os.environ, **group, "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=subprocess.STDOUT,
         )

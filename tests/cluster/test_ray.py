@@ -137,7 +137,7 @@ def test_a_cluster_of_ray_up_from_nothing_to_the_student(hosts, training, undist
         assert "finished: " in hosts.on("h0", DISTILLERY, "logs", here)
         hosts.on("h0", "ray", "rsync-down", cluster, f"{run.parent}/", f"{shared}/fetched/")
         assert_as_undisturbed(shared / "fetched" / AWKWARD, undisturbed)
-        token = hosts.on("h0", "cat", "/root/.ray/auth_token").strip()
+        token = hosts.on("h0", "bash", "-c", "cat ~/.ray/auth_token").strip()
         assert token
         assert token.encode() not in b"".join([*tree(run).values(), *tree(here).values()])
         assert list(shared.rglob("owned")) == []

@@ -219,11 +219,6 @@ def test_the_users_own_number_of_threads_stays():
     assert local.environment(2, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
 
 
-def test_tools_beside_this_python_come_first():
-    path = local.environment(1, {"PATH": "/usr/bin"})["PATH"].split(":")
-    assert path == [str(Path(sys.executable).parent), "/usr/bin"]
-
-
 @pytest.mark.parametrize(("visible", "count"), [("", 1), ("0", 1), ("0,1", 2), ("3, 5,7", 3)])
 def test_as_many_processes_as_visible_gpus(monkeypatch, visible, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_the_mark_of_a_killed_build_is_removed(tmp_path, built, monkeypatch):
     monkeypatch.setattr(engine, "build_shm_op", lambda: built.append(list(tmp_path.glob("*/lock"))))
     engine.load_communication(tmp_path)
     assert built == [[]]
+
+
+def test_tools_beside_this_python_come_first_and_once():
+    path = engine.tools_first("/usr/bin")
+    assert path.split(":") == [str(Path(sys.executable).parent), "/usr/bin"]
+    assert engine.tools_first(path) == path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
