@@ -53,6 +53,8 @@ setup(
         # `--on ray`; its default extra holds `ray job submit` and the dashboard.
         "ray": ["ray[default,train,tune]>=2.60"],
         "chinese": ["jieba"],
+        # Parts of speech for `augment --method noise`.
+        "augment": ["textblob"],
         "wikipedia": ["mwparserfromhell"],
         # What `make test` needs; moto and flask are the S3 server that shards are streamed from.
         "dev": [
@@ -69,6 +71,7 @@ setup(
             "requests",
             "ruff",
             "s3fs",
+            "textblob",
             "types-PyYAML",
         ],
     },

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
 from data_pipeline.tokenising import CONTINUES, Unit
 from data_pipeline.vocabulary import Vocabulary
+
+BEGINS = ("\u0120", "\u2581")  # what marks the first token of a word
 
 
 @dataclass
@@ -33,16 +37,16 @@ class MaskingConfig:
 
 
 def mask(
-    ids: list[int], config: MaskingConfig, vocabulary: Vocabulary, rng: np.random.Generator
-) -> list[int]:
-    """Mask a row's ordinary tokens; marks of word continuation are taken off.
+    ids: Iterable[int], config: MaskingConfig, vocabulary: Vocabulary, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A row with some of its ordinary tokens masked, and their positions; marks of CONTINUES are taken off.
 
     As in the original, a word that would exceed the number to mask is passed over.
     """
     marked = np.array(ids)
     plain = marked & ~CONTINUES
     ordinary = np.flatnonzero((plain != vocabulary.cls) & (plain != vocabulary.sep))
-    count = min(config.most, round(len(ids) * config.probability), len(ordinary))
+    count = min(config.most, round(len(marked) * config.probability), len(ordinary))
     if config.at_least_one and len(ordinary):
         count = max(count, 1)
     if config.unit == "token":
@@ -53,7 +57,7 @@ def mask(
     plain[chosen[draw < 0.8]] = vocabulary.mask
     replaced = chosen[draw >= 0.9]
     plain[replaced] = rng.integers(0, vocabulary.size, len(replaced))
-    return plain.tolist()
+    return plain, chosen
 
 
 def _whole_words(
@@ -69,3 +73,39 @@ def _whole_words(
         if len(chosen) + len(words[number]) <= count or (one and count and not chosen):
             chosen += words[number].tolist()
     return np.array(chosen, dtype=np.int64)
+
+
+class DynamicMasking:
+    """Masks rows anew whenever they are read: a function of seed, step and the row's tokens alone.
+
+    Args:
+        config: What is masked; `unit` is `token` or `word`.
+        vocabulary: The tokenizer that the rows were made with.
+        seed: Seed of the choice.
+    """
+
+    def __init__(self, config: MaskingConfig, vocabulary: Vocabulary, seed: int):
+        self.config = config
+        self.vocabulary = vocabulary
+        self.seed = seed
+        self.marks = np.zeros(vocabulary.size, dtype=np.int64)
+        if config.unit == "word":
+            self.marks[continuing(vocabulary)] = CONTINUES
+
+    def __call__(self, ids: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """A row of global step `step`, (length,), masked, and the positions chosen."""
+        rng = np.random.default_rng([self.seed, step, xxhash.xxh3_64_intdigest(ids.tobytes())])
+        return mask(ids | self.marks[ids], self.config, self.vocabulary, rng)
+
+
+def continuing(vocabulary: Vocabulary) -> list[int]:
+    """Ids of the tokens that go on with the word before them.
+
+    WordPiece marks them; byte-level and SentencePiece vocabularies mark where a word begins instead.
+    """
+    entries = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
+    if any(token.startswith("##") for token in entries):
+        return [number for token, number in entries.items() if token.startswith("##")]
+    if any(token[:1] in BEGINS for token in entries):
+        return [n for token, n in entries.items() if token[:1] not in BEGINS and token[:1].isalnum()]
+    return []

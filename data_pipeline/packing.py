@@ -57,7 +57,7 @@ def pack(
         rows = _pair_rows(documents, config, vocabulary, rng)
     if not config.masking.active:
         return rows
-    return (Row(mask(row.ids, config.masking, vocabulary, rng), row.boundary) for row in rows)
+    return (Row(mask(row.ids, config.masking, vocabulary, rng)[0].tolist(), row.boundary) for row in rows)
 
 
 def _full_rows(documents: list[Document], max_length: int, vocabulary: Vocabulary) -> Iterator[Row]:

@@ -16,6 +16,7 @@ import gzip
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
@@ -49,6 +50,16 @@ def read_vectors(path: str, words: Iterable[str]) -> Vectors:
             "language, or cased (then --student.words.lower_case false)?"
         )
     return found
+
+
+def first_vectors(path: str, count: int = 100_000) -> Vectors:
+    """The vectors of a file's first words, the most frequent ones, float32."""
+    kind, width = _kind(path)
+    if kind == "fasttext":
+        model = _FastText(path, None)
+        model.wanted = set(islice(model.rows, count))
+        return model.vectors()
+    return dict(islice((_binary if kind == "binary" else _text)(path, width, None), count))
 
 
 def check_vectors(path: str) -> int:
@@ -88,7 +99,7 @@ def _kind(path: str) -> tuple[str, int]:
     )
 
 
-def _text(path: str, width: int, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _text(path: str, width: int, wanted: set[str] | None) -> Iterator[tuple[str, np.ndarray]]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1 and HEADER.fullmatch(line):
@@ -100,14 +111,14 @@ def _text(path: str, width: int, wanted: set[str]) -> Iterator[tuple[str, np.nda
                     f"words.vectors: {path} line {number} has no {width} numbers; is it cut off?"
                 )
             word = name.decode("utf-8", "replace")
-            if word in wanted:
+            if wanted is None or word in wanted:
                 try:
                     yield word, np.array(values, dtype=np.float32)
                 except ValueError:
                     raise ValueError(f"words.vectors: {path} line {number} holds no numbers") from None
 
 
-def _binary(path: str, width: int, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _binary(path: str, width: int, wanted: set[str] | None) -> Iterator[tuple[str, np.ndarray]]:
     with _open(path) as file:
         count = int(file.readline().split()[0])
         buffer, place = b"", 0
@@ -120,7 +131,7 @@ def _binary(path: str, width: int, wanted: set[str]) -> Iterator[tuple[str, np.n
                     )
                 buffer, place = buffer[place:] + more, 0
             word = buffer[place:space].lstrip(b"\n").decode("utf-8", "replace")
-            if word in wanted:
+            if wanted is None or word in wanted:
                 yield word, np.frombuffer(buffer, "<f4", width, space + 1).copy()
             place = space + 1 + 4 * width
 
@@ -131,14 +142,14 @@ class _FastText:
     Bojanowski et al. 2017. The rows stay in the file; only those needed are read.
     """
 
-    def __init__(self, path: str, wanted: set[str]):
-        self.wanted = wanted
+    def __init__(self, path: str, wanted: set[str] | None):
+        """`wanted`: words that vectors are asked for; None for those of the model's dictionary."""
         try:
-            self._read(path)
+            self._read(path, wanted)
         except struct.error:
             raise ValueError(f"words.vectors: {path} is cut off or damaged") from None
 
-    def _read(self, path: str) -> None:
+    def _read(self, path: str, wanted: set[str] | None) -> None:
         with _open(path) as file:
             head = struct.unpack("<2i12id", file.read(64))
             self.width, self.bucket, self.least, self.most = head[2], head[10], head[11], head[12]
@@ -146,7 +157,12 @@ class _FastText:
             if pruned > 0 or not 11 <= head[1] <= 12:
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
             entries = enumerate(_entries(file, size))
-            self.rows = {word: row for row, word in entries if row < self.count and word in self.wanted}
+            self.rows = {
+                word: row
+                for row, word in entries
+                if row < self.count and (wanted is None or word in wanted)
+            }
+            self.wanted = set(self.rows) if wanted is None else wanted
             if file.read(1) != b"\0":
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
             rows, width = struct.unpack("<qq", file.read(16))

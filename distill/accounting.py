@@ -68,14 +68,24 @@ def forward_cost(run: Callable[[Batch], object], device: torch.device) -> Cost:
     return Cost(*np.linalg.solve(powers, np.array(counted, dtype=float)).round().tolist())
 
 
-def model_cost(model: PreTrainedModel) -> Cost:
-    """The cost of a model's shape, counted on a copy: its own weights may lie elsewhere, or in parts."""
+def model_cost(model: PreTrainedModel, head_share: float = 1.0) -> Cost:
+    """The cost of a model's shape, counted on a copy: its own weights may lie elsewhere, or in parts.
+
+    `head_share` is the share of the tokens that its head sees.
+    """
     with torch.random.fork_rng(devices=[]):
         copy = type(model)(model.config).eval()
     for name, _ in list(copy.named_children()):
         if getattr(model, name) is None:  # a pooler, left out
             setattr(copy, name, None)
-    return forward_cost(lambda batch: copy(**model_inputs(copy, batch)), torch.device("cpu"))
+    whole = _plain_cost(copy)
+    if head_share == 1:
+        return whole
+    return whole.times(head_share) + _plain_cost(copy.base_model).times(1 - head_share)
+
+
+def _plain_cost(model: PreTrainedModel) -> Cost:
+    return forward_cost(lambda batch: model(**model_inputs(model, batch)), torch.device("cpu"))
 
 
 def count_flops(run: Callable[[], object]) -> int:

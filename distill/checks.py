@@ -10,8 +10,10 @@ import math
 import sys
 from pathlib import Path
 
+from data_pipeline.augment import AugmentConfig, read
 from data_pipeline.corpus import check_corpus
 from data_pipeline.model_folder import model_folder
+from data_pipeline.noise import tagger
 from data_pipeline.store import ShardFolder
 from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import METRICS, TaskConfig, check_labels, label_set, read_examples
@@ -26,6 +28,7 @@ from distill.settings import (
     GeneralConfig,
     LabelConfig,
     ObjectiveConfig,
+    PretrainConfig,
     RecordConfig,
     StageConfig,
     StudentConfig,
@@ -35,7 +38,8 @@ from distill.settings import (
 )
 
 LAYERS = ("attention", "relation", "hidden")
-TERMS = (*LAYERS, "logits", "logits_mse", "labels")
+TASK_TERMS = (*LAYERS, "logits", "logits_mse", "labels")
+TERMS = (*TASK_TERMS, "mlm")
 WORDS = "distillery_words"  # the model type of students of whole words
 
 
@@ -53,20 +57,41 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     check_objective("stage", config.stage.objective, student, teacher, LAYERS)
-    check_shards(config, min(positions(teacher), positions(student)), processes)
+    check_shards(config, config.teacher.path, min(positions(teacher), positions(student)), processes)
 
 
-def check_shards(config: GeneralConfig, longest: int, processes: int) -> None:
+def check_pretrain(config: PretrainConfig, processes: int) -> None:
+    """Refuse a pretraining that can't work."""
+    model, shape, masking = model_config(config.model, "model"), config.shape, config.masking
+    if of_words(model):
+        raise ValueError(f"model: {config.model} is of whole words; give an encoder such as BERT")
+    if shape and (shape.path or shape.kind != "transformer"):
+        raise ValueError("shape: give layers, hidden_size, heads and intermediate_size of a transformer")
+    if shape:
+        model = check_student(shape, config.model)
+    if masking.unit == "chinese_word" or not 0 < masking.probability < 1 or masking.most < 1:
+        raise ValueError(
+            "masking: give unit token or word, a probability between 0 and 1, and most 1 or more"
+        )
+    check_stage("stage", config.stage, config.engine, processes)
+    check_record(config.record)
+    check_terms("stage", config.stage.objective, ("mlm",))
+    check_shards(config, config.model, positions(model), processes)
+
+
+def check_shards(
+    config: GeneralConfig | PretrainConfig, tokenizer: str, longest: int, processes: int
+) -> None:
     """Refuse shards that are missing, of another vocabulary, too long for the models or too few."""
     if config.stream.workers < 0 or config.stream.store.retries < 0 or not config.stream.store.cache_gb > 0:
         raise ValueError("stream: workers and store.retries must be 0 or more, store.cache_gb above 0")
     for shards in [config.shards] if isinstance(config.shards, str) else config.shards:
         folder = ShardFolder(shards, config.stream.store)
         manifest = folder.manifest
-        if manifest.vocabulary != load_vocabulary(config.teacher.path).fingerprint:
+        if manifest.vocabulary != load_vocabulary(tokenizer).fingerprint:
             raise ValueError(
-                f"shards: {shards} was made with another vocabulary than the teacher's, "
-                f"{config.teacher.path}; run pregenerate with --tokenizer {config.teacher.path}"
+                f"shards: {shards} was made with another vocabulary than that of {tokenizer}; "
+                f"run pregenerate with --tokenizer {tokenizer}"
             )
         if manifest.max_length > longest:
             raise ValueError(
@@ -107,7 +132,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     check_members(config.teacher, config.task)
     for name, stage in stages.items():
         check_stage(name, stage, config.engine, processes)
-        check_objective(name, stage.objective, student, teacher, TERMS)
+        check_objective(name, stage.objective, student, teacher, TASK_TERMS)
     if config.teacher.dropout and not runs_beside(config):
         raise ValueError(
             "teacher.dropout: the teacher's logits are computed beforehand here, without dropout"
@@ -143,6 +168,30 @@ def check_label(config: LabelConfig, processes: int) -> None:
             raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
     teacher = check_members(config.teacher, config.task)
     check_task(config.task, own_labels(teacher), positions(teacher), 1)
+
+
+def check_augment(config: AugmentConfig, processes: int) -> None:
+    """Refuse an augmentation that can't work."""
+    for name in ("variants", "candidates", "batch_size", "examples_per_piece"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    if not 0 < config.replaced <= 1:
+        raise ValueError(f"replaced: {config.replaced}; give a chance above 0, at most 1")
+    load_vocabulary(config.model)
+    if config.method == "tinybert":
+        heads = model_config(config.model, "model").get("architectures") or []
+        if not any("MaskedLM" in head or "PreTraining" in head for head in heads):
+            raise ValueError(
+                f"model: {config.model} has no masked-language-model head; train one (distillery pretrain)"
+            )
+    if config.vectors and (config.method == "noise" or config.unit == "chinese_word"):
+        raise ValueError("vectors: read by the method tinybert with unit word alone; leave it out")
+    if config.vectors:
+        check_vectors(config.vectors)
+    config.noise.check()
+    if config.method == "noise":
+        tagger(config.noise, config.unit)
+    read(config)
 
 
 def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:

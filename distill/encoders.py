@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import ModelOutput
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
@@ -41,6 +43,7 @@ class Batch:
     """Sequences of like lengths: ids, mask, segments (batch, length); labels (batch, ...) or None.
 
     `teacher` holds the teacher's logits, (batch, outputs), where they were computed beforehand.
+    `masked` holds the places of masked tokens in the flattened batch, (places,); labels are theirs then.
     """
 
     ids: Tensor
@@ -48,6 +51,7 @@ class Batch:
     segments: Tensor
     labels: Tensor | None = None
     teacher: Tensor | None = None
+    masked: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`, copied without waiting."""
@@ -60,7 +64,7 @@ class Batch:
 class Signal:
     """What an encoder says of a batch. Layers count from 1; hidden layer 0 is the embedding."""
 
-    logits: Tensor | None = None  # (batch, classes)
+    logits: Tensor | None = None  # (batch, classes), or (places, tokens) of a batch with masked places
     hidden: dict[int, Tensor] = field(default_factory=dict)  # (batch, length, width)
     attention: dict[int, Heads] = field(default_factory=dict)
 
@@ -82,18 +86,42 @@ def run_encoder(
 ) -> Signal:
     """One forward pass, keeping the layers that are asked for."""
     hidden, attention = list(hidden), list(attention)
-    with collecting(collector, attention) as layers:
+    with collecting(collector, attention) as layers, head_at(model, batch.masked):
         output = model(**model_inputs(model, batch), output_hidden_states=bool(hidden))
     if missing := set(attention) - layers.keys():
         raise ValueError(
             f"a model of type {model.config.model_type} reports no attention of layers {sorted(missing)}; "
             "set the objective's attention and relation to 0"
         )
+    logits = getattr(output, "logits", None)
+    if batch.masked is not None and logits is not None:
+        logits = logits[0]
     return Signal(
-        getattr(output, "logits", None),
+        logits,
         {layer: output.hidden_states[layer] for layer in hidden},
         layers,
     )
+
+
+@contextmanager
+def head_at(model: PreTrainedModel, places: Tensor | None) -> Iterator[None]:
+    """Let a model's head see these places of the flattened batch alone: its logits are (1, places, ...).
+
+    A vocabulary's logits of every token would be a step's largest tensor, and most of them for nothing.
+    """
+    if places is None:
+        yield
+        return
+
+    def gather(module: nn.Module, inputs: object, output: ModelOutput) -> ModelOutput:
+        output["last_hidden_state"] = output["last_hidden_state"].flatten(0, 1)[places][None]
+        return output
+
+    handle = model.base_model.register_forward_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def listen(model: PreTrainedModel) -> Collector:

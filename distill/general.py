@@ -16,7 +16,7 @@ from distill.encoders import Teacher, build_backbone, load_projections, read_con
 from distill.engine import barrier, rank, start_processes, world_size
 from distill.layer_map import layer_map
 from distill.objective import Objective
-from distill.settings import GeneralConfig
+from distill.settings import GeneralConfig, PretrainConfig
 from distill.sources import CorpusSource
 from distill.trainer import Trainer
 
@@ -36,16 +36,7 @@ def run(config: GeneralConfig, folder: Path) -> dict:
     objective = Objective(student, install(student), stage.objective, layers, teacher_config.hidden_size)
     load_projections(config.student.path, objective.projections)
     damage = DamageRecord(folder)
-    reader = CorpusReader(
-        config.shards,
-        stage.batch_size,
-        config.seed,
-        rank(),
-        world_size(),
-        by_length=config.pad_to_longest,
-        config=config.stream,
-        on_damage=damage,
-    )
+    reader = corpus_reader(config, damage)
     micro = micro_batch_size(stage.batch_size, config.engine, world_size())
     trainer = Trainer(
         name="general",
@@ -70,6 +61,20 @@ def run(config: GeneralConfig, folder: Path) -> dict:
         "device": device.type,
         "notes": damage.notes(),
     }
+
+
+def corpus_reader(config: GeneralConfig | PretrainConfig, damage: DamageRecord) -> CorpusReader:
+    """The reader of this rank's rows."""
+    return CorpusReader(
+        config.shards,
+        config.stage.batch_size,
+        config.seed,
+        rank(),
+        world_size(),
+        by_length=config.pad_to_longest,
+        config=config.stream,
+        on_damage=damage,
+    )
 
 
 class DamageRecord:

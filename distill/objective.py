@@ -29,11 +29,12 @@ from distill.settings import ObjectiveConfig
 
 
 def count(batch: Batch, normalise: str) -> Tensor:
-    """What the terms are divided by: (rows, tokens, token pairs) of a batch, float64 (3,)."""
+    """What terms are divided by: (rows, tokens, token pairs, masked tokens) of a batch, float64 (4,)."""
     lengths = batch.mask.sum(dim=1).double()
     if normalise == "all":
         lengths = torch.full_like(lengths, batch.ids.shape[1])
-    return torch.stack([torch.ones_like(lengths).sum(), lengths.sum(), lengths.square().sum()])
+    masked = lengths.new_tensor(0 if batch.masked is None else len(batch.masked))
+    return torch.stack([torch.ones_like(lengths).sum(), lengths.sum(), lengths.square().sum(), masked])
 
 
 class Objective(nn.Module):
@@ -84,7 +85,7 @@ class Objective(nn.Module):
         Args:
             batch: This process's micro-batch.
             signal: The teacher's, of the same rows.
-            counts: (rows, tokens, pairs) of the whole global step.
+            counts: (rows, tokens, pairs, masked tokens) of the whole global step.
         """
         own = run_encoder(
             self.student,
@@ -112,6 +113,10 @@ class Objective(nn.Module):
             assert own.logits is not None
             assert batch.labels is not None
             terms["labels"] = self._labels(own.logits, batch.labels) / counts[0]
+        if self.config.mlm:
+            assert own.logits is not None
+            assert batch.labels is not None
+            terms["mlm"] = label_loss(own.logits, batch.labels) / counts[3]
         weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
         return {"loss": torch.stack(list(weighted.values())).sum(), **weighted}
 

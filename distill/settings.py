@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.masking import MaskingConfig
 from data_pipeline.stream import StreamConfig
 from data_pipeline.tasks import TaskConfig
 from data_pipeline.words import WordsConfig
@@ -87,6 +88,7 @@ class ObjectiveConfig:
         logits_mse: Squared error of the logits, summed over the classes (Tang et al. 2019).
         labels: Cross-entropy with the labels, of each label by itself where there may be several;
             squared error for regression.
+        mlm: Cross-entropy of masked tokens (Devlin et al. 2019).
         temperature: Softens the logits of both sides.
         layer_map: `uniform`, `last`, or the teacher layer for each student layer.
         projection: One projection for every layer, or one for each.
@@ -101,6 +103,7 @@ class ObjectiveConfig:
     logits: float = 0.0
     logits_mse: float = 0.0
     labels: float = 0.0
+    mlm: float = 0.0
     temperature: float = 1.0
     layer_map: Literal["uniform", "last"] | list[int] = "uniform"
     projection: Literal["per_layer", "shared"] = "per_layer"
@@ -220,6 +223,47 @@ class GeneralConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     stage: StageConfig = field(default_factory=_general_stage)
+    pad_to_longest: bool = True
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    seed: int = 0
+
+
+def _pretrain_stage() -> StageConfig:
+    return StageConfig(
+        batch_size=256,
+        objective=ObjectiveConfig(mlm=1.0),
+        optimizer=OptimizerConfig(lr=1e-4),
+    )
+
+
+@dataclass
+class PretrainConfig:
+    """Settings of `distillery pretrain`: masked language modelling over a corpus.
+
+    Args:
+        model: The encoder that trains on, any with a masked-language-model class in transformers; or
+            the folder of a `vocabulary` run.
+        shards: The shards/ folder of a pregenerate run without masking, or its URL; or several with
+            weights.
+        stream: How the shards are read.
+        shape: Start from random weights of this shape, of the model's family and vocabulary.
+        masking: What is masked, anew in every epoch.
+        dropout: Dropout in training.
+        stage: The training.
+        pad_to_longest: As in `general`.
+        engine: DeepSpeed.
+        record: Metrics and checkpoints.
+        seed: Seed of weights, order, masks and dropout.
+    """
+
+    model: str
+    shards: str | dict[str, float]
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    shape: StudentConfig | None = None
+    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(probability=0.15))
+    dropout: float = 0.1
+    stage: StageConfig = field(default_factory=_pretrain_stage)
     pad_to_longest: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)
     record: RecordConfig = field(default_factory=RecordConfig)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from data_pipeline.masking import DynamicMasking
 from data_pipeline.shards import Rows
 from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import Encoded, bucketed_steps
@@ -46,6 +47,27 @@ class CorpusSource:
         return Batch(
             ids, torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(segments.astype(np.int64))
         )
+
+
+class MaskedSource:
+    """A corpus whose tokens are masked anew in every epoch; labels are what they were."""
+
+    def __init__(self, corpus: CorpusSource, masking: DynamicMasking):
+        self.corpus = corpus
+        self.masking = masking
+        self.steps_per_epoch = corpus.steps_per_epoch
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Micro-batches of global step `step`."""
+        return [self._masked(batch, step) for batch in self.corpus.micro_batches(step)]
+
+    def _masked(self, batch: Batch, step: int) -> Batch:
+        ids, places = batch.ids.numpy().copy(), []
+        for row, length in enumerate(batch.mask.sum(dim=1).tolist()):
+            ids[row, :length], chosen = self.masking(ids[row, :length], step)
+            places.append(np.sort(chosen) + row * ids.shape[1])
+        masked = torch.from_numpy(np.concatenate(places))
+        return replace(batch, ids=torch.from_numpy(ids), masked=masked, labels=batch.ids.flatten()[masked])
 
 
 @dataclass

@@ -63,6 +63,7 @@ class Trainer:
         evaluate: Measures the student on dev; called on every rank, returns metrics.
         on_best: Saves the student when `evaluate`'s metric `selection` is the best so far.
         selection: Name of that metric.
+        head_share: Share of the tokens that the student's head sees.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Trainer:
     evaluate: Callable[[], dict[str, float]] | None = None
     on_best: Callable[[], None] | None = None
     selection: str = ""
+    head_share: float = 1.0
 
     def __post_init__(self) -> None:
         self.total = max(1, round(self.stage.epochs * self.source.steps_per_epoch))
@@ -110,7 +112,7 @@ class Trainer:
                 profile_step()
                 progress.advance()
                 done = step + 1
-                stop = votes.stop(counts[3]) and done < self.total
+                stop = votes.stop(counts[4]) and done < self.total
 
                 # once in a while: metrics
                 if done % self.record.log_every == 0 or done == self.total or stop:
@@ -136,7 +138,7 @@ class Trainer:
         batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
         own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
         vote = own.new_full((1,), asked(), dtype=torch.float)  # to stop
-        counts = sum_over_ranks(torch.cat([own.sum(dim=0).float(), vote]))  # one all-reduce of four numbers
+        counts = sum_over_ranks(torch.cat([own.sum(dim=0).float(), vote]))  # one all-reduce of five numbers
         torch.manual_seed(hash((self.seed, step, rank())))  # dropout as a function of the step
 
         lr = self.stage.optimizer.lr * factor(self.stage.schedule, step, self.total)
@@ -160,7 +162,7 @@ class Trainer:
 
     def _step_cost(self) -> Cost:
         """Model FLOPs of a step: the student three times, for backward costs twice what forward does."""
-        student = model_cost(self.objective.student)
+        student = model_cost(self.objective.student, self.head_share)
         cost = student + Cost(per_token=self.objective.projected_flops)
         if self.teacher is None:
             return cost.times(3)
@@ -259,7 +261,7 @@ class _Window:
         names = list(self.terms)
         sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
         assert isinstance(self.counts, Tensor)
-        sequences, tokens, pairs, _ = self.counts.tolist()  # the last are votes to stop
+        sequences, tokens, pairs = self.counts.tolist()[:3]  # then masked tokens, and votes to stop
         seconds = time.perf_counter() - self.started
         rate = cost.flops(sequences, tokens, pairs) / seconds
         means = {_label(name): total / self.steps for name, total in zip(names, sums, strict=True)}

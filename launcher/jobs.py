@@ -65,6 +65,20 @@ JOBS = {
         parallel=True,
         steps=True,
     ),
+    "vocabulary": Job(
+        "a WordPiece vocabulary of a corpus, for an encoder that starts from nothing",
+        "data_pipeline.wordpiece:VocabularyConfig",
+        "data_pipeline.wordpiece:check",
+        "data_pipeline.wordpiece:run",
+    ),
+    "pretrain": Job(
+        "masked language modelling over a corpus",
+        "distill.settings:PretrainConfig",
+        "distill.checks:check_pretrain",
+        "distill.pretrain:run",
+        parallel=True,
+        steps=True,
+    ),
     "finetune": Job(
         "train on labels: a teacher, or a baseline",
         "distill.settings:FinetuneConfig",
@@ -72,6 +86,13 @@ JOBS = {
         "distill.finetune:run",
         parallel=True,
         steps=True,
+    ),
+    "augment": Job(
+        "variants of a task's training texts, for a teacher to label",
+        "data_pipeline.augment:AugmentConfig",
+        "distill.checks:check_augment",
+        "distill.augment:run",
+        parallel=True,
     ),
     "label": Job(
         "a teacher's outputs for a task's files, kept for many students",

@@ -56,6 +56,17 @@ def join_group_of_one() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it whenever an engine is made
 
 
+def run_here(job: str, config: Any, folder: Path) -> dict[str, Any]:
+    """Run a job as the command does, in this process; returns its summary."""
+    from launcher import jobs, runs
+    from launcher.rank import execute
+
+    join_group_of_one()
+    jobs.check(job, config, 1)
+    runs.begin(folder, job, config)
+    return execute(job, config, folder)
+
+
 def _groups(world_size: int) -> list[dict[str, str]]:
     """What tells each process of its group: torchrun's environment variables."""
     with socket.socket() as free:

@@ -26,9 +26,7 @@ from distill.settings import (
     TaskDistillConfig,
     TeacherConfig,
 )
-from launcher import jobs, runs
-from launcher.rank import execute
-from tests.processes import join_group_of_one
+from tests.processes import run_here
 
 DISTILLERY = Path(sys.executable).with_name("distillery")
 FIGURES = {"job", "status", "finished", "wall_s", "cpu_hours", "gpu_hours"}
@@ -245,14 +243,6 @@ def write_scores(path: Path, examples: int, seed: int) -> str:
         lines.append(f"{sentence.count(words[0]) / len(sentence):.3f}\t{' '.join(sentence)}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
-
-
-def run_here(job: str, config: Any, folder: Path) -> dict[str, Any]:
-    """A job as the command runs it, in this process."""
-    join_group_of_one()
-    jobs.check(job, config, 1)
-    runs.begin(folder, job, config)
-    return execute(job, config, folder)
 
 
 @pytest.fixture(scope="module")

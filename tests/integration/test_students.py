@@ -4,7 +4,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -29,21 +28,13 @@ from distill.settings import (
     TaskDistillConfig,
     TeacherConfig,
 )
-from launcher import jobs, runs
+from launcher import jobs
 from launcher.rank import execute
 from tests.helpers import tiny_tokens
-from tests.processes import join_group_of_one
+from tests.processes import run_here
 
 LABELS = ["negative", "positive"]
 MSE = ObjectiveConfig(logits_mse=1.0)
-
-
-def run_here(job: str, config: Any, folder: Path) -> dict[str, Any]:
-    """A job as the command runs it, in this process."""
-    join_group_of_one()
-    jobs.check(job, config, 1)
-    runs.begin(folder, job, config)
-    return execute(job, config, folder)
 
 
 def stage(epochs: float, lr: float = 1e-3, **terms: float) -> StageConfig:

@@ -119,11 +119,11 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def test_valid_counts_real_tokens_and_pairs():
-    assert count(batch_of([3, 1, 2], width=5), "valid").tolist() == [3, 6, 9 + 1 + 4]
+    assert count(batch_of([3, 1, 2], width=5), "valid").tolist() == [3, 6, 9 + 1 + 4, 0]
 
 
 def test_all_counts_padding_too():
-    assert count(batch_of([3, 1, 2], width=5), "all").tolist() == [3, 15, 75]
+    assert count(batch_of([3, 1, 2], width=5), "all").tolist() == [3, 15, 75, 0]
 
 
 # ---- invariance

@@ -225,7 +225,7 @@ def roberta_like(tiny_tokenizer: str, folder) -> Vocabulary:
 
 
 def mask_row(row: Row, config: MaskingConfig, vocabulary, rng) -> Row:
-    return Row(mask(row.ids, config, vocabulary, rng), row.boundary)
+    return Row(mask(row.ids, config, vocabulary, rng)[0].tolist(), row.boundary)
 
 
 ROW = Row([CLS, *range(10, 50), SEP, *range(50, 90), SEP], 42)

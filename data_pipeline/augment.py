@@ -1,0 +1,228 @@
+"""Variants of a task's training texts: settings, the words of a text, the draws, the files. No torch.
+
+RUN/pieces/000000.jsonl   the variants of some hundreds of examples; a killed run redoes missing ones
+RUN/augmented.jsonl       every example, followed by its variants, duplicates left out
+
+Every draw is a function of (seed, number of the example), so the output is the same on any number of
+processes. Fields are named like the columns of the file that was read: a task's settings fit both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import xxhash
+from tokenizers import Encoding
+
+from data_pipeline.noise import NoiseConfig
+from data_pipeline.stop_words import STOP_WORDS
+from data_pipeline.tasks import Examples, TaskConfig, read_examples
+
+
+@dataclass
+class AugmentConfig:
+    """Settings of `distillery augment`: variants of training texts, for a teacher to label.
+
+    Args:
+        file: The training file: .tsv, .csv, .jsonl or .parquet, or what else `task.train` takes.
+        method: `tinybert` replaces words by what a masked language model or word vectors suggest (Jiao et
+            al. 2020); `noise` masks words, replaces them by others of the same part of speech, and masks
+            or keeps n-grams (Tang et al. 2019).
+        model: `tinybert`: an encoder with a masked-language-model head, such as a pretrain run's model/.
+            `noise`: the teacher, for its mask token.
+        text: Column of the sentence.
+        text_pair: Column of the second sentence; each of the two is varied beside the other's original.
+        label: Column of the label, which variants inherit; null where there is none.
+        header: Whether the file begins with a line of column names.
+        unit: `word`: words between spaces and punctuation; `chinese_word`: Chinese words as jieba cuts,
+            candidates of as many characters.
+        variants: Variants tried for each text; those drawn twice count once.
+        replaced: `tinybert`: chance that a word is replaced.
+        candidates: `tinybert`: most candidates of a word.
+        vectors: `tinybert`: file of word vectors that gives candidates for words of several pieces; by
+            default the model's own embeddings do.
+        noise: Settings of `noise`.
+        batch_size: Masked texts of one step of the model. No output depends on it.
+        examples_per_piece: Examples that a killed run loses at most, of each process.
+        seed: Seed of the draws.
+    """
+
+    file: str
+    model: str
+    method: Literal["tinybert", "noise"] = "tinybert"
+    text: str = "sentence"
+    text_pair: str | None = None
+    label: str | None = "label"
+    header: bool = True
+    unit: Literal["word", "chinese_word"] = "word"
+    variants: int = 20
+    replaced: float = 0.4
+    candidates: int = 15
+    vectors: str | None = None
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    batch_size: int = 64
+    examples_per_piece: int = 512
+    seed: int = 0
+
+    @property
+    def task(self) -> TaskConfig:
+        """The file as a task's reader takes it."""
+        columns = self.text, self.text_pair, self.label or ""
+        return TaskConfig(self.file, self.file, {}, *columns, header=self.header)
+
+
+class Word(NamedTuple):
+    """One word of a text: its characters begin to end, and its tokens first to last."""
+
+    begin: int
+    end: int
+    first: int
+    last: int
+
+    def of(self, text: str) -> str:
+        """The word itself."""
+        return text[self.begin : self.end]
+
+
+def read(config: AugmentConfig) -> Examples:
+    """The examples of the file."""
+    return read_examples(config.file, config.task, labelled=config.label is not None)
+
+
+def words_of(text: str, encoding: Encoding, unit: str) -> list[Word]:
+    """The words that may be replaced: of letters alone, and no stop words.
+
+    Args:
+        text: The text.
+        encoding: Its tokens, without special ones.
+        unit: As in the settings.
+    """
+    spans = _jieba_spans(text) if unit == "chinese_word" else None
+    tokens: dict[int, list[int]] = {}
+    for token, (own, (begin, end)) in enumerate(zip(encoding.word_ids, encoding.offsets, strict=True)):
+        number = own if spans is None else int(np.searchsorted(spans, begin, side="right"))
+        if number is not None and end > begin:
+            tokens.setdefault(number, []).append(token)
+    found = []
+    for places in tokens.values():
+        begin, end = encoding.offsets[places[0]][0], encoding.offsets[places[-1]][1]
+        begin += len(text[begin:end]) - len(text[begin:end].lstrip())  # some tokenizers count the space
+        word = Word(begin, end, places[0], places[-1])
+        if word.of(text).isalpha() and word.of(text).lower() not in STOP_WORDS:
+            found.append(word)
+    return found
+
+
+def _jieba_spans(text: str) -> np.ndarray:
+    """Where each Chinese word begins."""
+    import jieba
+
+    return np.cumsum([0, *(len(word) for word in jieba.cut(text))])
+
+
+def replaced_variants(
+    text: str, words: Sequence[tuple[Word, Sequence[str]]], config: AugmentConfig, key: list[int]
+) -> list[str]:
+    """Distinct variants of a text, its words replaced by candidates.
+
+    Args:
+        text: The original.
+        words: Its words, in order, each with its candidates.
+        config: Number of tries, and the chance that a word is replaced.
+        key: What the draws are a function of.
+    """
+    rng = np.random.default_rng(key)
+    sizes = np.array([len(options) for _, options in words], dtype=np.int64)
+    shape = (config.variants, len(words))
+    chosen = (rng.random(shape) * sizes).astype(np.int64)
+    replaced = rng.random(shape) < config.replaced
+    found: dict[str, None] = {}
+    for choice, replace in zip(chosen, replaced, strict=True):
+        parts, place = [], 0
+        for (word, options), number, swap in zip(words, choice, replace, strict=True):
+            own = word.of(text)
+            parts += [text[place : word.begin], cased(options[number], own) if swap else own]
+            place = word.end
+        found["".join([*parts, text[place:]])] = None
+    found.pop(text, None)
+    return list(found)
+
+
+def cased(candidate: str, word: str) -> str:
+    """A candidate with the capital that the word has."""
+    return candidate.title() if word.istitle() else candidate
+
+
+# ---- files
+
+
+def piece_path(folder: Path, number: int) -> Path:
+    """The file of a piece."""
+    return folder / "pieces" / f"{number:06d}.jsonl"
+
+
+def row(config: AugmentConfig, first: str, second: str | None, label: str | None, origin: int) -> str:
+    """One line of the output."""
+    fields: dict[str, Any] = {config.text: first}
+    if config.text_pair:
+        fields[config.text_pair] = second
+    if config.label:
+        fields[config.label] = label
+    return json.dumps({**fields, "origin": origin}, ensure_ascii=False)
+
+
+def original_rows(config: AugmentConfig, examples: Examples) -> Iterator[str]:
+    """Every example as a line of the output."""
+    for number, first in enumerate(examples.firsts):
+        second = examples.seconds[number] if examples.seconds else None
+        yield row(config, first, second, examples.labels[number] if examples.labels else None, number)
+
+
+def write_piece(folder: Path, number: int, lines: Sequence[str]) -> None:
+    """Write a piece, beside and renamed."""
+    path = piece_path(folder, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -> dict[str, int]:
+    """Write RUN/augmented.jsonl from whole pieces; returns how many rows it has and why.
+
+    A variant that is an example itself, or another's variant, is left out: a hash of every row is kept.
+    """
+    known = {_hash(line) for line in original_rows(config, examples)}
+    originals = original_rows(config, examples)
+    target, written, duplicates, at = folder / "augmented.jsonl", 0, 0, -1
+    partial = target.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as output:
+        for number in range(pieces):
+            with piece_path(folder, number).open(encoding="utf-8") as variants:
+                for line in variants:
+                    origin = json.loads(line)["origin"]
+                    while at < origin:
+                        output.write(next(originals) + "\n")
+                        at += 1
+                    if (key := _hash(line)) in known:
+                        duplicates += 1
+                        continue
+                    known.add(key)
+                    output.write(line)
+                    written += 1
+        output.writelines(line + "\n" for line in originals)
+    os.replace(partial, target)
+    return {"examples": len(examples.firsts), "variants": written, "duplicates": duplicates}
+
+
+def _hash(line: str) -> int:
+    """Of a row's texts and label, not of where it comes from."""
+    fields = json.loads(line)
+    del fields["origin"]
+    return xxhash.xxh3_64_intdigest(json.dumps(fields).encode())

@@ -1,0 +1,192 @@
+"""Noisy variants of a text: words masked or replaced by their part of speech, n-grams kept or masked.
+
+Tang et al. 2019, "Distilling task-specific knowledge from BERT into simple neural networks", section 3.2,
+with the cap on changed words of iclassifier.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from data_pipeline.words import WORD
+
+SPACY_MODEL = "en_core_web_sm"
+
+
+@dataclass
+class NoiseConfig:
+    """How much noise.
+
+    Args:
+        masked: Chance that a word is masked.
+        replaced: Chance that a word is replaced by one of the file's with the same part of speech.
+        ngram: Chance that an n-gram of the text is drawn.
+        longest: Words of the longest n-gram.
+        ngrams: What is done with it: `keep` drops all other words, as published; `mask` masks its words,
+            as the code of distil-bilstm and iclassifier does.
+        most: Masked and replaced words, as a share of the text's, at most.
+        tagger: Finds parts of speech: `textblob` (the Pattern lexicon, offline) or `spacy` with its
+            model en_core_web_sm. Chinese words are tagged by jieba.
+    """
+
+    masked: float = 0.1
+    replaced: float = 0.1
+    ngram: float = 0.25
+    longest: int = 5
+    ngrams: Literal["keep", "mask"] = "mask"
+    most: float = 0.5
+    tagger: Literal["textblob", "spacy"] = "textblob"
+
+    def check(self) -> None:
+        """Refuse chances that are none. Raises ValueError."""
+        for name in ("masked", "replaced", "ngram", "most"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"noise.{name}: {getattr(self, name)}; give a share, 0 to 1")
+        if self.masked + self.replaced > 1:
+            raise ValueError("noise: masked and replaced are chances of one draw; together at most 1")
+        if self.longest < 1:
+            raise ValueError(f"noise.longest: {self.longest}; give 1 or more")
+
+
+class Tagged(NamedTuple):
+    """A word of a text, characters begin to end, with its part of speech."""
+
+    begin: int
+    end: int
+    tag: str
+
+
+class Tagger(Protocol):
+    """Finds the words of a text and their parts of speech."""
+
+    def __call__(self, text: str) -> list[Tagged]:
+        """The words in order."""
+        ...
+
+
+def tagger(config: NoiseConfig, unit: str) -> Tagger:
+    """The tagger that settings name. Raises ValueError where it is not installed."""
+    if unit == "chinese_word":
+        return _need("jieba", "jieba", jieba_tags)
+    if config.tagger == "textblob":
+        return _need("textblob", "textblob", textblob_tags)
+    _need(SPACY_MODEL, f"spacy and its model {SPACY_MODEL}", jieba_tags)
+    import spacy
+
+    pipeline = spacy.load(SPACY_MODEL, disable=["parser", "ner", "lemmatizer"])
+    return lambda text: [Tagged(w.idx, w.idx + len(w), w.tag_) for w in pipeline(text) if not w.is_space]
+
+
+def _need(module: str, name: str, found: Tagger) -> Tagger:
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"noise: the method needs {name}; pip install it, or set noise.tagger")
+    return found
+
+
+def textblob_tags(text: str) -> list[Tagged]:
+    """Words as in the Penn Treebank, tagged by the Pattern lexicon."""
+    from textblob.en.taggers import PatternTagger
+
+    spans = [match.span() for match in re.finditer(WORD, text)]
+    words = [text[begin:end] for begin, end in spans]
+    tags = [tag for _, tag in PatternTagger().tag(" ".join(words), tokenize=False)]
+    if len(tags) != len(spans):  # the lexicon splits some by itself
+        tags = [""] * len(spans)
+    return [Tagged(begin, end, tag) for (begin, end), tag in zip(spans, tags, strict=True)]
+
+
+def jieba_tags(text: str) -> list[Tagged]:
+    """Chinese words, tagged."""
+    import jieba.posseg
+
+    found, place = [], 0
+    for pair in jieba.posseg.cut(text):
+        if not pair.word.isspace():
+            found.append(Tagged(place, place + len(pair.word), pair.flag))
+        place += len(pair.word)
+    return found
+
+
+def words_by_tag(texts: Iterable[str], tag: Tagger) -> dict[str, list[str]]:
+    """The distinct words of each part of speech, in lower case, sorted."""
+    found: dict[str, set[str]] = {}
+    for text in texts:
+        for word in tag(text):
+            found.setdefault(word.tag, set()).add(text[word.begin : word.end].lower())
+    return {name: sorted(words) for name, words in found.items()}
+
+
+def noisy_variants(
+    text: str,
+    words: list[Tagged],
+    by_tag: dict[str, list[str]],
+    mask: str,
+    config: NoiseConfig,
+    tries: int,
+    key: list[int],
+) -> list[str]:
+    """Distinct noisy variants of a text.
+
+    Args:
+        text: The original.
+        words: Its words.
+        by_tag: What words are replaced by.
+        mask: The teacher's mask token.
+        config: How much noise.
+        tries: Variants drawn.
+        key: What the draws are a function of.
+    """
+    rng = np.random.default_rng(key)
+    found: dict[str, None] = {}
+    for _ in range(tries if words else 0):
+        found[_noisy(text, words, by_tag, mask, config, rng)] = None
+    found.pop(text, None)
+    return list(found)
+
+
+def _noisy(
+    text: str,
+    words: list[Tagged],
+    by_tag: dict[str, list[str]],
+    mask: str,
+    config: NoiseConfig,
+    rng: np.random.Generator,
+) -> str:
+    own = [text[word.begin : word.end] for word in words]
+    draws = rng.random(len(words))
+    allowed = int(config.most * len(words))
+    for place in rng.permutation(len(words)):
+        if draws[place] >= config.masked + config.replaced or not allowed:
+            continue
+        allowed -= 1
+        options = by_tag.get(words[place].tag, [])
+        if draws[place] < config.masked:
+            own[place] = mask
+        elif options:
+            own[place] = options[rng.integers(len(options))]
+    kept = range(len(words))
+    if rng.random() < config.ngram:
+        length = min(int(rng.integers(1, config.longest + 1)), len(words))
+        begin = int(rng.integers(len(words) - length + 1))
+        ngram = range(begin, begin + length)
+        if config.ngrams == "keep":
+            kept = ngram
+        else:
+            own = [mask if place in ngram else word for place, word in enumerate(own)]
+    return _joined(text, words, own, kept)
+
+
+def _joined(text: str, words: list[Tagged], own: list[str], kept: range) -> str:
+    """The kept words with what stands between them in the text."""
+    parts = [own[kept[0]]]
+    for place in kept[1:]:
+        parts += [text[words[place - 1].end : words[place].begin], own[place]]
+    if len(kept) < len(words):
+        return "".join(parts)
+    return text[: words[0].begin] + "".join(parts) + text[words[-1].end :]

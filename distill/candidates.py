@@ -1,0 +1,203 @@
+"""Candidates for the words of a text: from a masked language model, and from word vectors.
+
+Jiao et al. 2020 (TinyBERT), algorithm 1. A text is read twice, once with the word masked and once as it is,
+so that the model knows the word itself. Contexts of many texts go through the model together, each distinct
+one once. A choice that rounding could turn is made again in float64, so no batch size, thread or process
+changes it.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from data_pipeline.augment import AugmentConfig, Word
+from data_pipeline.model_folder import model_folder
+from data_pipeline.tokenising import leads_with_space
+from data_pipeline.vocabulary import Vocabulary, load_vocabulary
+from data_pipeline.word_vectors import first_vectors
+from distill.encoders import Batch, head_at, model_inputs
+
+NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
+WORDS_AT_ONCE = 64  # whose likeness to all others is held
+LONGEST_CHINESE_WORD = 4  # characters; candidates of more are too many to rank
+
+
+class Context(NamedTuple):
+    """A sequence with masked places: tokens, where the second reading begins, and the places."""
+
+    ids: tuple[int, ...]
+    boundary: int
+    masked: tuple[int, ...]
+
+
+class MaskedWords:
+    """A masked language model's best tokens at masked places."""
+
+    def __init__(self, config: AugmentConfig, device: torch.device):
+        self.vocabulary = load_vocabulary(config.model)
+        self.model, said = AutoModelForMaskedLM.from_pretrained(
+            model_folder(config.model), dtype=torch.float32, output_loading_info=True
+        )
+        if said["missing_keys"]:
+            missing = ", ".join(sorted(said["missing_keys"])[:3])
+            raise ValueError(f"model: {config.model} lacks weights of its head: {missing}")
+        self.model.to(device).eval()
+        self.exact = copy.deepcopy(self.model).double()
+        vocabulary = self.vocabulary
+        self.special = {vocabulary.cls, vocabulary.sep, vocabulary.pad, vocabulary.mask, vocabulary.unk}
+        self.longest = self.model.config.max_position_embeddings
+        self.top, self.batch_size = config.candidates, config.batch_size
+
+    def name(self, token: int) -> str:
+        """The vocabulary's entry."""
+        return name_of(self.vocabulary, token)
+
+    def context(self, ids: Sequence[int], word: Word) -> Context | None:
+        """A text with one word masked, followed by the text; None where the word lies too far behind."""
+        vocabulary = self.vocabulary
+        masked = [vocabulary.mask if word.first <= i <= word.last else token for i, token in enumerate(ids)]
+        between = [vocabulary.sep] * vocabulary.separators_between
+        whole = [vocabulary.cls, *masked, *between, *ids, vocabulary.sep][: self.longest]
+        places = tuple(range(1 + word.first, 2 + word.last))
+        if places[-1] >= len(whole):
+            return None
+        return Context(tuple(whole), 1 + len(ids) + len(between), places)
+
+    def best(self, contexts: Iterable[Context]) -> dict[Context, np.ndarray]:
+        """The best tokens at each masked place, (places, top), in the order of their ids."""
+        todo = sorted(dict.fromkeys(contexts), key=lambda context: len(context.ids))
+        found = self._all(todo, self.model)
+        near = [context for context in todo if not found[context][1]]
+        found |= self._all(near, self.exact)
+        return {context: tokens for context, (tokens, _) in found.items()}
+
+    def _all(
+        self, contexts: list[Context], model: PreTrainedModel
+    ) -> dict[Context, tuple[np.ndarray, bool]]:
+        found: dict[Context, tuple[np.ndarray, bool]] = {}
+        for begin in range(0, len(contexts), self.batch_size):
+            batch = contexts[begin : begin + self.batch_size]
+            found.update(zip(batch, self._top(batch, model), strict=True))
+        return found
+
+    @torch.inference_mode()
+    def _top(self, contexts: list[Context], model: PreTrainedModel) -> list[tuple[np.ndarray, bool]]:
+        """For each context its best tokens, and whether the last of them is clearly ahead of the next."""
+        batch, places = self._batch(contexts)
+        with head_at(model, places):
+            logits = model(**model_inputs(model, batch)).logits[0]
+        values, tokens = logits.topk(self.top + 1)
+        clear = (values[:, -2] - values[:, -1] > NEAR).cpu().numpy()
+        chosen = np.sort(tokens[:, :-1].cpu().numpy(), axis=1)
+        ends = np.cumsum([len(context.masked) for context in contexts])
+        parts = [slice(end - len(c.masked), end) for c, end in zip(contexts, ends, strict=True)]
+        return [(chosen[part], bool(clear[part].all())) for part in parts]
+
+    def _batch(self, contexts: list[Context]) -> tuple[Batch, Tensor]:
+        width = max(len(context.ids) for context in contexts)
+        ids = np.full((len(contexts), width), self.vocabulary.pad, dtype=np.int64)
+        mask, segments = np.zeros_like(ids), np.zeros_like(ids)
+        places = []
+        for row, context in enumerate(contexts):
+            length = len(context.ids)
+            ids[row, :length], mask[row, :length] = context.ids, 1
+            segments[row, context.boundary : length] = 1
+            places += [row * width + place for place in context.masked]
+        device = self.model.device
+        batch = Batch(*(torch.from_numpy(array) for array in (ids, mask, segments))).to(device)
+        return batch, torch.tensor(places, device=device)
+
+
+def name_of(vocabulary: Vocabulary, token: int) -> str:
+    """A vocabulary's entry by its id."""
+    return vocabulary.tokenizer.id_to_token(int(token)) or ""
+
+
+def whole_word(token: str, spaced: bool) -> str:
+    """A vocabulary's entry as a word of its own; nothing where it only goes on with one.
+
+    Args:
+        token: The entry.
+        spaced: Whether entries that begin a word carry a mark (byte-level, SentencePiece).
+    """
+    if spaced:
+        return token[1:] if token[:1] in "\u0120\u2581" else ""
+    return "" if token.startswith("##") else token
+
+
+class Neighbours:
+    """Words whose vectors lie in the direction of a word's, by the cosine."""
+
+    def __init__(self, config: AugmentConfig, model: MaskedWords):
+        self.top, self.vocabulary = config.candidates, model.vocabulary
+        self.lead = " " if leads_with_space(self.vocabulary.tokenizer) else ""
+        self.table: np.ndarray | None = None
+        if config.vectors:
+            found = first_vectors(config.vectors)
+            self.words, matrix = list(found), np.stack(list(found.values())).astype(np.float64)
+        else:
+            weights = model.model.get_input_embeddings().weight.detach().double().cpu().numpy()
+            self.table = weights - weights.mean(axis=0)
+            entries = whole_entries(model.vocabulary)
+            self.words, matrix = list(entries), self.table[list(entries.values())]
+        self.numbers = {word: number for number, word in enumerate(self.words)}
+        self.matrix = _unit(matrix)
+
+    def best(self, words: Iterable[str]) -> dict[str, list[str]]:
+        """Neighbours of each word, sorted; none for a word without a vector."""
+        asked = {word: vector for word in set(words) if (vector := self._vector(word)) is not None}
+        found: dict[str, list[str]] = {}
+        names = list(asked)
+        for part in (names[i : i + WORDS_AT_ONCE] for i in range(0, len(names), WORDS_AT_ONCE)):
+            likeness = np.stack([asked[word] for word in part]) @ self.matrix.T
+            for word, row in zip(part, likeness, strict=True):
+                row[self.numbers.get(word, [])] = -np.inf
+                top = np.argpartition(-row, self.top)[: self.top]
+                found[word] = sorted(self.words[number] for number in top)
+        return found
+
+    def _vector(self, word: str) -> np.ndarray | None:
+        if word in self.numbers:
+            return self.matrix[self.numbers[word]]
+        if self.table is None:
+            return None
+        ids = self.vocabulary.tokenizer.encode(self.lead + word, add_special_tokens=False).ids
+        return _unit(self.table[ids].mean(axis=0)) if ids else None
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(norm > 0, norm, 1)
+
+
+def whole_entries(vocabulary: Vocabulary) -> dict[str, int]:
+    """The words of letters that a vocabulary holds whole, with their ids."""
+    entries = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
+    spaced = is_spaced(vocabulary)
+    words = {whole_word(token, spaced): number for token, number in sorted(entries.items())}
+    return {word: number for word, number in words.items() if word.isalpha()}
+
+
+def is_spaced(vocabulary: Vocabulary) -> bool:
+    """Whether a vocabulary marks the tokens that begin a word, rather than those that go on."""
+    entries = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
+    return any(token[:1] in ("\u0120", "\u2581") for token in entries)
+
+
+def chinese_words(options: Sequence[Sequence[str]], most: int) -> list[str]:
+    """Words that jieba knows, of one of the options at each place; the most frequent ones, sorted."""
+    import jieba
+
+    jieba.initialize()
+    words = ("".join(characters) for characters in product(*options))
+    known = {word: count for word in words if (count := jieba.dt.FREQ.get(word))}
+    return sorted(heapq.nlargest(most, known, key=lambda word: (known[word], word)))

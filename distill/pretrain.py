@@ -1,0 +1,65 @@
+"""Job `pretrain`: masked language modelling over a corpus, of an encoder at hand or of random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from data_pipeline.masking import DynamicMasking
+from data_pipeline.model_folder import model_folder
+from data_pipeline.vocabulary import load_vocabulary
+from distill.checks import micro_batch_size
+from distill.encoders import listen, read_config, student_shape, with_dropout
+from distill.engine import start_processes, world_size
+from distill.general import DamageRecord, corpus_reader, save_student
+from distill.objective import Objective
+from distill.settings import PretrainConfig
+from distill.sources import CorpusSource, MaskedSource
+from distill.trainer import Trainer
+
+
+def run(config: PretrainConfig, folder: Path) -> dict:
+    """Train and write `folder`/model, an encoder with its head; returns the summary's figures."""
+    device = start_processes()
+    torch.manual_seed(config.seed)
+    model, damage = build(config), DamageRecord(folder)
+    reader = corpus_reader(config, damage)
+    micro = micro_batch_size(config.stage.batch_size, config.engine, world_size())
+    masking = DynamicMasking(config.masking, load_vocabulary(config.model), config.seed)
+    trainer = Trainer(
+        name="pretrain",
+        objective=Objective(model, listen(model), config.stage.objective, [], 0),
+        teacher=None,
+        source=MaskedSource(CorpusSource(reader, micro, config.pad_to_longest), masking),
+        stage=config.stage,
+        engine_config=config.engine,
+        record=config.record,
+        seed=config.seed,
+        folder=folder,
+        head_share=config.masking.probability,
+    )
+    try:
+        trainer.fit()
+    finally:
+        reader.close()
+    save_student(trainer, folder / "model", config.model)
+    trainer.engine.close()
+    return {
+        "steps": trainer.total,
+        "processes": world_size(),
+        "device": device.type,
+        "notes": damage.notes(),
+    }
+
+
+def build(config: PretrainConfig) -> PreTrainedModel:
+    """An encoder with a masked-language-model head, in fp32: trained weights, or random ones."""
+    path = model_folder(config.model)
+    base = read_config(config.model)
+    trained = any(Path(path).glob("model*.safetensors")) or any(Path(path).glob("pytorch_model*.bin"))
+    shape = with_dropout(student_shape(config.shape, base) if config.shape else base, config.dropout)
+    if config.shape or not trained:
+        return AutoModelForMaskedLM.from_config(shape, dtype=torch.float32)
+    return AutoModelForMaskedLM.from_pretrained(path, config=shape, dtype=torch.float32)

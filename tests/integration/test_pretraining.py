@@ -1,0 +1,149 @@
+"""From plain text to a masked language model, from that to augmented data, and a student of these."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.corpus import CorpusConfig
+from data_pipeline.masking import MaskingConfig
+from data_pipeline.noise import NoiseConfig
+from data_pipeline.packing import PackingConfig
+from data_pipeline.pregenerate import PregenerateConfig
+from data_pipeline.tasks import TaskConfig
+from data_pipeline.wordpiece import VocabularyConfig
+from distill.settings import (
+    FinetuneConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    StageConfig,
+    StudentConfig,
+)
+from tests.processes import ROOT, run_here
+
+SHAPE = StudentConfig(layers=2, hidden_size=32, heads=4, intermediate_size=64)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, tiny_corpus) -> Path:
+    """A vocabulary and shards of a text, and a tiny BERT pretrained on them, each in a run folder."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    corpus = CorpusConfig([tiny_corpus])
+    run_here("vocabulary", VocabularyConfig(corpus, size=120), folder / "vocabulary")
+    tokenizer = str(folder / "vocabulary" / "model")
+    packing = PackingConfig("full", max_length=32)
+    run_here("pregenerate", PregenerateConfig(corpus, tokenizer, packing, workers=1), folder / "corpus")
+    config = PretrainConfig(
+        tokenizer,
+        str(folder / "corpus" / "shards"),
+        shape=SHAPE,
+        masking=MaskingConfig(0.15, unit="word"),
+        dropout=0.0,
+        stage=StageConfig(12, 16, ObjectiveConfig(mlm=1.0), OptimizerConfig(lr=3e-3)),
+    )
+    run_here("pretrain", config, folder / "pretrain")
+    return folder
+
+
+def test_a_pretrained_model_fills_masks_better_than_chance(pretrained):
+    rows = [json.loads(line) for line in (pretrained / "pretrain" / "metrics.jsonl").open()]
+    losses = [row["loss/mlm"] for row in rows]
+    size = json.loads((pretrained / "vocabulary" / "summary.json").read_text())["tokens"]
+    assert losses[-1] < 0.9 * np.log(size)
+    path = pretrained / "pretrain" / "model"
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    inputs = tokenizer("the [MASK] was", return_tensors="pt")
+    assert tokenizer.mask_token_id in inputs["input_ids"]
+    with torch.no_grad():
+        assert model(**inputs).logits.shape == (*inputs["input_ids"].shape, size)
+
+
+def test_an_encoder_pretrained_here_is_fine_tuned_like_any(pretrained, tiny_task, tmp_path):
+    task = TaskConfig(str(tiny_task / "train.tsv"), str(tiny_task / "dev.tsv"), max_length=24)
+    stage = StageConfig(0.5, 16, ObjectiveConfig(labels=1.0))
+    model = str(pretrained / "pretrain" / "model")
+    assert run_here("finetune", FinetuneConfig(model, task, stage=stage), tmp_path / "run")["best"]
+
+
+def augment_config(pretrained: Path, tiny_task: Path, **changes) -> AugmentConfig:
+    model = str(pretrained / "pretrain" / "model")
+    file = str(tiny_task / "dev.tsv")
+    return AugmentConfig(file, model, variants=4, examples_per_piece=16, **changes)
+
+
+@pytest.fixture(scope="module")
+def augmented(pretrained, tiny_task, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("augment") / "run"
+    run_here("augment", augment_config(pretrained, tiny_task, batch_size=8), folder)
+    return folder
+
+
+def test_augmented_data_are_the_examples_and_their_variants(augmented, tiny_task):
+    rows = [json.loads(line) for line in (augmented / "augmented.jsonl").open()]
+    examples = [line.split("\t") for line in (tiny_task / "dev.tsv").read_text().splitlines()[1:]]
+    summary = json.loads((augmented / "summary.json").read_text())
+    assert summary["examples"] == len(examples)
+    assert len(rows) == len(examples) + summary["variants"]
+    assert summary["variants"] > len(examples)
+    firsts = {}
+    for row in rows:
+        firsts.setdefault(row["origin"], row)
+    assert [firsts[number]["sentence"] for number in range(len(examples))] == [e[0] for e in examples]
+    assert all(row["label"] == examples[row["origin"]][1] for row in rows)
+
+
+def test_processes_and_batches_change_no_byte(pretrained, augmented, tiny_task, tmp_path):
+    flags = ["--file", str(tiny_task / "dev.tsv"), "--model", str(pretrained / "pretrain" / "model")]
+    flags += ["--variants", "4", "--examples_per_piece", "16", "--batch_size", "256"]
+    command = [sys.executable, "-m", "launcher.cli", "augment", *flags]
+    answer = subprocess.run(
+        [*command, "--run", str(tmp_path / "two"), "--processes", "2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    expected = (augmented / "augmented.jsonl").read_bytes()
+    assert (tmp_path / "two" / "augmented.jsonl").read_bytes() == expected
+
+
+def test_a_resumed_augmentation_redoes_what_is_missing(pretrained, augmented, tiny_task, tmp_path):
+    shutil.copytree(augmented / "pieces", tmp_path / "run" / "pieces")
+    (tmp_path / "run" / "pieces" / "000001.jsonl").unlink()
+    (tmp_path / "run" / "pieces" / "000002.partial").write_text("half")
+    kept = (tmp_path / "run" / "pieces" / "000000.jsonl").stat().st_mtime_ns
+    run_here("augment", augment_config(pretrained, tiny_task), tmp_path / "run")
+    expected = (augmented / "augmented.jsonl").read_bytes()
+    assert (tmp_path / "run" / "augmented.jsonl").read_bytes() == expected
+    assert (tmp_path / "run" / "pieces" / "000000.jsonl").stat().st_mtime_ns == kept
+
+
+def test_augmented_data_train_a_student_by_the_tasks_own_settings(augmented, tiny_task, tmp_path):
+    task = TaskConfig(str(augmented / "augmented.jsonl"), str(tiny_task / "dev.tsv"), max_length=24)
+    stage = StageConfig(0.2, 16, ObjectiveConfig(labels=1.0), OptimizerConfig(lr=1e-3))
+    config = FinetuneConfig(None, task, shape=StudentConfig("mean_bilstm"), stage=stage)
+    assert run_here("finetune", config, tmp_path / "run")["best"]
+
+
+def test_each_text_of_a_pair_varies_beside_the_others_original(pretrained, tmp_path):
+    table = tmp_path / "pairs.tsv"
+    table.write_text("a\tb\tlabel\nthe kitchen was dreadful\tthe garden was lovely\t1\n")
+    changes = {"text": "a", "text_pair": "b", "method": "noise", "noise": NoiseConfig(masked=0.5, ngram=0)}
+    config = AugmentConfig(str(table), str(pretrained / "pretrain" / "model"), variants=6, **changes)
+    run_here("augment", config, tmp_path / "run")
+    original, *rows = [json.loads(line) for line in (tmp_path / "run" / "augmented.jsonl").open()]
+    assert {key: original[key] for key in "ab"} == {
+        "a": "the kitchen was dreadful", "b": "the garden was lovely"
+    }  # fmt: skip
+    assert {(row["a"] == original["a"], row["b"] == original["b"]) for row in rows} == {
+        (True, False), (False, True)
+    }  # fmt: skip
+    assert any("[MASK]" in row["a"] + row["b"] for row in rows)

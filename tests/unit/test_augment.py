@@ -1,0 +1,289 @@
+"""Augmentation: words, draws, noise, and candidates against one forward pass a word."""
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.processors import RobertaProcessing
+from transformers import AutoModelForMaskedLM, BertConfig
+
+from data_pipeline.augment import (
+    AugmentConfig,
+    Word,
+    cased,
+    join,
+    replaced_variants,
+    row,
+    words_of,
+    write_piece,
+)
+from data_pipeline.noise import NoiseConfig, Tagged, jieba_tags, noisy_variants, textblob_tags, words_by_tag
+from data_pipeline.tasks import Examples
+from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
+from distill import candidates
+from distill.augment import masked_candidates
+from distill.candidates import MaskedWords, Neighbours, chinese_words, whole_entries
+from tests.helpers import tiny_tokens
+
+TEXT = "The kitchen was not dreadful , was it ?"
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["bert", "two separators"])
+def model(request, tmp_path_factory, tiny_tokenizer) -> str:
+    """A tiny masked language model with random weights."""
+    folder = tmp_path_factory.mktemp("mlm")
+    config = BertConfig(
+        vocab_size=len(tiny_tokens()),
+        num_hidden_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    copy_tokenizer(tiny_tokenizer, folder)
+    if request.param != "bert":
+        vocabulary = load_vocabulary(tiny_tokenizer)
+        other = type(vocabulary.tokenizer).from_str(vocabulary.tokenizer.to_str())
+        other.post_processor = RobertaProcessing(("[SEP]", vocabulary.sep), ("[CLS]", vocabulary.cls))
+        other.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def settings(model: str, **changes) -> AugmentConfig:
+    return AugmentConfig(file="none", model=model, candidates=6, **changes)
+
+
+def words(text: str, tokenizer: str, unit: str = "word") -> list[str]:
+    encoding = load_vocabulary(tokenizer).tokenizer.encode(text, add_special_tokens=False)
+    return [word.of(text) for word in words_of(text, encoding, unit)]
+
+
+# ---- words and draws
+
+
+def test_words_are_of_letters_and_no_stop_words(tiny_tokenizer):
+    assert words("It's the 2nd kitchen, clichés aren't dreadful!", tiny_tokenizer) == [
+        "kitchen", "clichés", "dreadful"
+    ]  # fmt: skip
+    assert words("the of 17 ...", tiny_tokenizer) == []
+
+
+def test_words_of_several_pieces_have_all_their_tokens(tiny_tokenizer):
+    encoding = load_vocabulary(tiny_tokenizer).tokenizer.encode("kitchen abc", add_special_tokens=False)
+    assert words_of("kitchen abc", encoding, "word") == [Word(0, 7, 0, 0), Word(8, 11, 1, 3)]
+
+
+def test_chinese_words_are_jiebas(tiny_tokenizer):
+    assert words("我们在北京工作", tiny_tokenizer, "chinese_word") == ["北京", "工作"]
+
+
+def test_variants_change_words_alone():
+    pairs = [(Word(4, 11, 1, 1), ["room", "garden"]), (Word(21, 29, 4, 4), ["fine"])]
+    found = replaced_variants(TEXT.replace("not ", "not  "), pairs, settings("", variants=200), [0, 1])
+    expected = {
+        f"The {first} was not  {second} , was it ?"
+        for first in ("kitchen", "room", "garden")
+        for second in ("dreadful", "fine")
+    } - {TEXT.replace("not ", "not  ")}
+    assert set(found) == expected
+    assert len(found) == len(expected)
+
+
+def test_words_are_replaced_as_often_as_asked():
+    pairs = [(Word(4, 11, 1, 1), [f"w{number}" for number in range(10_000)])]
+    config = settings("", variants=2000, replaced=0.4)
+    found = replaced_variants(TEXT, pairs, config, [0])
+    assert 0.36 < len(found) / 2000 < 0.44  # each replacement is another word
+
+
+def test_draws_are_a_function_of_their_key():
+    pairs = [(Word(4, 11, 1, 1), list("abcdefgh"))]
+    config = settings("", variants=4)
+    assert replaced_variants(TEXT, pairs, config, [0, 1]) == replaced_variants(TEXT, pairs, config, [0, 1])
+    assert replaced_variants(TEXT, pairs, config, [0, 1]) != replaced_variants(TEXT, pairs, config, [0, 2])
+    assert replaced_variants(TEXT, [], config, [0]) == []
+
+
+def test_a_capital_is_kept():
+    assert [cased("room", word) for word in ("Kitchen", "kitchen", "KITCHEN")] == ["Room", "room", "room"]
+
+
+def test_joined_pieces_hold_every_example_and_no_variant_twice(tmp_path):
+    config = AugmentConfig(file="none", model="none")
+    examples = Examples(["a", "b", "c", "d"], [], ["0", "1", "0", "1"])
+    write_piece(tmp_path, 0, [row(config, text, None, "0", 0) for text in ("x", "y", "c")])
+    write_piece(tmp_path, 1, [row(config, text, None, "0", 2) for text in ("x", "z")])
+    counts = join(tmp_path, config, examples, 2)
+    rows = [json.loads(line) for line in (tmp_path / "augmented.jsonl").read_text().splitlines()]
+    assert [(r["sentence"], r["origin"]) for r in rows] == [
+        ("a", 0), ("x", 0), ("y", 0), ("b", 1), ("c", 2), ("z", 2), ("d", 3)
+    ]  # fmt: skip
+    assert counts == {"examples": 4, "variants": 3, "duplicates": 2}
+
+
+# ---- noise
+
+TAGGED = [Tagged(place, place + 1, "ab"[place // 2 % 2]) for place in range(0, 40, 2)]
+LETTERS = " ".join("abcdefghijklmnopqrst")
+BY_TAG = {"a": ["ONE"], "b": ["TWO"]}
+
+
+def noise(config: NoiseConfig, tries: int = 400) -> list[list[str]]:
+    return [text.split() for text in noisy_variants(LETTERS, TAGGED, BY_TAG, "[MASK]", config, tries, [3])]
+
+
+def test_words_are_masked_and_replaced_as_often_as_asked():
+    found = noise(NoiseConfig(masked=0.2, replaced=0.1, ngram=0, most=1.0))
+    counts = Counter(word for words in found for word in words)
+    total = 20 * len(found)
+    assert 0.17 < counts["[MASK]"] / total < 0.23
+    assert 0.08 < (counts["ONE"] + counts["TWO"]) / total < 0.13
+    for words in found:
+        assert {
+            own: word for own, word in zip(LETTERS.split(), words, strict=True) if word == "ONE"
+        }.keys() <= {*LETTERS.split()[::2]}
+
+
+def test_no_more_words_change_than_may():
+    for words in noise(NoiseConfig(masked=0.6, replaced=0.4, ngram=0, most=0.25)):
+        assert sum(own != word for own, word in zip(LETTERS.split(), words, strict=True)) <= 5
+
+
+@pytest.mark.parametrize("kind", ["keep", "mask"])
+def test_an_ngram_is_kept_or_masked(kind):
+    found = noise(NoiseConfig(masked=0, replaced=0, ngram=1, longest=3, ngrams=kind))
+    lengths = set()
+    for words in found:
+        place = words.index("[MASK]") if kind == "mask" else LETTERS.split().index(words[0])
+        count = words.count("[MASK]") if kind == "mask" else len(words)
+        own = LETTERS.split()
+        ngram = own[place : place + count]
+        assert words == (
+            own[:place] + ["[MASK]"] * count + own[place + count :] if kind == "mask" else ngram
+        )
+        lengths.add(count)
+    assert lengths == {1, 2, 3}
+
+
+def test_no_noise_no_variants():
+    assert noise(NoiseConfig(masked=0, replaced=0, ngram=0)) == []
+    assert noisy_variants("", [], {}, "[MASK]", NoiseConfig(), 5, [0]) == []
+
+
+@pytest.mark.parametrize("tag", [textblob_tags, jieba_tags])
+def test_taggers_find_words_where_they_are(tag):
+    text = "She didn't like the old garden , 但是今天天气很好。"
+    found = tag(text)
+    assert [text[word.begin : word.end] for word in found] != []
+    assert all(before.end <= after.begin for before, after in pairwise(found))
+    covered = "".join(text[word.begin : word.end] for word in found)
+    assert covered == "".join(text.split())
+
+
+def test_words_of_a_kind_are_the_files():
+    by_tag = words_by_tag(["The old garden", "a new kitchen"], textblob_tags)
+    assert by_tag["JJ"] == ["new", "old"]
+    assert {"garden", "kitchen"} <= {word for names in by_tag.values() for word in names}
+
+
+# ---- candidates
+
+
+def naive(config: AugmentConfig, text: str) -> list[tuple[str, set[str]]]:
+    """One float64 forward pass for every word of one token, without any batch or padding."""
+    vocabulary = load_vocabulary(config.model)
+    model = AutoModelForMaskedLM.from_pretrained(config.model).double().eval()
+    encoding = vocabulary.tokenizer.encode(text, add_special_tokens=False)
+    between = [vocabulary.sep] * vocabulary.separators_between
+    found = []
+    for word in words_of(text, encoding, "word"):
+        if word.first != word.last:
+            continue
+        masked = list(encoding.ids)
+        masked[word.first] = vocabulary.mask
+        ids = [vocabulary.cls, *masked, *between, *encoding.ids, vocabulary.sep][:48]
+        segments = ([0] * (1 + len(masked) + len(between)) + [1] * 48)[: len(ids)]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids]), token_type_ids=torch.tensor([segments])).logits[0]
+        top = logits[1 + word.first].argsort(descending=True)[: config.candidates].tolist()
+        names = {vocabulary.tokenizer.id_to_token(token) for token in top if token > 4}
+        found.append((word.of(text), {name for name in names if not name.startswith("##")}))
+    return found
+
+
+TEXTS = [TEXT, "kitchen", "a garden", "The soup was cold and the waiter was rude . " * 3, "the ."]
+
+
+def by_model(config: AugmentConfig) -> list[list[tuple[str, list[str]]]]:
+    model = MaskedWords(config, DEVICE)
+    found = masked_candidates(config, model, Neighbours(config, model), TEXTS)
+    return [[(word.of(text), own) for word, own in pairs] for text, pairs in zip(TEXTS, found, strict=True)]
+
+
+def test_candidates_are_those_of_one_pass_a_word(model):
+    config = settings(model)
+    known = whole_entries(load_vocabulary(model))
+    for text, found in zip(TEXTS, by_model(config), strict=True):
+        single = [(word, set(own)) for word, own in found if word.lower() in known]
+        assert [(word, own or {word}) for word, own in naive(config, text)] == single
+
+
+def test_no_batch_size_changes_a_candidate(model, monkeypatch):
+    expected = by_model(settings(model))
+    assert by_model(settings(model, batch_size=1)) == expected
+    assert by_model(settings(model, batch_size=3)) == expected
+    monkeypatch.setattr(candidates, "NEAR", 1e9)  # all decided in float64
+    assert by_model(settings(model)) == expected
+
+
+def test_a_word_beyond_the_models_length_stays(model):
+    text = "kitchen " * 60
+    masked = MaskedWords(settings(model), DEVICE)
+    (found,) = masked_candidates(settings(model), masked, Neighbours(settings(model), masked), [text])
+    assert [own for _, own in found[47:]] == [["kitchen"]] * 13
+    assert all(len(own) > 1 for _, own in found[:40])
+
+
+def test_neighbours_are_the_nearest_by_the_cosine(model, tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"word{number}" for number in range(50)]
+    table = dict(zip(names, rng.normal(size=(50, 8)).astype(np.float32), strict=True))
+    file = Path(tmp_path / "vectors.txt")
+    file.write_text("".join(f"{name} {' '.join(map(str, row))}\n" for name, row in table.items()))
+    config = settings(model, vectors=str(file))
+    found = Neighbours(config, MaskedWords(config, DEVICE)).best(["word3", "word7", "unknown"])
+    for word in ("word3", "word7"):
+        cosine = {
+            name: float(row @ table[word] / np.linalg.norm(row))
+            for name, row in table.items()
+            if name != word
+        }
+        assert found[word] == sorted(sorted(cosine, key=cosine.__getitem__)[-6:])
+    assert "unknown" not in found
+
+
+def test_without_a_file_the_models_own_embeddings_are_searched(model):
+    config = settings(model)
+    masked = MaskedWords(config, DEVICE)
+    (found,) = Neighbours(config, masked).best(["zzz"]).values()
+    assert len(found) == 6
+    assert set(found) <= set(whole_entries(masked.vocabulary))
+
+
+def test_a_model_without_its_head_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="lacks weights of its head"):
+        MaskedWords(settings(tiny_model), DEVICE)
+
+
+def test_chinese_candidates_are_words_that_jieba_knows():
+    found = chinese_words([["今", "昨", "x"], ["天", "y"]], 5)
+    assert found == sorted(["今天", "昨天"])
+    assert chinese_words([["x"], ["y"]], 5) == []

@@ -1,0 +1,117 @@
+"""Dynamic masking, and a vocabulary's head on masked places alone."""
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from data_pipeline.masking import DynamicMasking, MaskingConfig, continuing
+from data_pipeline.vocabulary import load_vocabulary
+from distill.accounting import model_cost
+from distill.attention import install
+from distill.encoders import Batch, head_at, model_inputs, run_encoder
+from distill.objective import Objective, count
+from distill.settings import ObjectiveConfig
+
+FAMILIES = ("bert", "roberta", "electra", "albert", "deberta-v2", "modernbert")
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tiny_tokenizer):
+    return load_vocabulary(tiny_tokenizer)
+
+
+def ids_of(vocabulary, text: str) -> np.ndarray:
+    return np.array(vocabulary.tokenizer.encode(text).ids)
+
+
+TEXT = "the kitchen was abc and the garden was defgh " * 3
+
+
+def test_masks_are_a_function_of_seed_step_and_tokens(vocabulary):
+    masking, ids = DynamicMasking(MaskingConfig(0.3), vocabulary, 0), ids_of(vocabulary, TEXT)
+    masked, places = masking(ids, 7)
+    again = DynamicMasking(MaskingConfig(0.3), vocabulary, 0)(ids.copy(), 7)
+    assert (again[0] == masked).all()
+    assert (again[1] == places).all()
+    assert (masking(ids, 8)[0] != masked).any()
+    assert (DynamicMasking(MaskingConfig(0.3), vocabulary, 1)(ids, 7)[0] != masked).any()
+    untouched = np.setdiff1d(np.arange(len(ids)), places)
+    assert (masked[untouched] == ids[untouched]).all()
+
+
+def test_whole_words_are_masked_whole(vocabulary):
+    masking, ids = DynamicMasking(MaskingConfig(0.3, unit="word"), vocabulary, 0), ids_of(vocabulary, TEXT)
+    starts = [i for i, token in enumerate(ids) if token not in set(continuing(vocabulary))]
+    seen = set()
+    for step in range(50):
+        chosen = set(masking(ids, step)[1].tolist())
+        for begin, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            inside = chosen & set(range(begin, end))
+            assert len(inside) in (0, end - begin)
+            seen.add(len(inside))
+    assert {1, 3, 5} <= seen
+
+
+def test_tokens_that_go_on_with_a_word_are_told_by_the_vocabularys_marks(vocabulary):
+    names = [vocabulary.tokenizer.id_to_token(token) for token in continuing(vocabulary)]
+    assert sorted(names) == sorted(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
+    entries = {"\u0120the": 0, "re": 1, ".": 2, "\u0120on": 3}
+    spaced = Tokenizer(models.WordLevel(entries, unk_token="."))
+
+    class Spaced:
+        tokenizer = spaced
+
+    assert continuing(Spaced()) == [1]
+
+
+def a_batch(length: int = 9) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (3, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    return Batch(ids.where(mask > 0, 1), mask, torch.zeros_like(ids))
+
+
+def a_model(family: str):
+    config = AutoConfig.for_model(family, vocab_size=60, pad_token_id=1, **SHAPE)
+    torch.manual_seed(0)
+    return AutoModelForMaskedLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_on_some_places_gives_what_it_gives_on_all(family):
+    model, batch = a_model(family), a_batch()
+    places = torch.tensor([1, 4, 9, 20])
+    with torch.no_grad():
+        expected = model(**model_inputs(model, batch)).logits.flatten(0, 1)[places]
+        with head_at(model, places):
+            found = model(**model_inputs(model, batch)).logits[0]
+        after = model(**model_inputs(model, batch)).logits
+    torch.testing.assert_close(found, expected)
+    assert after.shape == (3, 9, 60)  # the hook has gone
+
+
+def test_the_term_is_the_mean_cross_entropy_of_masked_tokens():
+    model, batch = a_model("bert"), a_batch()
+    batch.masked, batch.labels = torch.tensor([2, 10, 19]), torch.tensor([7, 8, 9])
+    objective = Objective(model, install(model), ObjectiveConfig(mlm=1.0), [], 0)
+    counts = count(batch, "valid")
+    assert counts.tolist()[3] == 3
+    with torch.no_grad():
+        terms = objective(batch, run_encoder(model, objective.collector, batch), counts)
+        targets = torch.full((27,), -100)
+        targets[batch.masked] = batch.labels
+        logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)
+        expected = functional.cross_entropy(logits, targets)
+    assert terms["mlm"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_cost_of_a_head_is_that_of_the_places_it_sees():
+    model = a_model("bert")
+    whole, body, part = model_cost(model), model_cost(model, 0.0), model_cost(model, 0.25)
+    assert whole.per_token > body.per_token
+    assert part.per_token == pytest.approx(0.25 * whole.per_token + 0.75 * body.per_token)
