@@ -145,8 +145,13 @@ def _chinese_candidates(
     words: list[list[Word]],
 ) -> list[list[list[str]]]:
     """Candidates of every Chinese word: known words of characters that the model gives at its places."""
+
+    def by_character(word: Word) -> bool:
+        tokens = word.last - word.first + 1
+        return tokens == word.end - word.begin <= LONGEST_CHINESE_WORD
+
     contexts = [
-        [model.context(t, w) if w.last - w.first < LONGEST_CHINESE_WORD else None for w in own]
+        [model.context(t, w) if by_character(w) else None for w in own]
         for t, own in zip(ids, words, strict=True)
     ]
     best = model.best(context for own in contexts for context in own if context)
