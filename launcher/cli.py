@@ -73,7 +73,7 @@ def run(name: str, arguments: list[str]) -> int:
         config = node.settings(name, config, launch, os.environ)
     processes = _processes_on_each_node(name, config, launch)
     if launch.dry_run:
-        print(f"# {launch.run}/config.yaml\n{to_yaml(name, config)}")
+        print(f"# {launch.run}/config.yaml\n{to_yaml(config)}")
         print(place(launch.on).describe(name, launch, processes))
         return 0
     if (Path(launch.run) / "summary.json").is_file():

@@ -34,7 +34,7 @@ def refuse_other_run(folder: Path, name: str, config: Any, resume: bool) -> None
     stored = folder / "config.yaml"
     if not stored.is_file():
         raise ValueError(f"--run: {folder} is not empty and holds no run; give another folder")
-    if stored.read_text(encoding="utf-8") != to_yaml(name, config):
+    if stored.read_text(encoding="utf-8") != to_yaml(config):
         raise ValueError(
             f"--resume: the settings differ from {stored}; leave them out, or give a new --run"
         )
@@ -43,7 +43,7 @@ def refuse_other_run(folder: Path, name: str, config: Any, resume: bool) -> None
 def begin(folder: Path, name: str, config: Any, command: list[str] | None = None) -> None:
     """Write what was asked into a run folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.yaml", to_yaml(name, config))
+    write_whole(folder / "config.yaml", to_yaml(config))
     typed = command or ["distillery", name, "--config", str(folder / "config.yaml")]
     write_whole(folder / "command.txt", shlex.join(typed) + "\n")
 

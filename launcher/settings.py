@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_dumper
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from launcher.jobs import JOBS, load
 from launcher.places import PLACES
@@ -23,7 +23,6 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*[eE][-+]?\d+$"), list("-+0123456789")
 )
-set_dumper("recipe", lambda data: yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 @dataclass
@@ -180,8 +179,6 @@ def from_yaml(name: str, text: str) -> Any:
     return _build(name, command, command.parse_string(text))
 
 
-def to_yaml(name: str, config: Any) -> str:
+def to_yaml(config: Any) -> str:
     """Every setting of a job as YAML, a recipe that gives the same settings again."""
-    command = parser(name, launch=False)
-    values = command.parse_object(asdict(config))
-    return command.dump(values, format="recipe", skip_unset=False)
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
