@@ -3,13 +3,18 @@
 RUN/config.yaml     every setting, resolved       RUN/metrics.jsonl  curves
 RUN/command.txt     what the user typed           RUN/checkpoints/   to resume from
 RUN/versions.json   packages, commit, hardware    RUN/summary.json   written when a job ended
+RUN/lock            held while a run writes here
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,33 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+@contextmanager
+def held(folder: Path, wait: float = 0.0) -> Iterator[None]:
+    """Hold a run folder, so that no other run writes it; the lock ends with its process.
+
+    A POSIX lock, which NFS keeps too; `wait` seconds are for the lock of a node that has died, which a
+    server keeps until its lease ends. Raises ValueError where another process holds the folder.
+    """
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= until:
+                    file.seek(0)
+                    raise ValueError(
+                        f"--run: {folder} is being written by another run ({file.read()}); "
+                        "wait for its end, or give another folder"
+                    ) from None
+                time.sleep(1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ that was killed continues from a checkpoint exactly as if it had not been.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from distill.accounting import (
     peak_memory_mb,
     profiled,
 )
+from distill.checkpoints import Checkpoints
 from distill.checks import micro_batch_size
-from distill.encoders import Batch, Signal, StoredTeacher, Teacher, replace_folder
+from distill.encoders import Batch, Signal, StoredTeacher, Teacher
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
 from distill.objective import Objective, count
 from distill.preemption import Stopped, asked
@@ -89,7 +89,7 @@ class Trainer:
         self.cost = self._step_cost()
         self.ceiling = self._ceiling()
         self.metrics = Metrics(self.folder)
-        self.checkpoints = self.folder / "checkpoints" / self.name
+        self.checkpoints = Checkpoints(self.folder / "checkpoints" / self.name, self.record.keep)
         self.best: dict[str, float] = {}
 
     def fit(self) -> dict[str, float]:
@@ -126,7 +126,7 @@ class Trainer:
 
                 # once in a while: checkpoint
                 if done % self.record.save_every == 0 or done == self.total or stop:
-                    self._save(done)
+                    self.checkpoints.save(self.engine, done, {"best": self.best})
                     window = _Window()
                 if stop:
                     raise Stopped(f"{self.name}: stopped after step {done} of {self.total}, as asked")
@@ -211,30 +211,9 @@ class Trainer:
                 self.on_best()
         return "  ".join(f"dev {name} {value:.4f}" for name, value in scores.items())
 
-    def _save(self, done: int) -> None:
-        """Write the checkpoint beside and rename it; older ones beyond `keep` go."""
-        target = self.checkpoints / f"step-{done:08d}"
-        partial = target.with_suffix(".partial")
-        if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        barrier()
-        self.engine.save(partial, {"step": done, "best": self.best})
-        barrier()
-        if rank() == 0:
-            replace_folder(partial, target)
-            for old in self._saved()[: -self.record.keep]:
-                shutil.rmtree(old)
-        barrier()
-
-    def _saved(self) -> list[Path]:
-        found = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
-        return sorted(path for path in found if path.name.removeprefix("step-").isdecimal())
-
     def _resume(self) -> int:
         """Load the newest checkpoint; returns the steps already done."""
-        saved = self._saved()
-        state: dict[str, Any] = self.engine.load(saved[-1]) if saved else {"step": 0, "best": {}}
+        state: dict[str, Any] = self.checkpoints.load(self.engine) or {"step": 0, "best": {}}
         self.best = state["best"]
         if rank() == 0:
             self.metrics.rewind(self.name, state["step"])

@@ -13,9 +13,12 @@ from typing import Any
 from jsonargparse import ArgumentError
 
 from distill.preemption import EXIT_CODE
+from distill.run_folder import held
 from launcher import jobs, node, runs, submitted
 from launcher.places import place
 from launcher.settings import Launch, default_run, job_of, parse, to_yaml
+
+ENDING = 10.0  # seconds that processes of a run may take to end after what started them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,6 +123,9 @@ def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
     new = not later and not (folder / "config.yaml").is_file()
     if new:
         runs.begin(folder, name, config, runs.typed_command())
+    elif launch.on == "local":
+        with held(folder, ENDING):  # then by its processes; a mistake is told before they start
+            pass
     return new
 
 

@@ -13,15 +13,17 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from distill import preemption
-from distill.run_folder import write_summary, write_whole
+from distill.run_folder import held, write_summary, write_whole
 from launcher.jobs import JOBS, load
 from launcher.settings import from_yaml
 
+LEASE = 100.0  # seconds: somewhat more than an NFS server keeps the lock of a node that has died
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "triton", "numpy")
 
 
@@ -42,7 +44,8 @@ def _run(job: str, folder: Path) -> int:
     """Run the job of a begun folder; returns the exit code. Raises Stopped where it stopped as asked."""
     try:
         config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
-        summary = execute(job, config, folder)
+        with held(folder, LEASE) if first() else nullcontext():
+            summary = execute(job, config, folder)
         if first():
             _show(summary, folder)
     except Exception as error:

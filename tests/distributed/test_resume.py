@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 import distill.general
 import distill.task
 from data_pipeline.tasks import TaskConfig
+from distill.checkpoints import RECORD as RECORD_FILE
+from distill.checkpoints import checksum
 from distill.encoders import build_classifier, read_config, save_model
 from distill.engine import Engine, rank, start_processes, world_size
 from distill.preemption import Stopped
@@ -185,6 +187,33 @@ def test_a_half_written_checkpoint_is_ignored(general, undisturbed_general, tmp_
     assert_same(tmp_path, undisturbed_general)
 
 
+def flip(file: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_skipped(general, undisturbed_general, tmp_path, capsys):
+    with killed_at("general", 5):
+        run(general, tmp_path)
+    newest = tmp_path / "checkpoints" / "general" / "step-00000004"
+    flip(next(newest.glob("*.pt")))
+    run(general, tmp_path)
+    assert f"{newest} is damaged" in capsys.readouterr().err
+    assert_same(tmp_path, undisturbed_general)
+
+
+def test_without_a_whole_checkpoint_a_run_is_refused(general, tmp_path):
+    with killed_at("general", 5):
+        run(general, tmp_path)
+    checkpoints = tmp_path / "checkpoints" / "general"
+    flip(next((checkpoints / "step-00000004").glob("*.pt")))
+    (checkpoints / "step-00000002" / RECORD_FILE).unlink()
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        run(general, tmp_path)
+
+
 def test_a_half_written_line_of_metrics_is_dropped(general, undisturbed_general, tmp_path):
     with killed_at("general", 4):
         run(general, tmp_path)
@@ -318,7 +347,10 @@ def test_a_checkpoint_that_hides_a_program_is_refused(general, tmp_path, zero):
     for number, file in enumerate(files):
         folder, sprung = tmp_path / f"{number}", tmp_path / f"sprung-{number}"
         shutil.copytree(tmp_path / "killed", folder)
-        torch.save({"module": Trap(sprung)}, folder / file.relative_to(tmp_path / "killed"))
+        hidden = folder / file.relative_to(tmp_path / "killed")
+        torch.save({"module": Trap(sprung)}, hidden)
+        record = {path.name: checksum(path) for path in hidden.parent.glob("*.pt")}
+        (hidden.parent / RECORD_FILE).write_text(json.dumps(record))  # who plants it covers it up
         with pytest.raises(pickle.UnpicklingError):
             run(config, folder)
         assert not sprung.exists()

@@ -1,0 +1,55 @@
+"""A run folder has one writer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill.run_folder import held
+from launcher import cli, runs
+from launcher.demo import DemoConfig
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from distill.run_folder import held
+from launcher import cli, runs
+from launcher.demo import DemoConfig
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_held_by_one_process_and_free_when_it_is_killed(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"process {holder.pid} of "), held(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with held(tmp_path):
+        pass
+
+
+def test_a_second_run_in_a_folder_is_refused_at_start(tmp_path, capsys, monkeypatch):
+    runs.begin(tmp_path / "run", "demo", DemoConfig())
+    monkeypatch.setattr(cli, "ENDING", 0.0)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert cli.main(["demo", "--run", str(tmp_path / "run"), "--resume"]) == 2
+    finally:
+        holder.kill()
+        holder.wait()
+    assert "is being written by another run" in capsys.readouterr().err
