@@ -117,8 +117,8 @@ def first_step(command: list[str], run: Path) -> float:
     return seconds
 
 
-def make_input(folder: Path) -> list[str]:
-    """A tiny teacher of random weights and shards for it; returns the settings that name them."""
+def make_input(folder: Path, steps: int = STEPS) -> list[str]:
+    """A tiny teacher of random weights and shards for it; returns the settings of so many steps on them."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -153,7 +153,7 @@ def make_input(folder: Path) -> list[str]:
     options = ["--packing.max_length=32", "--packing.method=full", "--workers=1", f"--run={folder}/corpus"]
     subprocess.run([*COMMAND, *pregenerate, *options], check=True, stdout=subprocess.DEVNULL)
     rows = json.loads((folder / "corpus" / "shards" / "manifest.json").read_text(encoding="utf-8"))["rows"]
-    epochs = STEPS / (rows // 16)
+    epochs = steps / (rows // 16)
     return [
         f"--teacher.path={folder}/teacher",
         f"--shards={folder}/corpus/shards",

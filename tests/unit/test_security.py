@@ -1,4 +1,4 @@
-"""What the project never does: unpickle, run text, call a shell, trust a model's code (docs/security.md)."""
+"""What no file here does: unpickle, run text, call a shell, trust a model's code (docs/security.md)."""
 
 import ast
 from collections.abc import Iterator

@@ -1,0 +1,261 @@
+"""Benchmark `faults`: distillations disturbed at random moments, each resumed until it ends.
+
+    python -m benchmarks.faults [--runs 20] [--seed 0] [--json FILE]
+
+A general distillation of tiny models on two processes is run once undisturbed. Then, in every run, one
+fault befalls it at a moment drawn from the seed, and the same command with --resume is given until it ends
+well. What came out is compared: a step that its record lacks is lost, one that it has twice is repeated,
+and weights or losses other than the undisturbed run's are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.record import print_table, write_record
+from benchmarks.startup import COMMAND, SETTINGS, make_input
+
+STEPS = 60
+PROCESSES = 2
+SAVE_EVERY = 5
+ATTEMPTS = 12  # of --resume, a few seconds apart: what a dead launcher left behind ends first
+SETTINGS_HERE = [*SETTINGS, "--student.dropout=0.1", f"--record.save_every={SAVE_EVERY}"]
+ROUNDING = 1e-6  # of weights: sums over processes may be taken in another order
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Cause faults, print a table, write the record; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.runs < 1:
+        parser.error("--runs: give 1 or more")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = [*SETTINGS_HERE, *make_input(folder, STEPS)]
+        command = [*COMMAND, "general", *settings, f"--processes={PROCESSES}"]
+        seconds = undisturbed(command, folder)
+        found = []
+        for number in range(options.runs):
+            kind = list(FAULTS)[number % len(FAULTS)]
+            rng = random.Random(f"{options.seed} {number}")
+            found.append(disturbed(command, folder, f"run{number}", kind, seconds, rng))
+            print(f"{number + 1}/{options.runs} {found[-1]}", file=sys.stderr, flush=True)
+    figures = summarise(found)
+    show(found, figures)
+    if options.json:
+        typed = sys.argv[1:] if arguments is None else arguments
+        write_record(options.json, "faults", typed, figures, {"runs": found})
+    return 0
+
+
+def undisturbed(command: list[str], folder: Path) -> float:
+    """Run it whole, for comparison; returns how long it was at work on its steps."""
+    start(command, folder, "whole").wait()  # compiles what is compiled once
+    rows = metrics(folder / "whole")
+    if len(rows) != STEPS:
+        raise RuntimeError(f"the undisturbed run has {len(rows)} steps: {said(folder, 'whole')}")
+    return rows[-1]["time"] - rows[0]["time"]
+
+
+def start(command: list[str], folder: Path, run: str) -> subprocess.Popen[bytes]:
+    """Start the command in a session of its own, what it says going to a file."""
+    with (folder / f"{run}.txt").open("ab") as log:
+        words = [*command, f"--run={folder / run}"]
+        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+
+
+def said(folder: Path, run: str) -> str:
+    """The end of what a run said."""
+    return (folder / f"{run}.txt").read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The whole lines of a run's metrics."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+# ------------------------------------------------------------------------------------- the faults
+def ranks(process: int) -> list[int]:
+    """The ranks among the processes below one."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    below = [int(child) for task in tasks for child in read(task).split()]
+    own = [child for child in below if "launcher.rank" in read(Path(f"/proc/{child}/cmdline")).split("\0")]
+    inner = [rank for child in below for rank in ranks(child)]
+    return inner or own  # torchrun's own words name the module too; its children are the ranks
+
+
+def read(path: Path) -> str:
+    """A file of /proc; empty where its process has ended."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def kill_all(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+    """A node dies: every process at once."""
+    found = ranks(process.pid)
+    os.killpg(process.pid, signal.SIGKILL)
+    for rank in found:  # where they have a session of their own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
+
+
+def kill_rank(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+    """One rank dies; the launcher must notice."""
+    if found := ranks(process.pid):
+        os.kill(rng.choice(found), signal.SIGKILL)
+
+
+def kill_launcher(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+    """What started the ranks dies, and they do not."""
+    process.kill()
+
+
+def freeze_rank(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+    """A rank stands still, the others wait for it, and then it dies."""
+    if found := ranks(process.pid):
+        chosen = rng.choice(found)
+        os.kill(chosen, signal.SIGSTOP)
+        time.sleep(rng.uniform(0.2, 2))
+        os.kill(chosen, signal.SIGKILL)
+
+
+def ask_to_stop(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+    """A scheduler warns."""
+    process.terminate()
+
+
+def damage_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+    """A node dies, and a bit of the newest checkpoint with it; there is an older one."""
+    kill_all(process, run, rng)
+    saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
+    if len(saved) > 1:
+        file = rng.choice(sorted(saved[-1].glob("*.pt")))
+        content = bytearray(file.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+
+
+def cut_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+    """A node dies, and a file of the newest checkpoint ends early; there is an older one."""
+    kill_all(process, run, rng)
+    saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
+    if len(saved) > 1:
+        file = rng.choice(sorted(saved[-1].glob("*.pt")))
+        os.truncate(file, rng.randrange(file.stat().st_size))
+
+
+Fault = Callable[["subprocess.Popen[bytes]", Path, random.Random], None]
+FAULTS: dict[str, Fault] = {
+    "all killed": kill_all,
+    "rank killed": kill_rank,
+    "launcher killed": kill_launcher,
+    "rank frozen": freeze_rank,
+    "asked to stop": ask_to_stop,
+    "checkpoint damaged": damage_checkpoint,
+    "checkpoint cut": cut_checkpoint,
+}
+
+
+# --------------------------------------------------------------------------------------- one run
+def disturbed(
+    command: list[str], folder: Path, run: str, kind: str, seconds: float, rng: random.Random
+) -> dict[str, str | int | bool]:
+    """Disturb a run once, resume it to its end, and compare it with the undisturbed one."""
+    process = start(command, folder, run)
+    while process.poll() is None and not metrics(folder / run):
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.9) * seconds)
+    injected = process.poll() is None
+    at = len(metrics(folder / run))
+    if injected:
+        FAULTS[kind](process, folder / run, rng)
+    process.wait()
+    recovered = resumed(command, folder, run)
+    if not recovered:
+        print(said(folder, run), file=sys.stderr)
+    steps = Counter(int(row["step"]) for row in metrics(folder / run))
+    return {
+        "fault": kind,
+        "at": at,
+        "injected": injected,
+        "recovered": recovered,
+        "lost": sum(step not in steps for step in range(1, STEPS + 1)),
+        "repeated": sum(count > 1 for count in steps.values()),
+        **compared(folder / "whole", folder / run),
+    }
+
+
+def resumed(command: list[str], folder: Path, run: str) -> bool:
+    """Whether the same command with --resume ends well, some attempts given."""
+    for _ in range(ATTEMPTS):
+        if (folder / run / "summary.json").is_file():
+            return True
+        if start([*command, "--resume"], folder, run).wait():
+            time.sleep(2)
+    return (folder / run / "summary.json").is_file()
+
+
+def compared(whole: Path, cut: Path) -> dict[str, bool]:
+    """Whether a run's losses or weights are other than the undisturbed run's, and whether bits agree."""
+    from safetensors.numpy import load_file
+
+    if not (cut / "student" / "model.safetensors").is_file():
+        return {"wrong": True, "same_bits": False}
+    ours, theirs = (load_file(run / "student" / "model.safetensors") for run in (cut, whole))
+    losses = [[row["loss"] for row in metrics(run)] for run in (cut, whole)]
+    apart = max((float(abs(ours[name] - theirs[name]).max()) for name in theirs), default=0.0)
+    unlike = len(losses[0]) != len(losses[1]) or any(
+        abs(a - b) > ROUNDING * max(1, abs(b)) for a, b in zip(*losses, strict=True)
+    )
+    return {
+        "wrong": ours.keys() != theirs.keys() or apart > ROUNDING or unlike,
+        "same_bits": apart == 0 and losses[0] == losses[1],
+    }
+
+
+# ----------------------------------------------------------------------------------- what it says
+def summarise(found: list[dict[str, str | int | bool]]) -> dict[str, float]:
+    """Sums over the runs that were disturbed."""
+    keys = ("injected", "recovered", "lost", "repeated", "wrong", "same_bits")
+    befallen = [row for row in found if row["injected"]]
+    return {"runs": len(found), **{key: sum(int(row[key]) for row in befallen) for key in keys}}
+
+
+def show(found: list[dict[str, str | int | bool]], figures: dict[str, float]) -> None:
+    """Print sums for each fault, and over all."""
+    keys = ("injected", "recovered", "lost", "repeated", "wrong", "same_bits")
+    rows = []
+    for kind in FAULTS:
+        sums = summarise([row for row in found if row["fault"] == kind])
+        rows.append((kind, *(f"{sums[key]:.0f}" for key in keys)))
+    rows.append(("all", *(f"{figures[key]:.0f}" for key in keys)))
+    print_table(
+        f"A distillation of {STEPS} steps on {PROCESSES} processes, disturbed",
+        ("fault", "injected", "recovered", "steps lost", "repeated", "wrong", "same bits"),
+        rows,
+        f"Checkpoints every {SAVE_EVERY} steps. Wrong: weights or losses further than {ROUNDING:g} "
+        "from the undisturbed run's.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
