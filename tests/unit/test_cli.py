@@ -22,10 +22,12 @@ from data_pipeline.words import WordsConfig
 from distill.report import ReportConfig
 from distill.settings import (
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     GeneralConfig,
     LabelConfig,
     ObjectiveConfig,
+    PredictConfig,
     StageConfig,
     StudentConfig,
     TaskDistillConfig,
@@ -84,6 +86,8 @@ CONFIGS = {
     "evaluate": EvaluateConfig(
         models={"a": ["x", "y z"], "no": ["1"]}, task=TASK, latency=False, submit={"AX": "ax.tsv"}
     ),
+    "export": ExportConfig(model="m", task=TASK, int8=False, opset=18, latency_batches=[2]),
+    "predict": PredictConfig(model="m", input="a b.tsv", text_pair="b", header=False, runtime="onnx_int8"),
     "report": ReportConfig(runs=["a", "b c"], out="page.html"),
     "status": StatusConfig(["a", "b c"]),
     "logs": LogsConfig(["a b"], follow=False),
