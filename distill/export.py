@@ -41,6 +41,7 @@ class OnnxModel:
 
     def __init__(self, file: Path, config: PretrainedConfig):
         self.config = config
+        self.size = file.stat().st_size
         self.session = open_session(file, torch.get_num_threads())
 
     def __call__(self, **inputs: Tensor) -> SimpleNamespace:
@@ -57,11 +58,11 @@ def run(config: ExportConfig, folder: Path) -> dict:
     model.save_pretrained(partial)
     copy_tokenizer(config.model, partial)
     difference = write_files(model, partial, config)
-    files = {NAMES[form]: partial / file for form, file in FILES.items() if (partial / file).is_file()}
-    rows = measure(model, files, config.task, config) if config.task else []
+    forms = onnx_models(partial, model.config)
+    rows = measure({TORCH: model, **forms}, config.task, config) if config.task else []
     write_whole(partial / "README.md", write_card(config, model.config, rows))
-    sizes = {name: file.stat().st_size for name, file in files.items()}
     replace_folder(partial, folder / "model")
+    sizes = {name: form.size for name, form in forms.items()}
     return {"rows": rows, "bytes": sizes, "largest_difference": difference}
 
 
@@ -90,22 +91,24 @@ def write_files(model: PreTrainedModel, folder: Path, config: ExportConfig) -> f
     return difference
 
 
-def measure(
-    model: PreTrainedModel, files: dict[str, Path], task: TaskConfig, config: ExportConfig
-) -> list[dict[str, Any]]:
+def onnx_models(folder: Path, config: PretrainedConfig) -> dict[str, OnnxModel]:
+    """The ONNX files in a folder, by the names of their rows."""
+    files = {NAMES[form]: folder / file for form, file in FILES.items()}
+    return {name: OnnxModel(file, config) for name, file in files.items() if file.is_file()}
+
+
+def measure(forms: dict[str, Any], task: TaskConfig, config: ExportConfig) -> list[dict[str, Any]]:
     """A row for torch and for each ONNX file: scores on dev, size, latency."""
     labels = label_set(task, own_labels(model_config(config.model, "model")))
     dev = encode_dev(task, load_vocabulary(config.model), labels)
     targets = {name: part.labels for name, part in dev.items()}
-    forms: dict[str, Any] = {TORCH: model}
-    forms |= {name: OnnxModel(file, model.config) for name, file in files.items()}
     rows = []
     for name, form in forms.items():
         logits = {split: predict(form, part, config.batch_size) for split, part in dev.items()}
         found = summarise([dev_scores(logits, targets, task)], task.selection)
-        rows.append({"name": name, **found, **size(model)})
-        if name in files:
-            rows[-1]["megabytes"] = round(files[name].stat().st_size / 1e6, 1)
+        rows.append({"name": name, **found, **size(forms[TORCH])})
+        if isinstance(form, OnnxModel):
+            rows[-1]["megabytes"] = round(form.size / 1e6, 1)
     same = dict.fromkeys(forms, dev["dev"])
     add_latency(rows, forms, same, TORCH, config.latency_batches, config.latency_repeats)
     return rows

@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks import export as benchmark
 from data_pipeline.tasks import TaskConfig, encode_split, read_examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import export, onnx_runtime
@@ -228,3 +229,23 @@ def test_a_closed_pipe_and_an_interrupt_end_quietly(run_folder):
         assert child.stderr.read() == b""
         for stream in (child.stdin, child.stdout, child.stderr):
             stream.close()
+
+
+# ---- benchmark
+
+
+def test_the_benchmark_lets_every_form_answer_the_same(run_folder, task):
+    config = ExportConfig(str(run_folder / "model"), task)
+    model = export.load(config.model)
+    forms = {export.TORCH: model, **export.onnx_models(run_folder / "model", model.config)}
+    figures, samples = benchmark.measure(forms, config, rounds=3)
+    assert figures["torch_accuracy"] == figures["onnx_accuracy"]
+    for side in ("torch", "onnx", "int8"):
+        for batch in (1, 32):
+            times = samples[f"{side}_ms_{batch}"]
+            assert len(times) == 3
+            assert figures[f"{side}_ms_{batch}"] == sorted(times)[1]
+            assert figures[f"{side}_speedup_{batch}"] == pytest.approx(
+                sorted(samples[f"torch_ms_{batch}"])[1] / sorted(times)[1], abs=0.02
+            )
+    benchmark.show(figures, 3)
