@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.record import print_table, take_turns, write_record
 from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, label_set
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    disable_progress_bar()
     task = TaskConfig(
         options.train, options.dev, text=options.text, label=options.label, max_length=options.max_length
     )

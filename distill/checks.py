@@ -250,6 +250,8 @@ def check_export(config: ExportConfig) -> None:
     for key in ("batch_size", "latency_repeats"):
         if getattr(config, key) < 1:
             raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
+    if config.opset is not None and not 18 <= config.opset <= 20:
+        raise ValueError(f"opset: {config.opset}; give 18 to 20")
     check_latency_batches(config.latency_batches)
     if config.task:
         check_measured("model", config.model, config.task)

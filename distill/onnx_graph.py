@@ -26,6 +26,7 @@ from distill.encoders import Batch, model_inputs
 from distill.onnx_runtime import open_session, run_session
 from distill.word_students import PaddedLstm, WordModelForSequenceClassification
 
+OPSET = 20
 TOLERANCE = 1e-4  # of fp32 logits, relative to the largest and absolute
 # (batch, longest sequence): one token, one row, a length beyond what was traced, many rows.
 SHAPES = ((1, 1), (1, 9), (2, 7), (3, 2), (8, 12), (5, 33), (2, 128))
@@ -99,7 +100,7 @@ def write_graph(model: PreTrainedModel, file: Path, opset: int | None) -> None:
             dynamo=True,
             input_names=list(example),
             output_names=["logits"],
-            opset_version=opset,
+            opset_version=opset or OPSET,
             dynamic_shapes=dict.fromkeys(example, axes),
             verbose=False,
         )

@@ -378,7 +378,7 @@ class ExportConfig:
         model: Model folder of any kind: a student, a teacher, whole words or NEZHA.
         task: The labelled data that accuracy is measured on, and latency with it.
         int8: Write a dynamically quantised file too.
-        opset: ONNX operator set; by default what torch writes best.
+        opset: ONNX operator set, 18 to 20; by default 20.
         batch_size: Sequences of a step while accuracy is measured.
         latency_repeats: Timed forwards of each form, at each batch size.
         latency_batches: Batch sizes that are timed.

@@ -1,6 +1,7 @@
 """`export` and `predict` by the user's door: files that answer alike, texts in order, quiet ends."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,17 @@ def test_the_card_holds_the_figures(run_folder):
         assert f"| {row['name']} | {100 * row['accuracy_mean']:.2f} |" in text
 
 
+def test_the_card_says_how_to_use_it(run_folder):
+    text = (run_folder / "model" / "README.md").read_text()
+    said = []
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        names: dict = {}
+        exec(code.replace("DIR", str(run_folder / "model")), names)
+        said.append(np.asarray(names["logits"].tolist()))
+    assert len(said) == 2
+    np.testing.assert_allclose(*said, atol=1e-4)
+
+
 def test_a_graph_that_answers_otherwise_is_not_kept(run_folder, tmp_path, tiny_tokenizer, monkeypatch):
     other = word_model(tmp_path / "other", tiny_tokenizer, kind="cnn")
     graph = (run_folder / "model" / "onnx" / "model.onnx").read_bytes()
@@ -181,6 +193,20 @@ def test_numbers_and_several_labels(tmp_path, tiny_tokenizer, capsys):
     out, _ = predict(capsys, "--model", several, "--input", tmp_path / "texts.txt")
     for line in map(json.loads, out.splitlines()):
         assert line["labels"] == [name for name, value in line["probabilities"].items() if value > 0.5]
+
+
+def test_pairs(tmp_path, tiny_tokenizer, capsys):
+    model = word_model(tmp_path / "model", tiny_tokenizer, kind="mean_bilstm", pair=True)
+    (tmp_path / "a.txt").write_text("the soup\tthe waiter was rude\nthe waiter was rude\tthe soup\n")
+    (tmp_path / "a.csv").write_text("a,b\nthe soup,the waiter was rude\nthe waiter was rude,the soup\n")
+    common = ["--model", model, "--text", "a", "--text_pair", "b", "--input"]
+    out, _ = predict(capsys, *common, tmp_path / "a.txt")
+    first, second = map(json.loads, out.splitlines())
+    assert (first["text"], first["text_pair"]) == (second["text_pair"], second["text"])
+    assert first["probabilities"] != second["probabilities"]
+    assert predict(capsys, *common, tmp_path / "a.csv")[0] == out
+    (tmp_path / "a.txt").write_text("a\tb\nno pair\n")
+    assert "line 2 has 0 tabs" in predict(capsys, *common, tmp_path / "a.txt", code=2)[1]
 
 
 @pytest.mark.parametrize(
