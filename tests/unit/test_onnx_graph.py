@@ -12,6 +12,7 @@ from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.onnx_graph import largest_difference, quantise, write_graph
 from distill.word_students import ENCODERS, PaddedLstm, WordModelConfig, WordModelForSequenceClassification
 
+pytestmark = pytest.mark.slow  # test_export.py exports one of them in every run
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -68,7 +69,6 @@ def test_an_lstm_over_padding_is_one_operator_and_answers_as_torch_does(tmp_path
     answers_alike(model, tmp_path / "model.onnx")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_answers_as_torch_does(tmp_path, kind):
     model = KINDS[kind]()
