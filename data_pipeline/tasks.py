@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -105,6 +105,18 @@ class Encoded:
             self.ids[begin:end], self.segments[begin:end], self.labels[begin:end], self.pad, teacher
         )
 
+    def padded(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Ids, mask and segments of the examples at `index`, int64, padded to the longest of them."""
+        width = max(1, *(len(self.ids[i]) for i in index))
+        ids = np.full((len(index), width), self.pad, dtype=np.int64)
+        segments = np.zeros((len(index), width), dtype=np.int64)
+        mask = np.zeros((len(index), width), dtype=np.int64)
+        for row, i in enumerate(index):
+            length = len(self.ids[i])
+            ids[row, :length], segments[row, :length] = self.ids[i], self.segments[i]
+            mask[row, :length] = 1
+        return {"ids": ids, "mask": mask, "segments": segments}
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of every example."""
@@ -141,32 +153,46 @@ def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]
             raise ValueError(f"task: {path} does not exist; give an existing file")
     if path.startswith(HUB) or saved or path.endswith(".parquet"):
         return _dataset_rows(path, columns, task.separator)
-    if path.endswith(".jsonl"):
-        return _json_rows(path, columns, task.separator)
-    if path.endswith((".tsv", ".csv")):
-        return _table_rows(path, columns, task.header)
+    if path.endswith((".tsv", ".csv", ".jsonl")):
+        return _file_rows(path, columns, task)
     raise ValueError(f"task: {path} is of no known kind; give .tsv, .csv, .jsonl or .parquet")
 
 
-def _table_rows(path: str, columns: list[str], header: bool) -> Iterator[list[str]]:
-    with open(path, encoding=ENCODING, newline="") as file:
-        if path.endswith(".tsv"):
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(file)
-        names = next(reader, None) if header else []
-        if names is None:
-            return
-        places = [_place(column, names, path, header) for column in columns]
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) <= max(places):
-                raise ValueError(
-                    f"task: {path} line {reader.line_num} has {len(fields)} columns and "
-                    f"column {max(places)} is needed; is it cut off?"
-                )
-            yield [fields[place] for place in places]
+def _file_rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
+    form = Path(path).suffix[1:]
+    with open(path, encoding=ENCODING, newline=None if form == "jsonl" else "") as file:
+        yield from rows_of(file, form, path, columns, task.header, task.separator)
+
+
+def rows_of(
+    lines: Iterable[str], form: str, path: str, columns: list[str], header: bool, separator: str = ","
+) -> Iterator[list[str]]:
+    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError naming `path` and the line."""
+    if form == "jsonl":
+        return _json_rows(lines, path, columns, separator)
+    return _table_rows(lines, form, path, columns, header)
+
+
+def _table_rows(
+    lines: Iterable[str], form: str, path: str, columns: list[str], header: bool
+) -> Iterator[list[str]]:
+    if form == "tsv":
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(lines)
+    names = next(reader, None) if header else []
+    if names is None:
+        return
+    places = [_place(column, names, path, header) for column in columns]
+    for fields in reader:
+        if not fields:
+            continue
+        if len(fields) <= max(places):
+            raise ValueError(
+                f"task: {path} line {reader.line_num} has {len(fields)} columns and "
+                f"column {max(places)} is needed; is it cut off?"
+            )
+        yield [fields[place] for place in places]
 
 
 def _place(column: str, names: list[str], path: str, header: bool) -> int:
@@ -179,19 +205,18 @@ def _place(column: str, names: list[str], path: str, header: bool) -> int:
     return names.index(column)
 
 
-def _json_rows(path: str, columns: list[str], separator: str) -> Iterator[list[str]]:
-    with open(path, encoding=ENCODING) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                missing = [column for column in columns if row.get(column) is None]
-            except (json.JSONDecodeError, AttributeError):
-                raise ValueError(f"task: {path} line {number} is no JSON object") from None
-            if missing:
-                raise ValueError(f"task: {path} line {number} has no field '{missing[0]}'")
-            yield [_plain(row[column], separator) for column in columns]
+def _json_rows(lines: Iterable[str], path: str, columns: list[str], separator: str) -> Iterator[list[str]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            missing = [column for column in columns if row.get(column) is None]
+        except (json.JSONDecodeError, AttributeError):
+            raise ValueError(f"task: {path} line {number} is no JSON object") from None
+        if missing:
+            raise ValueError(f"task: {path} line {number} has no field '{missing[0]}'")
+        yield [_plain(row[column], separator) for column in columns]
 
 
 def _dataset_rows(path: str, columns: list[str], separator: str) -> Iterator[list[str]]:

@@ -20,14 +20,17 @@ from data_pipeline.tasks import METRICS, TaskConfig, check_labels, label_set, re
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
 from distill.layer_map import layer_map
+from distill.onnx_runtime import FILES, refuse_missing
 from distill.outputs import check_outputs
 from distill.settings import (
     EngineConfig,
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     GeneralConfig,
     LabelConfig,
     ObjectiveConfig,
+    PredictConfig,
     PretrainConfig,
     RecordConfig,
     StageConfig,
@@ -113,7 +116,7 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     if shape:
         model = check_student(shape, config.model, by_layers=False) if config.model else base
         check_words("shape", shape, [config.stage], config.engine)
-    check_pair((shape.path if shape else None) or config.model or "", model, config.task)
+    check_pair((shape.path if shape else None) or config.model or "", model, config.task.text_pair)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("labels",))
@@ -128,7 +131,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     if not stages:
         raise ValueError("intermediate.epochs and prediction.epochs are both 0: nothing to train")
     student = check_student(config.student, config.teacher.path, any(map(compares_layers, stages.values())))
-    check_pair(config.student.path or "", student, config.task)
+    check_pair(config.student.path or "", student, config.task.text_pair)
     check_members(config.teacher, config.task)
     for name, stage in stages.items():
         check_stage(name, stage, config.engine, processes)
@@ -290,10 +293,56 @@ def check_evaluate(config: EvaluateConfig) -> None:
             check_measured(f"models.{name}", path, config.task)
 
 
+def check_export(config: ExportConfig) -> None:
+    """Refuse a model that can't be exported."""
+    refuse_missing("onnx", "onnxscript", "onnxruntime")
+    for key in ("batch_size", "latency_repeats"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
+    if config.opset is not None and not 18 <= config.opset <= 20:
+        raise ValueError(f"opset: {config.opset}; give 18 to 20")
+    check_latency_batches(config.latency_batches)
+    if config.task:
+        check_measured("model", config.model, config.task)
+    else:
+        check_head(config.model, model_config(config.model, "model"))
+        load_vocabulary(config.model)
+
+
+def check_predict(config: PredictConfig) -> None:
+    """Refuse a model, a file or sizes that can't be used."""
+    model = model_config(config.model, "model")
+    check_head(config.model, model)
+    load_vocabulary(config.model)
+    check_pair(config.model, model, config.text_pair)
+    if config.runtime != "torch":
+        refuse_missing("onnxruntime")
+        if not (Path(model_folder(config.model)) / FILES[config.runtime]).is_file():
+            raise ValueError(
+                f"runtime: {config.model} has no {FILES[config.runtime]}; give the model/ of an export run"
+            )
+    for key in ("batch_size", "window"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
+    longest = positions(model)
+    if not 4 <= config.max_length <= longest:
+        raise ValueError(f"max_length: {config.max_length}; the model takes 4 to {longest}")
+    if config.input != "-" and not Path(config.input).is_file():
+        raise ValueError(f"input: {config.input} does not exist; give a file, or - for standard input")
+    folder = Path(config.output).parent
+    if config.output != "-" and (Path(config.output).is_dir() or not folder.is_dir()):
+        raise ValueError(f"output: {config.output} can't be written; give a file in a folder that exists")
+
+
+def check_latency_batches(batches: list[int]) -> None:
+    """Refuse batch sizes that can't be timed."""
+    if min(batches, default=0) < 1:
+        raise ValueError(f"latency_batches: {batches}; give sizes of 1 or more")
+
+
 def check_submit(config: EvaluateConfig) -> None:
     """Refuse batch sizes to time, and files to answer, that can't be used."""
-    if min(config.latency_batches, default=0) < 1:
-        raise ValueError(f"latency_batches: {config.latency_batches}; give sizes of 1 or more")
+    check_latency_batches(config.latency_batches)
     for name, path in config.submit.items():
         if Path(name).name != name:
             raise ValueError(f"submit.{name}: give a plain name")
@@ -452,22 +501,27 @@ def check_relations(name: str, objective: ObjectiveConfig, student: dict, teache
 
 def check_classifier(path: str, model: dict, task: TaskConfig) -> None:
     """Refuse a folder without a classification head for the task."""
-    heads = model.get("architectures") or []
-    if not any("SequenceClassification" in head for head in heads):
-        raise ValueError(f"{path} has no classification head; fine-tune it first (distillery finetune)")
-    check_pair(path, model, task)
+    check_head(path, model)
+    check_pair(path, model, task.text_pair)
     outputs = len(model.get("id2label") or {0: "", 1: ""})
     needed = 1 if task.kind == "regression" else len(label_set(task, own_labels(model)))
     if outputs != needed:
         raise ValueError(f"{path} has {outputs} outputs and the task needs {needed}; is it another task's?")
 
 
-def check_pair(path: str, model: dict, task: TaskConfig) -> None:
-    """Refuse a model of whole words for pairs on a task of single texts, and the other way round."""
-    pairs = task.text_pair is not None
+def check_head(path: str, model: dict) -> None:
+    """Refuse a folder without a classification head."""
+    heads = model.get("architectures") or []
+    if not any("SequenceClassification" in head for head in heads):
+        raise ValueError(f"{path} has no classification head; fine-tune it first (distillery finetune)")
+
+
+def check_pair(path: str, model: dict, text_pair: str | None) -> None:
+    """Refuse a model of whole words for pairs on single texts, and the other way round."""
+    pairs = text_pair is not None
     if of_words(model) and model.get("pair", pairs) != pairs:
         reads, given = ("single texts", "pairs") if pairs else ("pairs", "single texts")
-        raise ValueError(f"{path} reads {reads} and the task has {given}; set or leave out task.text_pair")
+        raise ValueError(f"{path} reads {reads}, and {given} are given; set or leave out text_pair")
 
 
 def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_size: int) -> None:

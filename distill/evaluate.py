@@ -41,9 +41,10 @@ def run(config: EvaluateConfig, folder: Path) -> dict:
             if name not in timed:
                 timed[name], data[name] = model, dev["dev"]
                 first = _of_first(config, folder, name, path, model, logits["dev"], dev["dev"], labels)
-        rows.append({"name": name, **_summarise(scores, config.task.selection), **first})
+        rows.append({"name": name, **summarise(scores, config.task.selection), **first})
     if config.latency:
-        add_latency(rows, timed, data, config)
+        reference = config.reference or rows[0]["name"]
+        add_latency(rows, timed, data, reference, config.latency_batches, config.latency_repeats)
     return {"rows": rows}
 
 
@@ -72,7 +73,7 @@ def _of_first(
     return found
 
 
-def _summarise(scores: list[dict[str, float]], selection: str) -> dict:
+def summarise(scores: list[dict[str, float]], selection: str) -> dict:
     """Mean and standard deviation over seeds. `accuracy_*` holds the selecting metric."""
     values = [score[selection] for score in scores]
     return {
@@ -90,11 +91,12 @@ def size(model: torch.nn.Module) -> dict:
     return {"parameters": count, "megabytes": round(count * 4 / 1e6, 1)}
 
 
-def add_latency(rows: list[dict], models: dict, data: dict, config: EvaluateConfig) -> None:
-    """Add each row's latencies and throughputs, and its speed-up over the reference row."""
-    reference = config.reference or rows[0]["name"]
-    for batch in config.latency_batches:
-        measured = latencies(models, data, config.latency_repeats, batch)
+def add_latency(
+    rows: list[dict], models: dict, data: dict, reference: str, batches: list[int], repeats: int
+) -> None:
+    """Add each row's latencies and throughputs, and its speed-up over the row `reference`."""
+    for batch in batches:
+        measured = latencies(models, data, repeats, batch)
         of_batch = "" if batch == 1 else f"_{batch}"
         middle = {name: statistics.median(times) for name, times in measured.items()}
         for row in rows:

@@ -35,7 +35,7 @@ def predict(model: PreTrainedModel, data: Encoded, batch_size: int = 64) -> Tens
     Every rank runs as many batches as the others (ZeRO 3 gathers weights in step): the examples
     are sorted by length and the last rows repeated where they don't come out even.
     """
-    device = next(model.parameters()).device
+    device = model.device
     order = np.argsort(data.lengths, kind="stable")
     steps = -(-len(order) // (batch_size * world_size()))
     padded = np.pad(order, (0, steps * batch_size * world_size() - len(order)), mode="edge")

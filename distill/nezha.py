@@ -49,7 +49,9 @@ def relative_positions(
 ) -> Tensor:
     """The vectors of all pairs of positions, (length, length, width): entry i, j is that of j - i."""
     steps = torch.arange(length, device=device)
-    table = _distances(width, largest, device, dtype)
+    # What is seen while a graph is exported is no tensor to keep.
+    distances = _distances.__wrapped__ if torch.compiler.is_exporting() else _distances
+    table = distances(width, largest, device, dtype)
     return table[(steps[None, :] - steps[:, None]).clamp(-largest, largest) + largest]
 
 

@@ -412,3 +412,62 @@ class EvaluateConfig:
     latency: bool = True
     predictions: bool = True
     submit: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ExportConfig:
+    """Settings of `distillery export`: a trained model to a folder with ONNX files and a model card.
+
+    Args:
+        model: Model folder of any kind: a student, a teacher, whole words or NEZHA.
+        task: The labelled data that accuracy is measured on, and latency with it.
+        int8: Write a dynamically quantised file too.
+        opset: ONNX operator set, 18 to 20; by default 20.
+        batch_size: Sequences of a step while accuracy is measured.
+        latency_repeats: Timed forwards of each form, at each batch size.
+        latency_batches: Batch sizes that are timed.
+        seed: Seed of the sequences that ONNX is compared with torch on.
+    """
+
+    model: str
+    task: TaskConfig | None = None
+    int8: bool = True
+    opset: int | None = None
+    batch_size: int = 64
+    latency_repeats: int = 100
+    latency_batches: list[int] = field(default_factory=lambda: [1, 32])
+    seed: int = 0
+
+
+@dataclass
+class PredictConfig:
+    """Settings of `distillery predict`: texts to labels with probabilities, in the order they come.
+
+    Args:
+        model: Model folder of any kind; of an export its model/.
+        input: File of texts; `-` is standard input.
+        format: `lines` (a text each), tsv, csv or jsonl; `auto` goes by the file's ending, and is `lines`
+            for any other and for standard input.
+        text: Column of the text, in files with columns.
+        text_pair: Column of the second text of a pair; in `lines` it stands after a tab.
+        header: Whether a tsv or csv begins with a line of column names; without one columns are numbers.
+        output: File to write; `-` is standard output.
+        answers: Form of the answers: jsonl, with the texts, or tsv.
+        runtime: `torch`, or a file of an export: `onnx`, or `onnx_int8`.
+        max_length: Longest sequence in tokens; longer ones are cut.
+        batch_size: Sequences of a step.
+        window: Texts that are read ahead and sorted by length; a terminal is answered line by line.
+    """
+
+    model: str
+    input: str = "-"
+    format: Literal["auto", "lines", "tsv", "csv", "jsonl"] = "auto"
+    text: str = "sentence"
+    text_pair: str | None = None
+    header: bool = True
+    output: str = "-"
+    answers: Literal["jsonl", "tsv"] = "jsonl"
+    runtime: Literal["torch", "onnx", "onnx_int8"] = "torch"
+    max_length: int = 128
+    batch_size: int = 32
+    window: int = 1024

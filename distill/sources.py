@@ -104,18 +104,8 @@ class TaskSource:
 
 def task_batch(data: Encoded, index: np.ndarray) -> Batch:
     """The examples at `index`, padded to the longest of them."""
-    width = max(1, *(len(data.ids[i]) for i in index))
-    ids = np.full((len(index), width), data.pad, dtype=np.int64)
-    segments = np.zeros((len(index), width), dtype=np.int64)
-    mask = np.zeros((len(index), width), dtype=np.int64)
-    for row, i in enumerate(index):
-        length = len(data.ids[i])
-        ids[row, :length], segments[row, :length] = data.ids[i], data.segments[i]
-        mask[row, :length] = 1
     return Batch(
-        torch.from_numpy(ids),
-        torch.from_numpy(mask),
-        torch.from_numpy(segments),
-        torch.from_numpy(data.labels[index]),
-        None if data.teacher is None else torch.from_numpy(data.teacher[index]),
+        **{name: torch.from_numpy(part) for name, part in data.padded(index).items()},
+        labels=torch.from_numpy(data.labels[index]),
+        teacher=None if data.teacher is None else torch.from_numpy(data.teacher[index]),
     )

@@ -54,7 +54,7 @@ class WordModelConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class _Lstm(nn.Module):
+class PaddedLstm(nn.Module):
     """A BiLSTM over the real positions of padded sequences."""
 
     def __init__(self, width: int, hidden: int):
@@ -92,7 +92,7 @@ class BiLstm(_Encoder):
 
     def __init__(self, width: int, texts: int):
         super().__init__()
-        self.lstm = _Lstm(width, 300)
+        self.lstm = PaddedLstm(width, 300)
         self.dense = nn.Linear(600 * texts, 400)
         self.dropout = nn.Dropout(0.15)
         self.out_features = 400
@@ -109,7 +109,7 @@ class BiLstmMax(_Encoder):
 
     def __init__(self, width: int, texts: int):
         super().__init__()
-        self.lstm = _Lstm(width, 300)
+        self.lstm = PaddedLstm(width, 300)
         self.dense = nn.Linear(600, 192)
         self.out_features = 192 * texts
 
@@ -349,7 +349,8 @@ class WordModelForSequenceClassification(PreTrainedModel):
 
 def _left_aligned(ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """The ids where `keep` is 1, moved to the front, the rest padding (0); and their mask."""
-    order = torch.argsort(keep, dim=1, descending=True, stable=True)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    order = torch.argsort(places - keep * ids.shape[1], dim=1)  # no two alike: any sort is stable
     mask = keep.gather(1, order)
     return ids.gather(1, order) * mask, mask
 

@@ -16,6 +16,7 @@ from distill.preemption import EXIT_CODE
 from distill.run_folder import held
 from launcher import jobs, node, runs, submitted
 from launcher.places import place
+from launcher.rank import quiet
 from launcher.settings import Launch, default_run, job_of, parse, to_yaml
 
 ENDING = 10.0  # seconds that processes of a run may take to end after what started them
@@ -70,6 +71,7 @@ def run(name: str, arguments: list[str]) -> int:
         return jobs.load(function)(value)
     if not job.folder:
         jobs.check(name, config, 1)
+        quiet()
         return jobs.load(job.run)(config) or 0
     if launch.on == "node":
         config, launch = node.own_part(config, launch, os.environ)

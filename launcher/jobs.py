@@ -121,6 +121,19 @@ JOBS = {
         "distill.checks:check_evaluate",
         "distill.evaluate:run",
     ),
+    "export": Job(
+        "a trained model to ONNX, fp32 and int8, with a model card",
+        "distill.settings:ExportConfig",
+        "distill.checks:check_export",
+        "distill.export:run",
+    ),
+    "predict": Job(
+        "texts to labels with probabilities",
+        "distill.settings:PredictConfig",
+        "distill.checks:check_predict",
+        "distill.predict:run",
+        folder=False,
+    ),
     "report": Job(
         "run folders to one self-contained page",
         "distill.report:ReportConfig",

@@ -1,0 +1,114 @@
+"""Job `export`: a trained model to a folder that runs anywhere, with ONNX beside its weights.
+
+RUN/model/                       loads in transformers, with tokenizer files and README.md, its model card
+RUN/model/onnx/model.onnx        the same in fp32 for onnxruntime, any batch size and length
+RUN/model/onnx/model_int8.onnx   the same with int8 weights
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from data_pipeline.model_folder import model_folder
+from data_pipeline.tasks import TaskConfig, encode_dev, label_set
+from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
+from distill import nezha, word_students  # noqa: F401  (their model types become known)
+from distill.checks import model_config, own_labels
+from distill.encoders import replace_folder
+from distill.evaluate import add_latency, size, summarise
+from distill.measure import dev_scores, predict
+from distill.model_card import write_card
+from distill.onnx_graph import largest_difference, quantise, write_graph
+from distill.onnx_runtime import FILES, open_session
+from distill.run_folder import write_whole
+from distill.settings import ExportConfig
+
+TORCH = "torch fp32"
+NAMES = {"onnx": "onnxruntime fp32", "onnx_int8": "onnxruntime int8"}
+
+
+class OnnxModel:
+    """An ONNX file where a Hugging Face model is expected: named tensors in, `.logits` out."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, file: Path, config: PretrainedConfig):
+        self.config = config
+        self.size = file.stat().st_size
+        self.session = open_session(file, torch.get_num_threads())
+
+    def __call__(self, **inputs: Tensor) -> SimpleNamespace:
+        given = {name: tensor.numpy() for name, tensor in inputs.items()}
+        return SimpleNamespace(logits=torch.from_numpy(self.session.run(None, given)[0]))
+
+
+def run(config: ExportConfig, folder: Path) -> dict:
+    """Write RUN/model; returns its files' sizes and, where there is a task, a row for each form of it."""
+    model = load(config.model)
+    partial = folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "onnx").mkdir(parents=True)
+    model.save_pretrained(partial)
+    copy_tokenizer(config.model, partial)
+    difference = write_files(model, partial, config)
+    forms = onnx_models(partial, model.config)
+    rows = measure({TORCH: model, **forms}, config.task, config) if config.task else []
+    write_whole(partial / "README.md", write_card(config, model.config, rows))
+    replace_folder(partial, folder / "model")
+    sizes = {name: form.size for name, form in forms.items()}
+    return {"rows": rows, "bytes": sizes, "largest_difference": difference}
+
+
+def load(path: str) -> PreTrainedModel:
+    """A classifier on the CPU in fp32, in eval mode."""
+    return AutoModelForSequenceClassification.from_pretrained(
+        model_folder(path), dtype=torch.float32
+    ).eval()
+
+
+def write_files(model: PreTrainedModel, folder: Path, config: ExportConfig) -> float:
+    """Write the ONNX files; returns how far fp32 logits differ, in units of what is tolerated.
+
+    Raises RuntimeError, with no file left, where onnxruntime answers otherwise than torch.
+    """
+    plain = folder / FILES["onnx"]
+    write_graph(model, plain, config.opset)
+    difference = largest_difference(model, plain, config.seed)
+    if difference > 1:
+        plain.unlink()
+        raise RuntimeError(
+            f"{config.model}: onnxruntime's logits differ from torch's by {difference:.3g} times the limit"
+        )
+    if config.int8:
+        quantise(plain, folder / FILES["onnx_int8"])
+    return difference
+
+
+def onnx_models(folder: Path, config: PretrainedConfig) -> dict[str, OnnxModel]:
+    """The ONNX files in a folder, by the names of their rows."""
+    files = {NAMES[form]: folder / file for form, file in FILES.items()}
+    return {name: OnnxModel(file, config) for name, file in files.items() if file.is_file()}
+
+
+def measure(forms: dict[str, Any], task: TaskConfig, config: ExportConfig) -> list[dict[str, Any]]:
+    """A row for torch and for each ONNX file: scores on dev, size, latency."""
+    labels = label_set(task, own_labels(model_config(config.model, "model")))
+    dev = encode_dev(task, load_vocabulary(config.model), labels)
+    targets = {name: part.labels for name, part in dev.items()}
+    rows = []
+    for name, form in forms.items():
+        logits = {split: predict(form, part, config.batch_size) for split, part in dev.items()}
+        found = summarise([dev_scores(logits, targets, task)], task.selection)
+        rows.append({"name": name, **found, **size(forms[TORCH])})
+        if isinstance(form, OnnxModel):
+            rows[-1]["megabytes"] = round(form.size / 1e6, 1)
+    same = dict.fromkeys(forms, dev["dev"])
+    add_latency(rows, forms, same, TORCH, config.latency_batches, config.latency_repeats)
+    return rows

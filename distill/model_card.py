@@ -1,0 +1,148 @@
+"""The model card of an exported model: README.md as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from transformers import PretrainedConfig
+
+from data_pipeline.model_folder import model_folder
+from distill.settings import ExportConfig
+
+TASK = "text-classification"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[str, Any]]) -> str:
+    """The card's text: metadata, figures, how to use it.
+
+    Args:
+        config: What was exported, and its task.
+        model: The model's configuration.
+        rows: A row for each form, as the table shows them; none without a task.
+    """
+    name = Path(config.model).resolve().parent.name + "-" + Path(config.model).name
+    teacher = teacher_of(config.model)
+    said = [f"# {name}", _what(model, teacher), _labels(model)]
+    if rows:
+        said.append(_figures(rows, Path(_task_name(config)).name))
+    said += [_in_transformers(model), IN_ONNXRUNTIME]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=["onnx", "knowledge-distillation" if teacher else TASK],
+        base_model=teacher if teacher and is_hub_name(teacher) else None,
+        model_name=name,
+        eval_results=_results(config, rows) or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(said) + "\n"
+
+
+def teacher_of(model: str) -> str | None:
+    """The teacher that a run's own student learned from; None where nothing says so."""
+    recipe = Path(model_folder(model)).resolve().parent / "config.yaml"
+    if Path(model).name != "student" or not recipe.is_file():
+        return None
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    teacher = settings.get("teacher") if isinstance(settings, dict) else None
+    return teacher.get("path") if isinstance(teacher, dict) else None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model is one of the hub's and no folder here."""
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def _shown(path: str) -> str:
+    """A path without what is this machine's own."""
+    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path
+
+
+def _task_name(config: ExportConfig) -> str:
+    assert config.task is not None
+    dev = config.task.dev.partition(",")[0].removeprefix("hub:")
+    return dev if config.task.dev.startswith("hub:") else Path(dev).resolve().parent.name
+
+
+def _results(config: ExportConfig, rows: list[dict[str, Any]]) -> list[EvalResult]:
+    """The first row's figures as the hub's metadata has them."""
+    if not rows:
+        return []
+    name = _task_name(config)
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split="dev",
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, value in rows[0]["scores"][0].items()
+    ]
+
+
+def _what(model: PretrainedConfig, teacher: str | None) -> str:
+    kind = getattr(model, "kind", None)
+    shape = (
+        f"a student of whole words, `{kind}`"
+        if kind
+        else f"{model.model_type}, {model.num_hidden_layers} layers of width {model.hidden_size}"
+    )
+    source = f" Distilled by Distillery from `{_shown(teacher)}`." if teacher else " Trained by Distillery."
+    return f"A text classifier: {shape}.{source}"
+
+
+def _labels(model: PretrainedConfig) -> str:
+    if model.problem_type == "regression":
+        return "It answers with one number."
+    names = ", ".join(f"`{name}`" for name in model.id2label.values())
+    several = " Any number of them may hold." if model.problem_type == "multi_label_classification" else ""
+    return f"Labels: {names}.{several}"
+
+
+def _figures(rows: list[dict[str, Any]], task: str) -> str:
+    lines = [f"| {task}, dev | {rows[0]['metric']} | MB | latency of one, ms |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['name']} | {100 * row['accuracy_mean']:.2f} | {row['megabytes']:.1f} "
+        f"| {row.get('latency_ms_p50', float('nan')):.2f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _in_transformers(model: PretrainedConfig) -> str:
+    words = "import distill.word_students  # of Distillery: it makes the kind known\n"
+    known = {
+        "distillery_words": words,
+        "nezha": "import distill.nezha  # of Distillery: it makes the kind known\n",
+    }
+    return f"""## With transformers
+
+```python
+{known.get(model.model_type, "")}from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+model = AutoModelForSequenceClassification.from_pretrained("DIR").eval()
+logits = model(**tokenizer(["a text"], return_tensors="pt")).logits
+```"""
+
+
+IN_ONNXRUNTIME = """## With onnxruntime
+
+```python
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+session = onnxruntime.InferenceSession("DIR/onnx/model.onnx")
+encoded = tokenizer(["a text"], return_tensors="np", padding=True, return_token_type_ids=True)
+names = {entry.name for entry in session.get_inputs()}
+(logits,) = session.run(None, {name: encoded[name].astype("int64") for name in names})
+```
+
+`distillery predict --model DIR --runtime onnx` answers lines of text."""

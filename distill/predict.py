@@ -1,0 +1,219 @@
+"""Job `predict`: texts to labels, from standard input or a file, a window of them at a time.
+
+What needs torch is imported where a model is loaded: an exported model answers without it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from data_pipeline.model_folder import model_folder
+from data_pipeline.tasks import ENCODING, Encoded, Examples, TaskConfig, encode, rows_of
+from data_pipeline.vocabulary import Vocabulary, load_vocabulary
+from distill.checks import model_config
+from distill.onnx_runtime import FILES, open_session, run_session
+from distill.settings import PredictConfig
+
+Forward = Callable[[dict[str, np.ndarray]], np.ndarray]  # ids, mask and segments to logits
+
+
+def run(config: PredictConfig) -> int:
+    """Answer every text; returns the exit code. Raises ValueError naming a line that can't be read."""
+    try:
+        with _opened(config.input) as source, _written(config.output) as target:
+            answer(config, source, target)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever reads has enough; Python would say so again on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def answer(config: PredictConfig, source: TextIO, target: TextIO) -> None:
+    """Write an answer for each text of `source`, in order, a window at a time."""
+    task = TaskConfig(train="", dev="", text_pair=config.text_pair, max_length=config.max_length)
+    vocabulary = load_vocabulary(config.model)
+    model = model_config(config.model, "model")
+    writer = Writer(config, model, target)
+    rows = texts(config, source)
+    forward: Forward | None = None
+    window = 1 if source.isatty() else config.window
+    while some := list(islice(rows, window)):
+        forward = forward or load(config)
+        seconds = [row[1] for row in some] if config.text_pair else []
+        data = encode_window(Examples([row[0] for row in some], seconds, []), task, vocabulary)
+        for row, values in zip(some, logits_of(forward, data, config.batch_size), strict=True):
+            writer.write(row, values)
+        target.flush()
+
+
+def encode_window(examples: Examples, task: TaskConfig, vocabulary: Vocabulary) -> Encoded:
+    """Tokenise texts without labels."""
+    return encode(examples, np.zeros(len(examples.firsts), dtype=np.int64), task, vocabulary)
+
+
+def logits_of(forward: Forward, data: Encoded, batch_size: int) -> np.ndarray:
+    """Logits (examples, outputs) in the examples' order, from batches of like lengths."""
+    order = np.argsort(data.lengths, kind="stable")
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    answers = np.concatenate([forward(data.padded(batch)) for batch in batches])
+    result = np.empty_like(answers)
+    result[order] = answers
+    return result
+
+
+def load(config: PredictConfig) -> Forward:
+    """The model as a function of padded ids, mask and segments."""
+    folder = Path(model_folder(config.model))
+    if config.runtime != "torch":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        session = open_session(folder / FILES[config.runtime], cores)
+        return lambda padded: run_session(session, padded)
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from distill.encoders import Batch, model_inputs
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
+
+    @torch.no_grad()
+    def forward(padded: dict[str, np.ndarray]) -> np.ndarray:
+        batch = Batch(**{name: torch.from_numpy(part) for name, part in padded.items()}).to(device)
+        return model(**model_inputs(model, batch)).logits.float().cpu().numpy()
+
+    return forward
+
+
+# ---- texts in
+
+
+def texts(config: PredictConfig, source: TextIO) -> Iterator[list[str]]:
+    """The text, or both of a pair, of each example. Raises ValueError naming the line of a wrong one."""
+    form = form_of(config)
+    named = "standard input" if config.input == "-" else config.input
+    if form == "lines":
+        yield from _lines(source, named, config.text_pair is not None)
+        return
+    columns = [config.text, *([config.text_pair] if config.text_pair else [])]
+    try:
+        yield from rows_of(source, form, named, columns, config.header)
+    except csv.Error as error:
+        raise ValueError(f"input: {named} is no table: {error}; is a quotation mark left open?") from None
+
+
+def form_of(config: PredictConfig) -> str:
+    """What the input is: lines, tsv, csv or jsonl."""
+    if config.format != "auto":
+        return config.format
+    ending = Path(config.input).suffix[1:]
+    return ending if ending in ("tsv", "csv", "jsonl") else "lines"
+
+
+def _lines(source: Iterable[str], named: str, pairs: bool) -> Iterator[list[str]]:
+    for number, line in enumerate(source, 1):
+        fields = line.rstrip("\r\n").split("\t") if pairs else [line.rstrip("\r\n")]
+        if pairs and len(fields) != 2:
+            raise ValueError(
+                f"input: {named} line {number} has {len(fields) - 1} tabs; give TEXT, tab, TEXT"
+            )
+        yield fields
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[TextIO]:
+    """A file or standard input as UTF-8. Raises ValueError where it is something else."""
+    try:
+        if path != "-":
+            with open(path, encoding=ENCODING, newline="") as file:
+                yield file
+            return
+        piped = io.TextIOWrapper(sys.stdin.buffer, encoding=ENCODING, newline="")
+        try:
+            yield piped
+        finally:
+            piped.detach()
+    except UnicodeDecodeError:
+        raise ValueError(f"input: {path} is not UTF-8 text; convert it") from None
+
+
+# ---- answers out
+
+
+class Writer:
+    """Answers as lines of JSON or of tab-separated fields."""
+
+    def __init__(self, config: PredictConfig, model: dict[str, Any], target: TextIO):
+        self.target, self.json = target, config.answers == "jsonl"
+        self.names = ["text", *(["text_pair"] if config.text_pair else [])]
+        labels = model.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        self.labels = [labels[key] for key in sorted(labels, key=int)]
+        number = model.get("problem_type") == "regression" or len(self.labels) == 1
+        self.several = model.get("problem_type") == "multi_label_classification"
+        self.labels = [] if number else self.labels
+        if not self.json:
+            heading = ["label", *self.labels] if self.labels else ["value"]
+            target.write("\t".join(map(_field, heading)) + "\n")
+
+    def write(self, row: list[str], logits: np.ndarray) -> None:
+        """One answer."""
+        found, values = self._answer(logits.astype(np.float64))
+        if self.json:
+            line = json.dumps({**dict(zip(self.names, row, strict=True)), **found}, ensure_ascii=False)
+        else:
+            told = next(iter(found.values()))
+            line = "\t".join([_field(_told(told)), *(f"{value:.6f}" for value in values)])
+        self.target.write(line + "\n")
+
+    def _answer(self, logits: np.ndarray) -> tuple[dict[str, Any], list[float]]:
+        """What the logits say, and the probability of each label; of a regression the number alone."""
+        if not self.labels:
+            return {"value": round(float(logits[0]), 6)}, []
+        weights = 1 / (1 + np.exp(-logits)) if self.several else _softmax(logits)
+        each = dict(zip(self.labels, (round(float(value), 6) for value in weights), strict=True))
+        if self.several:
+            return {"labels": [name for name, v in each.items() if v > 0.5], "probabilities": each}, [
+                *weights
+            ]
+        best = self.labels[int(weights.argmax())]
+        return {"label": best, "probability": each[best], "probabilities": each}, [*weights]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def _told(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def _field(text: str) -> str:
+    """A label as one field of a tsv."""
+    return " ".join(text.split())
+
+
+@contextmanager
+def _written(path: str) -> Iterator[TextIO]:
+    """Standard output, or a file that is there once it is whole."""
+    if path == "-":
+        yield sys.stdout
+        return
+    partial = Path(path + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

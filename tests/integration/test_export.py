@@ -1,0 +1,277 @@
+"""`export` and `predict` by the user's door: files that answer alike, texts in order, quiet ends."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification
+
+from benchmarks import export as benchmark
+from data_pipeline.tasks import TaskConfig, encode_split, read_examples
+from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
+from distill import export, onnx_runtime
+from distill.measure import predict as logits_of
+from distill.settings import ExportConfig
+from distill.word_students import WordModelConfig, WordModelForSequenceClassification
+from launcher import cli, jobs, runs
+from launcher.rank import execute
+from tests.helpers import tiny_tokens, tree
+
+ROOT = Path(__file__).parents[2]
+LABELS = ["negative", "positive"]
+PREDICT = [sys.executable, "-m", "launcher.cli", "predict"]
+
+
+def word_model(folder: Path, tokenizer: str, **shape: object) -> Path:
+    """A BiLSTM with random weights whose answers differ from text to text."""
+    torch.manual_seed(0)
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    config = WordModelConfig(vocab_size=len(tiny_tokens()), embedding_size=16, **{**labels, **shape})
+    model = WordModelForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.mul_(30)
+    model.save_pretrained(folder)
+    copy_tokenizer(tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(tiny_task) -> TaskConfig:
+    return TaskConfig(train=str(tiny_task / "train.tsv"), dev=str(tiny_task / "dev.tsv"), max_length=32)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, tiny_tokenizer, task) -> Path:
+    """The run folder of an export, of a student that says who taught it."""
+    root = tmp_path_factory.mktemp("export")
+    model = word_model(root / "line" / "student", tiny_tokenizer)
+    (root / "line" / "config.yaml").write_text("teacher: {path: some/teacher}\n", encoding="utf-8")
+    config = ExportConfig(str(model), task, latency_repeats=2, latency_batches=[1])
+    jobs.check("export", config, 1)
+    runs.begin(root / "run", "export", config)
+    execute("export", config, root / "run")
+    return root / "run"
+
+
+def predict(capsys, *arguments: object, code: int = 0) -> tuple[str, str]:
+    """What `distillery predict` prints, in this process."""
+    assert cli.main(["predict", *map(str, arguments)]) == code
+    return capsys.readouterr()
+
+
+# ---- export
+
+
+def test_every_form_is_measured(run_folder, task):
+    rows = json.loads((run_folder / "summary.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["torch fp32", "onnxruntime fp32", "onnxruntime int8"]
+    path = str(run_folder / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    dev = encode_split(task.dev, task, load_vocabulary(path), LABELS)
+    right = (logits_of(model, dev).argmax(-1).numpy() == dev.labels).mean()
+    assert rows[0]["accuracy_mean"] == rows[1]["accuracy_mean"] == pytest.approx(right)
+    assert rows[2]["megabytes"] < rows[1]["megabytes"]
+    assert all(row["latency_ms_p50"] > 0 for row in rows)
+
+
+def test_the_card_holds_the_figures(run_folder):
+    _, metadata, text = (run_folder / "model" / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(metadata)
+    rows = json.loads((run_folder / "summary.json").read_text())["rows"]
+    (result,) = card["model-index"][0]["results"]
+    assert card["pipeline_tag"] == result["task"]["type"] == "text-classification"
+    assert card["base_model"] == "some/teacher"
+    assert result["metrics"][0]["value"] == pytest.approx(rows[0]["accuracy_mean"], abs=1e-4)
+    for row in rows:
+        assert f"| {row['name']} | {100 * row['accuracy_mean']:.2f} |" in text
+
+
+def test_the_card_says_how_to_use_it(run_folder):
+    text = (run_folder / "model" / "README.md").read_text()
+    said = []
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        names: dict = {}
+        exec(code.replace("DIR", str(run_folder / "model")), names)
+        said.append(np.asarray(names["logits"].tolist()))
+    assert len(said) == 2
+    np.testing.assert_allclose(*said, atol=1e-4)
+
+
+def test_a_graph_that_answers_otherwise_is_not_kept(run_folder, tmp_path, tiny_tokenizer, monkeypatch):
+    other = word_model(tmp_path / "other", tiny_tokenizer, kind="cnn")
+    graph = (run_folder / "model" / "onnx" / "model.onnx").read_bytes()
+    monkeypatch.setattr(export, "write_graph", lambda model, file, opset: file.write_bytes(graph))
+    (tmp_path / "onnx").mkdir()
+    with pytest.raises(RuntimeError, match="differ from torch's"):
+        export.write_files(export.load(str(other)), tmp_path, ExportConfig(str(other)))
+    assert not list((tmp_path / "onnx").iterdir())
+
+
+def test_what_is_missing_is_named(monkeypatch, capsys, tiny_model, run_folder, tmp_path):
+    model = run_folder.parent / "line" / "student"
+    command = ["export", "--run", str(tmp_path / "run"), "--model"]
+    monkeypatch.setattr(onnx_runtime.importlib.util, "find_spec", lambda name: None)
+    assert cli.main([*command, str(model)]) == 2
+    assert "pip install 'distillery[export]'" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert cli.main([*command, tiny_model]) == 2
+    assert "no classification head" in capsys.readouterr().err
+    assert tree(tmp_path) == {}
+
+
+# ---- predict
+
+
+def test_runtimes_agree_and_the_order_is_the_files(run_folder, task, capsys, tmp_path):
+    texts = read_examples(task.dev, task).firsts
+    model = AutoModelForSequenceClassification.from_pretrained(run_folder / "model").eval()
+    data = encode_split(task.dev, task, load_vocabulary(str(run_folder / "model")), LABELS)
+    expected = logits_of(model, data).softmax(-1).numpy()
+    assert np.ptp(expected[:, 0]) > 0.1  # else any order would do
+    for runtime in ("torch", "onnx"):
+        options = ["--runtime", runtime, "--input", task.dev, "--window", 10, "--batch_size", 3]
+        out, _ = predict(
+            capsys, "--model", run_folder / "model", *options, "--output", tmp_path / "out.jsonl"
+        )
+        assert out == ""
+        lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [line["text"] for line in lines] == texts
+        found = [list(line["probabilities"].values()) for line in lines]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert [line["label"] for line in lines] == [LABELS[i] for i in expected.argmax(-1)]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("plain.txt", "the soup was good\n\nthe waiter was rude\r\n", []),
+        (
+            "a.csv",
+            '"say, what",label\n"the soup was good",1\n"",0\n"the waiter was rude",1\n',
+            ["--text", "say, what"],
+        ),
+        (
+            "a.tsv",
+            "1\tthe soup was good\n0\t\n0\tthe waiter was rude\n",
+            ["--text", "1", "--header", "false"],
+        ),
+        (
+            "a.jsonl",
+            '{"a": "the soup was good"}\n{"a": ""}\n{"a": "the waiter was rude"}\n',
+            ["--text", "a"],
+        ),
+    ],
+)
+def test_every_form_of_input_gives_the_same(run_folder, tmp_path, capsys, name, content, options):
+    (tmp_path / name).write_bytes(content.encode())
+    common = ["--model", run_folder / "model", "--runtime", "onnx", "--answers", "tsv"]
+    out, _ = predict(capsys, *common, "--input", tmp_path / name, *options)
+    heading, *rows = [line.split("\t") for line in out.splitlines()]
+    assert heading == ["label", *LABELS]
+    assert len(rows) == 3
+    for label, *values in rows:
+        assert sum(map(float, values)) == pytest.approx(1, abs=1e-5)
+        assert label == LABELS[int(float(values[1]) > float(values[0]))]
+    (tmp_path / "lines").write_text("the soup was good\n\nthe waiter was rude\n")
+    assert predict(capsys, *common, "--input", tmp_path / "lines")[0] == out
+
+
+def test_numbers_and_several_labels(tmp_path, tiny_tokenizer, capsys):
+    (tmp_path / "texts.txt").write_text("the soup was good\nthe waiter was rude\n")
+    number = word_model(tmp_path / "n", tiny_tokenizer, id2label={0: "x"}, problem_type="regression")
+    out, _ = predict(capsys, "--model", number, "--input", tmp_path / "texts.txt")
+    assert [set(json.loads(line)) for line in out.splitlines()] == [{"text", "value"}] * 2
+    several = word_model(tmp_path / "s", tiny_tokenizer, problem_type="multi_label_classification")
+    out, _ = predict(capsys, "--model", several, "--input", tmp_path / "texts.txt")
+    for line in map(json.loads, out.splitlines()):
+        assert line["labels"] == [name for name, value in line["probabilities"].items() if value > 0.5]
+
+
+def test_pairs(tmp_path, tiny_tokenizer, capsys):
+    model = word_model(tmp_path / "model", tiny_tokenizer, kind="mean_bilstm", pair=True)
+    (tmp_path / "a.txt").write_text("the soup\tthe waiter was rude\nthe waiter was rude\tthe soup\n")
+    (tmp_path / "a.csv").write_text("a,b\nthe soup,the waiter was rude\nthe waiter was rude,the soup\n")
+    common = ["--model", model, "--text", "a", "--text_pair", "b", "--input"]
+    out, _ = predict(capsys, *common, tmp_path / "a.txt")
+    first, second = map(json.loads, out.splitlines())
+    assert (first["text"], first["text_pair"]) == (second["text_pair"], second["text"])
+    assert first["probabilities"] != second["probabilities"]
+    assert predict(capsys, *common, tmp_path / "a.csv")[0] == out
+    (tmp_path / "a.txt").write_text("a\tb\nno pair\n")
+    assert "line 2 has 0 tabs" in predict(capsys, *common, tmp_path / "a.txt", code=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "says"),
+    [
+        (b"a text\n", ["--runtime", "onnx", "--model", "{student}"], "no onnx/model.onnx"),
+        (b"a text\n", ["--max_length", "2"], "max_length: 2"),
+        (b"a text\n", ["--input", "{folder}/none.txt"], "does not exist"),
+        (b"a text\n", ["--output", "{folder}/none/out"], "can't be written"),
+        (b"a text\n", ["--text_pair", "b"], "reads single texts, and pairs are given"),
+        (b"a\tb\n", ["--format", "tsv", "--text", "c"], 'no column "c"'),
+        (b'{"sentence": "a"}\n{"sentence"\n', ["--format", "jsonl"], "line 2 is no JSON object"),
+        (b"\xff\xfe\n", [], "not UTF-8"),
+    ],
+)
+def test_a_wrong_input_is_one_line(run_folder, tmp_path, capsys, content, options, says):
+    (tmp_path / "in").write_bytes(content)
+    student = run_folder.parent / "line" / "student"
+    options = [option.format(student=student, folder=tmp_path) for option in options]
+    common = ["--model", run_folder / "model", "--input", tmp_path / "in", "--output", tmp_path / "out"]
+    _, err = predict(capsys, *common, *options, code=2)
+    assert says in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_closed_pipe_and_an_interrupt_end_quietly(run_folder):
+    command = [*PREDICT, "--model", str(run_folder / "model"), "--runtime", "onnx", "--window", "1"]
+    for end, expected in (("close", 0), ("interrupt", 130)):
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert child.stdin
+        assert child.stdout
+        assert child.stderr
+        child.stdin.write(b"the soup was good\n")
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline())["text"] == "the soup was good"  # before the input ends
+        if end == "close":
+            child.stdout.close()
+            child.stdin.write(b"the soup was good\n" * 100)
+            child.stdin.close()
+        else:
+            child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=120) == expected
+        assert child.stderr.read() == b""
+        for stream in (child.stdin, child.stdout, child.stderr):
+            stream.close()
+
+
+# ---- benchmark
+
+
+def test_the_benchmark_lets_every_form_answer_the_same(run_folder, task):
+    config = ExportConfig(str(run_folder / "model"), task)
+    model = export.load(config.model)
+    forms = {export.TORCH: model, **export.onnx_models(run_folder / "model", model.config)}
+    figures, samples = benchmark.measure(forms, config, rounds=3)
+    assert figures["torch_accuracy"] == figures["onnx_accuracy"]
+    for side in ("torch", "onnx", "int8"):
+        for batch in (1, 32):
+            times = samples[f"{side}_ms_{batch}"]
+            assert len(times) == 3
+            assert figures[f"{side}_ms_{batch}"] == sorted(times)[1]
+            assert figures[f"{side}_speedup_{batch}"] == pytest.approx(
+                sorted(samples[f"torch_ms_{batch}"])[1] / sorted(times)[1], abs=0.02
+            )
+    benchmark.show(figures, 3)

@@ -1,0 +1,64 @@
+"""The jobs from Python: what the command does, with its summary, its refusals and its failures."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.corpus import CorpusConfig
+from data_pipeline.packing import PackingConfig
+from data_pipeline.pregenerate import PregenerateConfig
+from distill.report import ReportConfig
+from launcher.api import job_of, run
+from launcher.jobs import JOBS, load
+from tests.helpers import tree
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tiny_corpus, tiny_tokenizer) -> PregenerateConfig:
+    return PregenerateConfig(
+        CorpusConfig(files=[tiny_corpus]), tiny_tokenizer, packing=PackingConfig(max_length=32), workers=1
+    )
+
+
+def test_every_job_with_a_run_folder_is_known_by_its_settings():
+    for name, job in JOBS.items():
+        if job.folder:
+            kind = load(job.config)
+            assert job_of(kind.__new__(kind)) == name
+    with pytest.raises(ValueError, match="ReportConfig is of no job with a run folder"):
+        run(ReportConfig(["a"]), "runs/a")
+
+
+def test_a_job_runs_and_its_summary_comes_back(tmp_path, config, capsys):
+    summary = run(config, tmp_path / "run")
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert f"finished: {tmp_path}/run" in capsys.readouterr().out
+    before = tree(tmp_path)
+    assert run(config, tmp_path / "run", resume=True) == summary
+    config.seed = 1
+    with pytest.raises(ValueError, match="holds another run"):
+        run(config, tmp_path / "run")
+    assert tree(tmp_path) == before
+
+
+def page(path: str) -> str:
+    """The Python of a documentation page."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), re.S))
+
+
+@pytest.mark.slow
+def test_the_page_runs_as_it_stands(tmp_path, tiny_model, tiny_task, monkeypatch, capsys):
+    shutil.copytree(tiny_model, tmp_path / "TEACHER")
+    for name in ("train.tsv", "dev.tsv"):
+        shutil.copy(tiny_task / name, tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(page("docs/python.md").replace("heads=12", "heads=4"), "docs/python.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-2:]] == ["teacher", "student"]
