@@ -46,7 +46,7 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
 
     Raises ValueError where the cluster holds no trial, or no candidate can be trained.
     """
-    workers = config.workers
+    folder, workers = folder.absolute(), config.workers
     at_once = trials_at_once(nodes(), each(workers), workers.processes, workers.concurrent)
     config = replace(config, base=_labelled(config, folder, jobs))
     record = Record(folder)
@@ -89,8 +89,8 @@ def _labelled(config: TuneConfig, folder: Path, jobs: Jobs) -> TaskDistillConfig
         label = LabelConfig(base.teacher, base.task)
         if not (run / "config.yaml").is_file():
             jobs.begin(run, "label", label)
-        train_in(jobs, {"job": "label", "run": str(run.absolute())}, config.workers)
-    return replace(base, teacher=replace(base.teacher, outputs=str(run.absolute() / "outputs")))
+        train_in(jobs, {"job": "label", "run": str(run)}, config.workers)
+    return replace(base, teacher=replace(base.teacher, outputs=str(run / "outputs")))
 
 
 # ---- stopping early
@@ -249,7 +249,7 @@ class Candidates(Searcher):
                 continue
             workers = self.config.workers
             task = _shape.options(num_cpus=workers.cpus, num_gpus=workers.gpus)
-            folder = str(self.record.folder.absolute() / "shapes")
+            folder = str(self.record.folder / "shapes")
             self.measuring = trial, settings, task.remote(settings, folder)
             return True
         return False

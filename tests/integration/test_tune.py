@@ -1,0 +1,157 @@
+"""Searches by the command, on a real Ray of this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_pipeline.vocabulary import copy_tokenizer
+from launcher.settings import from_yaml, to_yaml
+from tests.processes import ROOT
+
+pytestmark = pytest.mark.slow  # Ray's start, and six processes for every trial
+SECONDS = 400  # until a test gives up; none is judged by its time
+COMMAND = [sys.executable, "-m", "launcher.cli", "tune"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_task: Path, tiny_tokenizer: str) -> dict[str, Any]:
+    """A search over CNNs taught by a tiny teacher with random weights; dev is measured every 4th step."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from tests.helpers import tiny_tokens
+
+    teacher = tmp_path_factory.mktemp("teacher")
+    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(
+        BertConfig(vocab_size=len(tiny_tokens()), initializer_range=0.5, **shape, **names)
+    ).save_pretrained(teacher)
+    copy_tokenizer(tiny_tokenizer, teacher)
+    return {
+        "base": {
+            "teacher": {"path": str(teacher)},
+            "task": {
+                "train": str(tiny_task / "train.tsv"),
+                "dev": str(tiny_task / "dev.tsv"),
+                "max_length": 32,
+            },
+            "student": {"kind": "cnn", "words": {"size": 8}},
+            "prediction": {
+                "epochs": 2,
+                "batch_size": 8,
+                "objective": {"logits": 0, "logits_mse": 1.0},
+                "optimizer": {"lr": 1e-3},
+                "evaluate_every": 4,
+            },
+            "record": {"save_every": 4, "log_every": 1},
+        },
+        "workers": {"concurrent": 1},
+    }
+
+
+def start(run: Path, *more: str) -> subprocess.Popen:
+    """The command, its words kept in a log beside the run."""
+    with (run.parent / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            [*COMMAND, f"--run={run}", *more], cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log
+        )
+
+
+def search(run: Path, *more: str) -> dict[str, Any]:
+    """Run the command to its end; returns the summary."""
+    assert start(run, *more).wait(timeout=SECONDS) == 0, (run.parent / "log.txt").read_text()[-8000:]
+    return json.loads((run / "summary.json").read_text())
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    path = run / "trials.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
+
+
+def ranks(run: Path) -> list[str]:
+    """Command lines of processes on this machine that have a file of the run open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            open_files = [os.readlink(file) for file in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(name.startswith(str(run)) for name in open_files):
+            found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def drivers(run: Path) -> list[int]:
+    """The search's own process."""
+    words = f"launcher.rank\0tune\0{run}\0"
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if words in path.read_text(errors="replace")
+    ]
+
+
+def test_a_budget_and_a_kill(tmp_path, recipe):
+    """Half of the candidates are too large and train no step; the rest survive a kill of the search."""
+    config = tmp_path / "search.yaml"
+    space = {"student.kind": ["cnn", "bilstm"], "prediction.optimizer.lr": [1e-3, 1e-2]}
+    config.write_text(yaml.safe_dump({**recipe, "space": space, "budget": {"parameters": 200_000}}))
+    run = tmp_path / "run"
+    first = start(run, f"--config={config}")
+    deadline = time.monotonic() + SECONDS
+    while not any(line["event"] == "finished" for line in events(run)):
+        assert first.poll() is None, (tmp_path / "log.txt").read_text()[-8000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (driver,) = drivers(run)
+    os.kill(driver, signal.SIGKILL)
+    first.wait()
+    before = events(run)
+    finished = [line["number"] for line in before if line["event"] == "finished"]
+    found = search(run, "--resume")
+
+    again = events(run)[len(before) :]
+    assert not {line["number"] for line in again} & set(finished)  # nothing that had ended is repeated
+    status = {trial["name"]: trial["status"] for trial in found["search"]["trials"]}
+    assert sorted(status.values()) == ["finished", "finished", "refused", "refused"]
+    refused = [trial for trial in found["search"]["trials"] if trial["status"] == "refused"]
+    assert all(trial["steps"] == 0 and "above the budget" in trial["reason"] for trial in refused)
+    assert not (run / "trials" / "0002").exists()
+    best = max(found["search"]["trials"], key=lambda trial: (trial["status"] == "finished", trial["score"]))
+    assert found["search"]["best"] == best["name"]
+    recipe_of_best = from_yaml("task", (run / "best.yaml").read_text())
+    assert recipe_of_best.teacher.outputs == str(run / "label" / "outputs")
+    trial = run / "trials" / best["name"].split(" ")[0]
+    assert to_yaml("task", recipe_of_best) == (trial / "config.yaml").read_text()
+    summary = json.loads((trial / "summary.json").read_text())
+    assert summary["best"]["accuracy"] == best["score"]
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_trials_that_are_stopped_or_fail(tmp_path, recipe):
+    """Two processes each: a rate that can't learn is stopped, one that breaks fails and is told."""
+    config = tmp_path / "search.yaml"
+    space = {"prediction.optimizer.lr": [1e-2, 1e-9, 1e30]}
+    scheduler = {"name": "asha", "grace": 0.1, "reduction": 2}
+    workers = {"processes": 2, "concurrent": 1, "retries": 0}
+    content = {**recipe, "space": space, "scheduler": scheduler, "workers": workers}
+    config.write_text(yaml.safe_dump(content))
+    run = tmp_path / "run"
+    found = search(run, f"--config={config}")
+    good, slow, broken = found["search"]["trials"]
+    assert (good["status"], slow["status"]) == ("finished", "stopped")
+    assert 0 < slow["steps"] < good["steps"] == 50
+    assert broken["status"] == "failed"
+    assert "lower optimizer.lr" in broken["reason"]
+    assert ranks(run) == []
+    assert json.loads((run / "trials" / "0000" / "summary.json").read_text())["processes"] == 2
