@@ -90,7 +90,7 @@ def parallel_chart(rows: Sequence[Row], metric: str) -> str:
     if len(scored) < 2 or not keys:
         return ""
     axes = [_axis(key, [(row.get("values") or {}).get(key) for row in scored]) for key in keys]
-    axes.append(_axis(f"{metric}, %", [row["score"] for row in scored]))
+    axes.append(_axis(f"{metric}, %", [row["score"] for row in scored], even=0))
     lowest, highest = (end(row["score"] for row in scored) for end in (min, max))
     marks = []
     for number, row in enumerate(scored):
@@ -122,13 +122,15 @@ def parallel_chart(rows: Sequence[Row], metric: str) -> str:
     )
 
 
-def _axis(title: str, values: Sequence[Any]) -> tuple[str, list[float | None], list[tuple[str, float]]]:
-    """An axis: its title, the height of every value, and its ticks. Few values, or words, stand evenly."""
+def _axis(
+    title: str, values: Sequence[Any], even: int = 6
+) -> tuple[str, list[float | None], list[tuple[str, float]]]:
+    """Its title, heights of the values, ticks. Words, and `even` numbers or fewer, stand evenly."""
     known = [value for value in values if value is not None]
     different = list(dict.fromkeys(map(json.dumps, known)))
     numbers = [number_of(value) for value in known]
     if all(number is not None for number in numbers):
-        if len(different) > 6:
+        if len(different) > even:
             axis = _numbers(title, [float(value) for value in known])
             heights = [None if value is None else _height(axis.at(float(value))) for value in values]
             texts = zip(tick_texts(axis), axis.ticks, strict=True)
