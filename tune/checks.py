@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import islice
 from typing import Any
 
 from distill.checks import check_task_distill
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
-from tune.space import check_space, read_space
+from tune.space import check_space, combinations, drawn, read_space, with_values
+
+LOOKED_AT = 100  # candidates, until one can be trained
 
 
 def check(config: TuneConfig) -> None:
@@ -22,7 +25,7 @@ def check(config: TuneConfig) -> None:
             raise ValueError(f"budget.{name}: {value}; give a number above 0, or null")
     check_space(config.space, config.base)
     check_search(config)
-    check_task_distill(config.base, config.workers.processes)
+    check_candidates(config)
 
 
 def check_search(config: TuneConfig) -> None:
@@ -35,6 +38,23 @@ def check_search(config: TuneConfig) -> None:
         raise ValueError(f"trials: none given; search: {config.search} needs a number")
     if config.trials is not None and config.trials < 1:
         raise ValueError(f"trials: {config.trials}; give 1 or more")
+
+
+def check_candidates(config: TuneConfig) -> None:
+    """Refuse what no candidate can be trained with, such as data that can't be read.
+
+    The base itself may be no candidate, and some candidates may be impossible: they are told in the table.
+    """
+    refused: list[ValueError] = []
+    domains = read_space(config.space)
+    draws = (drawn(domains, config.base, config.seed, number) for number in range(LOOKED_AT))
+    found = combinations(domains, config.base) if config.search == "grid" else draws
+    for values in islice(found, LOOKED_AT):
+        try:
+            return check_task_distill(with_values(config.base, values), config.workers.processes)
+        except ValueError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def check_workers(workers: WorkersConfig) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 import yaml
 
 from data_pipeline.vocabulary import copy_tokenizer
+from launcher import jobs
 from launcher.settings import from_yaml, to_yaml
 from tests.processes import ROOT
 
-pytestmark = pytest.mark.slow  # Ray's start, and six processes for every trial
+slow = pytest.mark.slow  # Ray's start, and six processes for every trial
 SECONDS = 400  # until a test gives up; none is judged by its time
 COMMAND = [sys.executable, "-m", "launcher.cli", "tune"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -101,11 +103,27 @@ def drivers(run: Path) -> list[int]:
     ]
 
 
+def test_a_search_is_refused_where_no_candidate_can_be_trained(recipe):
+    """The base has more layers than the teacher, which matters where a candidate is a transformer."""
+    content = {**recipe, "base": {**recipe["base"], "student": {"layers": 9}}}
+    for kinds, said in ((["transformer", "cnn"], ""), (["transformer"], "student.layers: 9")):
+        config = from_yaml("tune", yaml.safe_dump({**content, "space": {"student.kind": kinds}}))
+        with pytest.raises(ValueError, match=said) if said else nullcontext():
+            jobs.check("tune", config, 1)
+    content["base"]["task"] = {**recipe["base"]["task"], "dev": "nowhere.tsv"}
+    config = from_yaml("tune", yaml.safe_dump({**content, "space": {"student.kind": ["cnn"]}}))
+    with pytest.raises(ValueError, match=r"nowhere\.tsv"):
+        jobs.check("tune", config, 1)
+
+
+@slow
 def test_a_budget_and_a_kill(tmp_path, recipe):
     """Half of the candidates are too large and train no step; the rest survive a kill of the search."""
     config = tmp_path / "search.yaml"
     space = {"student.kind": ["cnn", "bilstm"], "prediction.optimizer.lr": [1e-3, 1e-2]}
-    config.write_text(yaml.safe_dump({**recipe, "space": space, "budget": {"parameters": 200_000}}))
+    config.write_text(
+        yaml.safe_dump({**recipe, "space": space, "budget": {"parameters": 500_000}}, sort_keys=False)
+    )
     run = tmp_path / "run"
     first = start(run, f"--config={config}")
     deadline = time.monotonic() + SECONDS
@@ -138,6 +156,7 @@ def test_a_budget_and_a_kill(tmp_path, recipe):
     assert "<svg" in (run / "report.html").read_text()
 
 
+@slow
 def test_trials_that_are_stopped_or_fail(tmp_path, recipe):
     """Two processes each: a rate that can't learn is stopped, one that breaks fails and is told."""
     config = tmp_path / "search.yaml"
@@ -155,3 +174,24 @@ def test_trials_that_are_stopped_or_fail(tmp_path, recipe):
     assert "lower optimizer.lr" in broken["reason"]
     assert ranks(run) == []
     assert json.loads((run / "trials" / "0000" / "summary.json").read_text())["processes"] == 2
+
+
+@slow
+def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, recipe):
+    """Its candidates are measured while the search goes on; the recipe of the best is a run of task."""
+    config = tmp_path / "search.yaml"
+    space = {"student.words.size": {"low": 4, "high": 64, "log": True}}
+    more = {"search": "optuna", "trials": 2, "minimise": "parameters", "space": space}
+    config.write_text(yaml.safe_dump({**recipe, **more}))
+    run, again = tmp_path / "run", tmp_path / "again"
+    found = search(run, f"--config={config}", "--on=ray")
+    trials = found["search"]["trials"]
+    assert [trial["status"] for trial in trials] == ["finished", "finished"]
+    small, large = sorted(trials, key=lambda trial: trial["values"]["student.words.size"])
+    assert small["parameters"] < large["parameters"]
+    assert found["search"]["against"] == "parameters"
+    assert small["name"] in found["search"]["front"]
+    task = [sys.executable, "-m", "launcher.cli", "task", f"--config={run}/best.yaml", f"--run={again}"]
+    subprocess.run(task, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    best = next(trial for trial in trials if trial["name"] == found["search"]["best"])
+    assert json.loads((again / "summary.json").read_text())["best"]["accuracy"] == best["score"]
