@@ -2,36 +2,45 @@
 
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import BertConfig, BertForSequenceClassification
 
+from data_pipeline.grammar import NEGATIVE, POSITIVE, THINGS
 from data_pipeline.vocabulary import copy_tokenizer
 from launcher import jobs
 from launcher.settings import from_yaml, to_yaml
+from tests.helpers import tiny_tokens
 from tests.processes import ROOT
 
 slow = pytest.mark.slow  # Ray's start, and six processes for every trial
 SECONDS = 400  # until a test gives up; none is judged by its time
 COMMAND = [sys.executable, "-m", "launcher.cli", "tune"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
 ENVIRONMENT.pop("RAY_ADDRESS", None)
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory, tiny_task: Path, tiny_tokenizer: str) -> dict[str, Any]:
-    """A search over CNNs taught by a tiny teacher with random weights; dev is measured every 4th step."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    from tests.helpers import tiny_tokens
-
+def recipe(tmp_path_factory, tiny_tokenizer: str) -> dict[str, Any]:
+    """A search over CNNs that learn from labels which words are kind; dev is measured every 4th step."""
+    task, rng = tmp_path_factory.mktemp("task"), random.Random(0)
+    for split, count in (("train", 200), ("dev", 64)):
+        lines = ["sentence\tlabel"]
+        for number in range(count):
+            words, label = ((POSITIVE, "positive"), (NEGATIVE, "negative"))[number % 2]
+            lines.append(f"the {rng.choice(THINGS)} was {rng.choice(words)} .\t{label}")
+        (task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     teacher = tmp_path_factory.mktemp("teacher")
     names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -43,15 +52,15 @@ def recipe(tmp_path_factory, tiny_task: Path, tiny_tokenizer: str) -> dict[str, 
         "base": {
             "teacher": {"path": str(teacher)},
             "task": {
-                "train": str(tiny_task / "train.tsv"),
-                "dev": str(tiny_task / "dev.tsv"),
+                "train": str(task / "train.tsv"),
+                "dev": str(task / "dev.tsv"),
                 "max_length": 32,
             },
             "student": {"kind": "cnn", "words": {"size": 8}},
             "prediction": {
                 "epochs": 2,
                 "batch_size": 8,
-                "objective": {"logits": 0, "logits_mse": 1.0},
+                "objective": {"logits": 0, "labels": 1.0},
                 "optimizer": {"lr": 1e-3},
                 "evaluate_every": 4,
             },
@@ -80,17 +89,19 @@ def events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
 
 
-def ranks(run: Path) -> list[str]:
-    """Command lines of processes on this machine that have a file of the run open."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            open_files = [os.readlink(file) for file in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        if any(name.startswith(str(run)) for name in open_files):
-            found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
+def workers(run: Path) -> list[Path]:
+    """The folders in /proc of all workers that Ray Train has started, in their order."""
+    found = re.findall(r"pid=(\d+)\) world_rank=", (run.parent / "log.txt").read_text())
+    return [Path("/proc", process) for process in found]
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen, run: Path) -> None:
+    """Wait for something to be so while the command is at work."""
+    deadline = time.monotonic() + SECONDS
+    while not ready():
+        assert process.poll() is None, (run.parent / "log.txt").read_text()[-8000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def drivers(run: Path) -> list[int]:
@@ -126,11 +137,7 @@ def test_a_budget_and_a_kill(tmp_path, recipe):
     )
     run = tmp_path / "run"
     first = start(run, f"--config={config}")
-    deadline = time.monotonic() + SECONDS
-    while not any(line["event"] == "finished" for line in events(run)):
-        assert first.poll() is None, (tmp_path / "log.txt").read_text()[-8000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: any(line["event"] == "finished" for line in events(run)), first, run)
     (driver,) = drivers(run)
     os.kill(driver, signal.SIGKILL)
     first.wait()
@@ -162,17 +169,23 @@ def test_trials_that_are_stopped_or_fail(tmp_path, recipe):
     config = tmp_path / "search.yaml"
     space = {"prediction.optimizer.lr": [1e-2, 1e-9, 1e30]}
     scheduler = {"name": "asha", "grace": 0.1, "reduction": 2}
-    workers = {"processes": 2, "concurrent": 1, "retries": 0}
-    content = {**recipe, "space": space, "scheduler": scheduler, "workers": workers}
-    config.write_text(yaml.safe_dump(content))
+    each = {"processes": 2, "concurrent": 1, "retries": 0}
+    prediction = {**recipe["base"]["prediction"], "epochs": 12}  # long enough to be stopped in
+    base = {**recipe["base"], "prediction": prediction}
+    more = {"base": base, "space": space, "scheduler": scheduler, "workers": each}
+    config.write_text(yaml.safe_dump(more))
     run = tmp_path / "run"
-    found = search(run, f"--config={config}")
-    good, slow, broken = found["search"]["trials"]
-    assert (good["status"], slow["status"]) == ("finished", "stopped")
-    assert 0 < slow["steps"] < good["steps"] == 50
+    command = start(run, f"--config={config}")
+    wait_until(lambda: any(line["event"] == "stopped" for line in events(run)), command, run)
+    labelling, first, second = (workers(run)[begin : begin + 2] for begin in (0, 2, 4))
+    assert len({*labelling, *first, *second}) == 6
+    wait_until(lambda: not any(process.exists() for process in second), command, run)
+    assert command.wait(timeout=SECONDS) == 0, (tmp_path / "log.txt").read_text()[-8000:]
+    good, poor, broken = json.loads((run / "summary.json").read_text())["search"]["trials"]
+    assert (good["status"], poor["status"]) == ("finished", "stopped")
+    assert 0 < poor["steps"] < good["steps"] == 300
     assert broken["status"] == "failed"
     assert "lower optimizer.lr" in broken["reason"]
-    assert ranks(run) == []
     assert json.loads((run / "trials" / "0000" / "summary.json").read_text())["processes"] == 2
 
 
