@@ -60,6 +60,9 @@ def main(folder: str) -> int:
             train_as_workers(plan, run) if parallel else run_tasks(plan, config, run)
     except KeyboardInterrupt:
         return 130
+    except preemption.Stopped as stop:
+        print(stop, file=sys.stderr)
+        return preemption.EXIT_CODE
     except Exception as error:
         (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"distillery {plan.job}: error: {line(error)} (details: {run}/error.txt)", file=sys.stderr)

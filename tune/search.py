@@ -28,6 +28,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from distill.checks import check_task_distill
+from distill.preemption import Stopped
 from distill.settings import LabelConfig, TaskDistillConfig
 from tune.checks import over_budget
 from tune.proposals import proposals
@@ -44,7 +45,8 @@ IN_VAIN = 100  # draws in a row that are refused or known before a search gives 
 def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
     """Search, or go on with it; returns the summary's figures. Ray must be up.
 
-    Raises ValueError where the cluster holds no trial, or no candidate can be trained.
+    Raises ValueError where the cluster holds no trial, or no candidate can be trained, and Stopped where a
+    signal asked for it.
     """
     folder, workers = folder.absolute(), config.workers
     at_once = trials_at_once(nodes(), each(workers), workers.processes, workers.concurrent)
@@ -73,6 +75,8 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
         ),
     )
     tuner.fit()
+    if record.unfinished or not candidates.over:  # Ray Tune takes SIGINT and SIGUSR1 as the wish to return
+        raise Stopped(f"stopped after {record.trained - len(record.unfinished)} trials, as asked")
     return result(config, record)
 
 
@@ -163,6 +167,7 @@ class Candidates(Searcher):
         self.running: dict[str, Trial] = {}  # by Ray Tune's name for them
         self.measuring: tuple[Trial, TaskDistillConfig, ray.ObjectRef] | None = None
         self.in_vain = 0
+        self.over = False  # no more candidates
 
     def prepare(self) -> None:
         """Measure the shapes of all candidates, and refuse those above the budget."""
@@ -172,6 +177,7 @@ class Candidates(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial's folder; None while its shape is being measured."""
         if not self.ready and not self._look(wait=False):
+            self.over = True
             return Searcher.FINISHED
         if not self.ready:
             return None
@@ -230,7 +236,7 @@ class Candidates(Searcher):
     def _ask(self) -> bool:
         """Have the next candidate's shape measured; False where there are no more."""
         enough = self.config.trials is not None and self.record.trained >= self.config.trials
-        while not enough and self.in_vain < IN_VAIN:
+        while not enough and (self.in_vain < IN_VAIN or self.config.search == "grid"):
             values = self.source.ask(self.next)
             if values is None:
                 return False

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tests.helpers import tiny_tokens
 from tests.processes import ROOT
 
 slow = pytest.mark.slow  # Ray's start, and six processes for every trial
-SECONDS = 400  # until a test gives up; none is judged by its time
+SECONDS = 900  # until a test gives up; none is judged by its time
 COMMAND = [sys.executable, "-m", "launcher.cli", "tune"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
 ENVIRONMENT.pop("RAY_ADDRESS", None)
@@ -70,17 +70,26 @@ def recipe(tmp_path_factory, tiny_tokenizer: str) -> dict[str, Any]:
     }
 
 
-def start(run: Path, *more: str) -> subprocess.Popen:
-    """The command, its words kept in a log beside the run."""
-    with (run.parent / "log.txt").open("a") as log:
-        return subprocess.Popen(
-            [*COMMAND, f"--run={run}", *more], cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log
-        )
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts the command, its words kept in a log beside the run; what is left of it ends with the test."""
+    started = []
+
+    def begin(run: Path, *more: str) -> subprocess.Popen:
+        with (run.parent / "log.txt").open("a") as log:
+            words = [*COMMAND, f"--run={run}", *more]
+            started.append(subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.terminate()
+        process.wait()
 
 
-def search(run: Path, *more: str) -> dict[str, Any]:
-    """Run the command to its end; returns the summary."""
-    assert start(run, *more).wait(timeout=SECONDS) == 0, (run.parent / "log.txt").read_text()[-8000:]
+def finish(process: subprocess.Popen, run: Path) -> dict[str, Any]:
+    """Wait for the end of the command; returns the summary."""
+    assert process.wait(timeout=SECONDS) == 0, (run.parent / "log.txt").read_text()[-8000:]
     return json.loads((run / "summary.json").read_text())
 
 
@@ -128,7 +137,7 @@ def test_a_search_is_refused_where_no_candidate_can_be_trained(recipe):
 
 
 @slow
-def test_a_budget_and_a_kill(tmp_path, recipe):
+def test_a_budget_and_a_kill(tmp_path, recipe, start):
     """Half of the candidates are too large and train no step; the rest survive a kill of the search."""
     config = tmp_path / "search.yaml"
     space = {"student.kind": ["cnn", "bilstm"], "prediction.optimizer.lr": [1e-3, 1e-2]}
@@ -143,7 +152,7 @@ def test_a_budget_and_a_kill(tmp_path, recipe):
     first.wait()
     before = events(run)
     finished = [line["number"] for line in before if line["event"] == "finished"]
-    found = search(run, "--resume")
+    found = finish(start(run, "--resume"), run)
 
     again = events(run)[len(before) :]
     assert not {line["number"] for line in again} & set(finished)  # nothing that had ended is repeated
@@ -164,13 +173,17 @@ def test_a_budget_and_a_kill(tmp_path, recipe):
 
 
 @slow
-def test_trials_that_are_stopped_or_fail(tmp_path, recipe):
+def test_trials_that_are_stopped_or_fail(tmp_path, recipe, start):
     """Two processes each: a rate that can't learn is stopped, one that breaks fails and is told."""
     config = tmp_path / "search.yaml"
     space = {"prediction.optimizer.lr": [1e-2, 1e-9, 1e30]}
     scheduler = {"name": "asha", "grace": 0.1, "reduction": 2}
     each = {"processes": 2, "concurrent": 1, "retries": 0}
-    prediction = {**recipe["base"]["prediction"], "epochs": 12}  # long enough to be stopped in
+    prediction = {
+        **recipe["base"]["prediction"],
+        "epochs": 8,
+        "evaluate_every": 20,
+    }  # time to be stopped in
     base = {**recipe["base"], "prediction": prediction}
     more = {"base": base, "space": space, "scheduler": scheduler, "workers": each}
     config.write_text(yaml.safe_dump(more))
@@ -180,24 +193,23 @@ def test_trials_that_are_stopped_or_fail(tmp_path, recipe):
     labelling, first, second = (workers(run)[begin : begin + 2] for begin in (0, 2, 4))
     assert len({*labelling, *first, *second}) == 6
     wait_until(lambda: not any(process.exists() for process in second), command, run)
-    assert command.wait(timeout=SECONDS) == 0, (tmp_path / "log.txt").read_text()[-8000:]
-    good, poor, broken = json.loads((run / "summary.json").read_text())["search"]["trials"]
+    good, poor, broken = finish(command, run)["search"]["trials"]
     assert (good["status"], poor["status"]) == ("finished", "stopped")
-    assert 0 < poor["steps"] < good["steps"] == 300
+    assert 0 < poor["steps"] < good["steps"] == 200
     assert broken["status"] == "failed"
     assert "lower optimizer.lr" in broken["reason"]
     assert json.loads((run / "trials" / "0000" / "summary.json").read_text())["processes"] == 2
 
 
 @slow
-def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, recipe):
+def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, recipe, start):
     """Its candidates are measured while the search goes on; the recipe of the best is a run of task."""
     config = tmp_path / "search.yaml"
     space = {"student.words.size": {"low": 4, "high": 64, "log": True}}
     more = {"search": "optuna", "trials": 2, "minimise": "parameters", "space": space}
     config.write_text(yaml.safe_dump({**recipe, **more}))
     run, again = tmp_path / "run", tmp_path / "again"
-    found = search(run, f"--config={config}", "--on=ray")
+    found = finish(start(run, f"--config={config}", "--on=ray"), run)
     trials = found["search"]["trials"]
     assert [trial["status"] for trial in trials] == ["finished", "finished"]
     small, large = sorted(trials, key=lambda trial: trial["values"]["student.words.size"])
