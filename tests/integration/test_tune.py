@@ -205,7 +205,7 @@ def test_trials_that_are_stopped_or_fail(tmp_path, recipe, start):
 def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, recipe, start):
     """Its candidates are measured while the search goes on; the recipe of the best is a run of task."""
     config = tmp_path / "search.yaml"
-    space = {"student.words.size": {"low": 4, "high": 64, "log": True}}
+    space = {"student.words.size": {"low": 2, "high": 16}}
     more = {"search": "optuna", "trials": 2, "minimise": "parameters", "space": space}
     config.write_text(yaml.safe_dump({**recipe, **more}))
     run, again = tmp_path / "run", tmp_path / "again"
