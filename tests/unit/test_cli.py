@@ -328,7 +328,8 @@ def test_every_recipe_fits_a_job(recipe):
 
 def fits(job: str, recipe: Path) -> bool:
     """Whether a job takes a recipe, the data's files left to the command line."""
-    files = ["--task.train", "x", "--task.dev", "x"] if job not in ("general", "pregenerate") else []
+    task = "base.task" if job == "tune" else "task"
+    files = [f"--{task}.train=x", f"--{task}.dev=x"] if job not in ("general", "pregenerate") else []
     try:
         parse(job, ["--config", str(recipe), *files])
     except (ArgumentError, ValueError):
