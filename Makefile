@@ -59,7 +59,7 @@ $(STAMP): setup.py constraints.txt requirements-demo.txt | $(PY)
 	@if [ -e $(OWN) ]; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi \
 		> $(VENV)/constraints.txt
 	$(PY) -m pip install -c $(VENV)/constraints.txt torch
-	$(PY) -m pip install -c $(VENV)/constraints.txt -e '.[dev,gpu,ray,export]'
+	$(PY) -m pip install -c $(VENV)/constraints.txt -e '.[dev,gpu,ray,export,tune]'
 	$(PY) -m pip install --no-deps --require-hashes -r requirements-demo.txt
 	@touch $@
 

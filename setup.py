@@ -55,6 +55,8 @@ setup(
         "urls": ["aiohttp", "requests", "s3fs", "gcsfs"],
         # `--on ray`; its default extra holds `ray job submit` and the dashboard.
         "ray": ["ray[default,train,tune]>=2.60"],
+        # `tune`: Ray, and what proposes candidates.
+        "tune": ["ray[default,train,tune]>=2.60", "optuna>=5"],
         "chinese": ["jieba"],
         # Parts of speech for `augment --method noise`.
         "augment": ["textblob"],

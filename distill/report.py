@@ -37,6 +37,7 @@ from distill.html_table import (
     short,
 )
 from distill.run_folder import write_whole
+from distill.search_section import search_section
 
 STAGES = ("finetune", "general", "intermediate", "prediction")  # the order of a whole distillation
 SPEEDS = {"lr", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_mb"}
@@ -266,6 +267,11 @@ def _classes(runs: Sequence[RunFolder]) -> str:
     return f"<section><h2>By class</h2>{''.join(parts)}</section>" if parts else ""
 
 
+def _searches(runs: Sequence[RunFolder]) -> list[str]:
+    found = [(run.summary or {}).get("search") for run in runs]
+    return [search_section(search) for search in found if isinstance(search, dict)]
+
+
 def _class_table(report: Row) -> str:
     rows = [{"name": name, **values} for name, values in report.items() if isinstance(values, dict)]
     columns = [Column("name", "Class")]
@@ -443,7 +449,8 @@ def _reproduce(folders: Folders) -> str:
 def render(runs: list[RunFolder]) -> str:
     """The whole page."""
     folders = _with_parts(runs)
-    body = [_header(runs), _results(runs), _classes(runs), _notes(folders), _stages(folders)]
+    body = [_header(runs), _results(runs), *_searches(runs), _classes(runs), _notes(folders)]
+    body.append(_stages(folders))
     body.append(_cost(folders))
     body.append(_reproduce(folders))
     policy = "default-src 'none'; style-src 'unsafe-inline'"

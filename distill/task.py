@@ -39,11 +39,14 @@ from distill.outputs import splits
 from distill.settings import StageConfig, TaskDistillConfig
 from distill.sources import TaskSource
 from distill.student import build_student
-from distill.trainer import Trainer
+from distill.trainer import OnMeasure, Trainer
 
 
-def run(config: TaskDistillConfig, folder: Path) -> dict:
-    """Train both steps and write `folder`/student, the best on dev; returns the summary's figures."""
+def run(config: TaskDistillConfig, folder: Path, on_measure: OnMeasure | None = None) -> dict:
+    """Train both steps and write `folder`/student, the best on dev; returns the summary's figures.
+
+    `on_measure` is told of every measurement, with the share of all training that is done.
+    """
     device = start_processes()
     torch.manual_seed(config.seed)
     task = config.task
@@ -58,7 +61,7 @@ def run(config: TaskDistillConfig, folder: Path) -> dict:
     def measure(model: PreTrainedModel) -> dict[str, float]:
         return measure_dev(model, dev, task)
 
-    stages = _Stages(config, folder, teacher, student, tokenizer, train, measure)
+    stages = _Stages(config, folder, teacher, student, tokenizer, train, measure, on_measure)
     steps = 0
     for name, stage in stages_of(config).items():
         steps += stages.run(name, stage)
@@ -103,9 +106,11 @@ class _Stages:
         tokenizer: str,
         train: Encoded,
         measure: Callable[[PreTrainedModel], dict[str, float]],
+        on_measure: OnMeasure | None,
     ):
         self.config, self.folder, self.teacher, self.train = config, folder, teacher, train
         self.student, self.tokenizer, self.measure = student, tokenizer, measure
+        self.on_measure = on_measure
         self.collector: Collector = listen(student)
         self.best: dict[str, float] = {}
         self.random = torch.get_rng_state()
@@ -137,6 +142,7 @@ class _Stages:
             evaluate=(lambda: self.measure(self.student)) if answers else None,
             on_best=lambda: save_student(trainer, self.folder / "student", self.tokenizer),
             selection=config.task.selection,
+            on_measure=self._tell(name),
         )
         best = trainer.fit()
         self.best = best or self.best
@@ -145,3 +151,13 @@ class _Stages:
             save_student(trainer, self.folder / "student", self.tokenizer)
         trainer.engine.close()
         return trainer.total
+
+    def _tell(self, name: str) -> OnMeasure | None:
+        """Tell of a stage's measurements with the share of all stages that is done, by their epochs."""
+        tell = self.on_measure
+        if tell is None:
+            return None
+        epochs = {stage_name: stage.epochs for stage_name, stage in stages_of(self.config).items()}
+        names = list(epochs)
+        before = sum(epochs[earlier] for earlier in names[: names.index(name)])
+        return lambda scores, done: tell(scores, (before + epochs[name] * done) / sum(epochs.values()))

@@ -35,6 +35,9 @@ from distill.run_folder import Metrics
 from distill.schedule import factor
 from distill.settings import EngineConfig, RecordConfig, StageConfig
 
+# Told of every measurement on dev, on every rank: the metrics, and the share of the training that is done.
+OnMeasure = Callable[[dict[str, float], float], None]
+
 
 class BatchSource(Protocol):
     """Where micro-batches come from."""
@@ -64,6 +67,7 @@ class Trainer:
         on_best: Saves the student when `evaluate`'s metric `selection` is the best so far.
         selection: Name of that metric.
         head_share: Share of the tokens that the student's head sees.
+        on_measure: Told of every measurement, with the share of this stage that is done.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Trainer:
     on_best: Callable[[], None] | None = None
     selection: str = ""
     head_share: float = 1.0
+    on_measure: OnMeasure | None = None
 
     def __post_init__(self) -> None:
         self.total = max(1, round(self.stage.epochs * self.source.steps_per_epoch))
@@ -209,6 +214,8 @@ class Trainer:
             self.best = {**scores, "step": done}
             if self.on_best:
                 self.on_best()
+        if self.on_measure:
+            self.on_measure(scores, done / self.total)
         return "  ".join(f"dev {name} {value:.4f}" for name, value in scores.items())
 
     def _resume(self) -> int:

@@ -100,7 +100,9 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
     processes = place(launch.on).processes(launch) if jobs.JOBS[name].parallel else 1
     if processes < 1 or launch.nodes < 1:
         raise ValueError(f"--processes: {processes}, --nodes: {launch.nodes}; give 1 or more")
-    if launch.nodes > 1 and not (jobs.JOBS[name].parallel or hasattr(config, "slice")):
+    job = jobs.JOBS[name]
+    on_each = job.parallel or hasattr(config, "slice") or (job.schedules and launch.on == "ray")
+    if launch.nodes > 1 and not on_each:
         raise ValueError(f"--nodes: {launch.nodes}; the job {name} runs on one")
     if launch.on == "node" and launch.nodes > 1 and not jobs.JOBS[name].parallel:
         raise ValueError(

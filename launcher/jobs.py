@@ -19,6 +19,7 @@ class Job:
         run: Does it.
         folder: Whether it makes a run folder; `run` then takes (config, folder).
         parallel: Whether several processes may run it together.
+        schedules: Whether it starts workers on Ray itself.
         steps: Whether a wish to stop waits for the end of its training step; others stop at once.
         words: The setting that leading bare words of the command line go to.
         instead: A setting, and what does that and nothing else where it is given, without a run
@@ -31,6 +32,7 @@ class Job:
     run: str
     folder: bool = True
     parallel: bool = False
+    schedules: bool = False
     steps: bool = False
     words: str = ""
     instead: str = ""
@@ -108,6 +110,13 @@ JOBS = {
         "distill.task:run",
         parallel=True,
         steps=True,
+    ),
+    "tune": Job(
+        "search for the best student under a budget; a trial is a run of task",
+        "tune.settings:TuneConfig",
+        "tune.checks:check",
+        "launcher.search:run",
+        schedules=True,
     ),
     "textgcn": Job(
         "classify by a graph of texts and words, without a teacher",

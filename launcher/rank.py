@@ -80,14 +80,17 @@ def _tell_stopped() -> int:
     return 0 if "TORCHELASTIC_RUN_ID" in os.environ else preemption.EXIT_CODE
 
 
-def execute(job: str, config: Any, folder: Path) -> dict[str, Any]:
-    """Run a job in its begun folder and write its summary; returns the summary."""
+def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:
+    """Run a job in its begun folder and write its summary; returns the summary.
+
+    `more` goes to the job's function, such as `task`'s on_measure.
+    """
     function = load(JOBS[job].run)  # imports torch where the job needs it
     if first():
         versions = json.dumps(describe_machine(), indent=2) + "\n"
         write_whole(folder / "versions.json", versions)
     wall, cpu = time.time(), _cpu_seconds()
-    result = function(config, folder)
+    result = function(config, folder, **more)
     wall, cpu = time.time() - wall, _cpu_seconds() - cpu
     world = int(os.environ.get("WORLD_SIZE", "1"))
     torch = sys.modules.get("torch")

@@ -18,14 +18,13 @@ from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from distill import preemption
 from launcher import jobs, runs
 from launcher.rank import execute, first, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
+from tune.workers import cause, line, reserved, train
 
 STOP = "stop"  # in the run folder: the wish that its training stop, for the first rank to see
 
@@ -49,60 +48,74 @@ def main(folder: str) -> int:
         runs.begin(run, plan.job, config)
     (run / STOP).unlink(missing_ok=True)
     signal.signal(signal.SIGUSR1, lambda *_: (run / STOP).touch())
-    # A submitted driver finds RAY_ADDRESS set. Never the cluster last started here: it may be dead.
-    address = plan.address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        ray.init(address=address)
-    except ConnectionError:
-        print(f"distillery {plan.job}: error: no Ray cluster answers at {address}", file=sys.stderr)
+        connect(plan.address)
+    except ValueError as error:
+        print(f"distillery {plan.job}: error: {error}", file=sys.stderr)
         return 2
     try:
-        train(plan, run) if parallel else run_tasks(plan, config, run)
+        if jobs.JOBS[plan.job].schedules:
+            _run_here(plan.job, run)
+        else:
+            train_as_workers(plan, run) if parallel else run_tasks(plan, config, run)
     except KeyboardInterrupt:
         return 130
+    except preemption.Stopped as stop:
+        print(stop, file=sys.stderr)
+        return preemption.EXIT_CODE
     except Exception as error:
         (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        print(f"distillery {plan.job}: error: {_line(error)} (details: {run}/error.txt)", file=sys.stderr)
-        return 2 if isinstance(_cause(error), ValueError) else 1
+        print(f"distillery {plan.job}: error: {line(error)} (details: {run}/error.txt)", file=sys.stderr)
+        return 2 if isinstance(cause(error), ValueError) else 1
     if jobs.JOBS[plan.job].steps and not (run / "summary.json").is_file():
         return preemption.EXIT_CODE
     print(f"finished: {run}")
     return 0
 
 
-def train(plan: Plan, run: Path) -> None:
+def connect(address: str = "") -> None:
+    """Join the cluster at an address, else at $RAY_ADDRESS, else start one on this machine.
+
+    Raises ValueError where none answers.
+    """
+    if ray.is_initialized():
+        return
+    # A submitted driver finds RAY_ADDRESS set. Never the cluster last started here: it may be dead.
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(address=address)
+    except ConnectionError:
+        raise ValueError(f"no Ray cluster answers at {address}") from None
+
+
+def train_as_workers(plan: Plan, run: Path) -> None:
     """Run a training as Ray Train workers, plan.processes on each of plan.nodes nodes."""
-    trainer = ray.train.torch.TorchTrainer(
+    train(
         rank,
-        train_loop_config={"job": plan.job, "run": str(run)},
-        scaling_config=ScalingConfig(
-            num_workers=plan.nodes * plan.processes,
-            use_gpu=plan.gpus > 0,
-            resources_per_worker=resources(plan),
-            placement_strategy="SPREAD" if plan.processes == 1 else "PACK",
-        ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus else "gloo"),
-        run_config=RunConfig(
-            name=f"attempt-{ray.get_runtime_context().get_job_id()}",
-            storage_path=str(run / "ray"),
-            failure_config=FailureConfig(max_failures=plan.max_failures),
-        ),
+        {"job": plan.job, "run": str(run)},
+        workers=plan.nodes * plan.processes,
+        resources=reserved(plan.cpus, plan.gpus),
+        retries=plan.max_failures,
+        spread=plan.processes == 1,
     )
-    trainer.fit()
-
-
-def resources(plan: Plan) -> dict[str, float]:
-    """What Ray reserves for a worker."""
-    return {"CPU": plan.cpus or 1, **({"GPU": plan.gpus} if plan.gpus else {})}
 
 
 def rank(place: dict[str, str]) -> None:
-    """One rank, in a Ray Train worker: Ray has set torchrun's variables, and joined the process group."""
-    run = Path(place["run"])
+    """One rank, in a Ray Train worker: Ray has set torchrun's variables, and joined the process group.
+
+    With `share` in `place` it belongs to a trial of a search: every score on dev goes to Ray, and under
+    that name the share of the training that is done.
+    """
+    run, share = Path(place["run"]), place.get("share", "")
+
+    def report(scores: dict[str, float], done: float) -> None:
+        if done < 1:  # the last one is told when all has been written
+            ray.train.report({share: done, **scores})
+
     if first():
         preemption.watch(run / STOP)
     try:
-        _run_here(place["job"], run)
+        _run_here(place["job"], run, **({"on_measure": report} if share else {}))
     except preemption.Stopped as stop:  # no failure, after which Ray would start it anew
         if first():
             print(stop, file=sys.stderr)
@@ -135,23 +148,11 @@ def _slice(job: str, run: str, number: int, slices: int) -> None:
     runs.tell_whole_run(own)
 
 
-def _run_here(job: str, folder: Path) -> None:
-    """Run this process's part of a job in its begun folder."""
+def _run_here(job: str, folder: Path, **more: Any) -> None:
+    """Run this process's part of a job in its begun folder; `more` as for `execute`."""
     quiet()
     if not (folder / "summary.json").is_file():
-        execute(job, from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8")), folder)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, without Ray's wrapping."""
-    while cause := getattr(error, "cause", None) or error.__cause__:
-        error = cause
-    failures = getattr(error, "worker_failures", None)
-    return _cause(next(iter(failures.values()))) if failures else error
-
-
-def _line(error: BaseException) -> str:
-    return (" ".join(str(_cause(error)).split()) or type(error).__name__)[:500]
+        execute(job, from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8")), folder, **more)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def join_group_of_one() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it whenever an engine is made
 
 
-def run_here(job: str, config: Any, folder: Path) -> dict[str, Any]:
+def run_here(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:
     """Run a job as the command does, in this process; returns its summary."""
     from launcher import jobs, runs
     from launcher.rank import execute
@@ -64,7 +64,7 @@ def run_here(job: str, config: Any, folder: Path) -> dict[str, Any]:
     join_group_of_one()
     jobs.check(job, config, 1)
     runs.begin(folder, job, config)
-    return execute(job, config, folder)
+    return execute(job, config, folder, **more)
 
 
 def _groups(world_size: int) -> list[dict[str, str]]:

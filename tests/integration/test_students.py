@@ -360,3 +360,20 @@ def test_the_splits_of_a_task_are_its_files(task, teacher, tmp_path):
         "dev",
         "x",
     ]
+
+
+def test_a_search_hears_of_every_measurement_with_the_share_that_is_done(tmp_path, task, teacher, labelled):
+    """Two stages of two epochs and one, measured once an epoch where the loss has logits or labels."""
+    config = TaskDistillConfig(
+        teacher=TeacherConfig(teacher, outputs=str(labelled / "outputs")),
+        task=task,
+        student=StudentConfig(layers=1, hidden_size=16, heads=2, intermediate_size=16),
+        intermediate=stage(2, labels=1.0),
+        prediction=stage(1, logits=1.0),
+    )
+    folder, heard = tmp_path / "run", []
+    run_here("task", config, folder, on_measure=lambda scores, share: heard.append((share, scores)))
+    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    dev = [row["accuracy"] for row in told if row["split"] == "dev"]
+    assert [scores["accuracy"] for _, scores in heard] == dev
+    assert [share for share, _ in heard] == pytest.approx([1 / 3, 2 / 3, 1])

@@ -44,6 +44,7 @@ from launcher.jobs import JOBS, load
 from launcher.settings import Launch, from_yaml, job_of, parse, to_yaml
 from launcher.submitted import CancelConfig, LogsConfig, StatusConfig
 from tests.helpers import tree
+from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 
 ROOT = Path(__file__).parents[2]
 AWKWARD = [
@@ -88,6 +89,20 @@ CONFIGS = {
     "finetune": FinetuneConfig(model="model", task=TASK, shape=StudentConfig(layers=2), dropout=0.0),
     "label": LabelConfig(teacher=TEACHER, task=TASK, batch_size=3, rows_per_file=7),
     "task": TaskDistillConfig(TEACHER, TASK, StudentConfig(kind="cnn", words=WordsConfig("a.vec")), seed=3),
+    "tune": TuneConfig(
+        base=TaskDistillConfig(TEACHER, TASK, seed=3),
+        space={
+            "student.layers": [1, 2],
+            "prediction.optimizer.lr": {"low": 1e-5, "high": 0.1, "log": True},
+        },
+        search="random",
+        trials=3,
+        minimise="flops",
+        budget=BudgetConfig(parameters=9, latency_ms=0.5),
+        scheduler=SchedulerConfig("asha", 0.1, 3.0),
+        workers=WorkersConfig(2, 3, 0.5, 4, 0),
+        seed=7,
+    ),
     "textgcn": TextGcnConfig(task=TASK, window=5),
     "evaluate": EvaluateConfig(
         models={"a": ["x", "y z"], "no": ["1"]}, task=TASK, latency=False, submit={"AX": "ax.tsv"}
@@ -319,7 +334,9 @@ def test_bare_words_are_the_reports_runs():
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_fits_a_job(recipe):
     job = job_of(str(recipe))
-    data = ["--task.train", "x", "--task.dev", "x"] if "task" in get_type_hints(type(CONFIGS[job])) else []
+    kinds = get_type_hints(type(CONFIGS[job]))
+    task = "base.task" if "base" in kinds else "task"
+    data = [f"--{task}.train=x", f"--{task}.dev=x"] if kinds.keys() & {"base", "task"} else []
     assert parse(job, ["--config", str(recipe), *data])
 
 

@@ -1,0 +1,222 @@
+"""Searches by the command, on a real Ray of this machine."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import BertConfig, BertForSequenceClassification
+
+from data_pipeline.grammar import NEGATIVE, POSITIVE, THINGS
+from data_pipeline.vocabulary import copy_tokenizer
+from launcher import jobs
+from launcher.settings import from_yaml, to_yaml
+from tests.helpers import tiny_tokens
+from tests.processes import ROOT
+
+slow = pytest.mark.slow  # Ray's start, and six processes for every trial
+SECONDS = 900  # until a test gives up; none is judged by its time
+COMMAND = [sys.executable, "-m", "launcher.cli", "tune"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
+ENVIRONMENT.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_tokenizer: str) -> dict[str, Any]:
+    """A search over CNNs that learn from labels which words are kind; dev is measured every 4th step."""
+    task, rng = tmp_path_factory.mktemp("task"), random.Random(0)
+    for split, count in (("train", 200), ("dev", 64)):
+        lines = ["sentence\tlabel"]
+        for number in range(count):
+            words, label = ((POSITIVE, "positive"), (NEGATIVE, "negative"))[number % 2]
+            lines.append(f"the {rng.choice(THINGS)} was {rng.choice(words)} .\t{label}")
+        (task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    teacher = tmp_path_factory.mktemp("teacher")
+    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(
+        BertConfig(vocab_size=len(tiny_tokens()), initializer_range=0.5, **shape, **names)
+    ).save_pretrained(teacher)
+    copy_tokenizer(tiny_tokenizer, teacher)
+    return {
+        "base": {
+            "teacher": {"path": str(teacher)},
+            "task": {
+                "train": str(task / "train.tsv"),
+                "dev": str(task / "dev.tsv"),
+                "max_length": 32,
+            },
+            "student": {"kind": "cnn", "words": {"size": 8}},
+            "prediction": {
+                "epochs": 2,
+                "batch_size": 8,
+                "objective": {"logits": 0, "labels": 1.0},
+                "optimizer": {"lr": 1e-3},
+                "evaluate_every": 4,
+            },
+            "record": {"save_every": 4, "log_every": 1},
+        },
+        "workers": {"concurrent": 1},
+    }
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts the command, its words kept in a log beside the run; what is left of it ends with the test."""
+    started = []
+
+    def begin(run: Path, *more: str) -> subprocess.Popen:
+        with (run.parent / "log.txt").open("a") as log:
+            words = [*COMMAND, f"--run={run}", *more]
+            started.append(subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.terminate()
+        process.wait()
+
+
+def finish(process: subprocess.Popen, run: Path) -> dict[str, Any]:
+    """Wait for the end of the command; returns the summary."""
+    assert process.wait(timeout=SECONDS) == 0, (run.parent / "log.txt").read_text()[-8000:]
+    return json.loads((run / "summary.json").read_text())
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    path = run / "trials.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
+
+
+def workers(run: Path) -> list[Path]:
+    """The folders in /proc of all workers that Ray Train has started, in their order."""
+    found = re.findall(r"pid=(\d+)\) world_rank=", (run.parent / "log.txt").read_text())
+    return [Path("/proc", process) for process in found]
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen, run: Path) -> None:
+    """Wait for something to be so while the command is at work."""
+    deadline = time.monotonic() + SECONDS
+    while not ready():
+        assert process.poll() is None, (run.parent / "log.txt").read_text()[-8000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def drivers(run: Path) -> list[int]:
+    """The search's own process."""
+    words = f"launcher.rank\0tune\0{run}\0"
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if words in path.read_text(errors="replace")
+    ]
+
+
+def test_a_search_is_refused_where_no_candidate_can_be_trained(recipe):
+    """The base has more layers than the teacher, which matters where a candidate is a transformer."""
+    content = {**recipe, "base": {**recipe["base"], "student": {"layers": 9}}}
+    for kinds, said in ((["transformer", "cnn"], ""), (["transformer"], "student.layers: 9")):
+        config = from_yaml("tune", yaml.safe_dump({**content, "space": {"student.kind": kinds}}))
+        with pytest.raises(ValueError, match=said) if said else nullcontext():
+            jobs.check("tune", config, 1)
+    content["base"]["task"] = {**recipe["base"]["task"], "dev": "nowhere.tsv"}
+    config = from_yaml("tune", yaml.safe_dump({**content, "space": {"student.kind": ["cnn"]}}))
+    with pytest.raises(ValueError, match=r"nowhere\.tsv"):
+        jobs.check("tune", config, 1)
+
+
+@slow
+def test_a_budget_and_a_kill(tmp_path, recipe, start):
+    """Half of the candidates are too large and train no step; the rest survive a kill of the search."""
+    config = tmp_path / "search.yaml"
+    space = {"student.kind": ["cnn", "bilstm"], "prediction.optimizer.lr": [1e-3, 1e-2]}
+    config.write_text(
+        yaml.safe_dump({**recipe, "space": space, "budget": {"parameters": 500_000}}, sort_keys=False)
+    )
+    run = tmp_path / "run"
+    first = start(run, f"--config={config}")
+    wait_until(lambda: any(line["event"] == "finished" for line in events(run)), first, run)
+    (driver,) = drivers(run)
+    os.kill(driver, signal.SIGKILL)
+    first.wait()
+    before = events(run)
+    finished = [line["number"] for line in before if line["event"] == "finished"]
+    found = finish(start(run, "--resume"), run)
+
+    again = events(run)[len(before) :]
+    assert not {line["number"] for line in again} & set(finished)  # nothing that had ended is repeated
+    status = {trial["name"]: trial["status"] for trial in found["search"]["trials"]}
+    assert sorted(status.values()) == ["finished", "finished", "refused", "refused"]
+    refused = [trial for trial in found["search"]["trials"] if trial["status"] == "refused"]
+    assert all(trial["steps"] == 0 and "above the budget" in trial["reason"] for trial in refused)
+    assert not (run / "trials" / "0002").exists()
+    best = max(found["search"]["trials"], key=lambda trial: (trial["status"] == "finished", trial["score"]))
+    assert found["search"]["best"] == best["name"]
+    recipe_of_best = from_yaml("task", (run / "best.yaml").read_text())
+    assert recipe_of_best.teacher.outputs == str(run / "label" / "outputs")
+    trial = run / "trials" / best["name"].split(" ")[0]
+    assert to_yaml(recipe_of_best) == (trial / "config.yaml").read_text()
+    summary = json.loads((trial / "summary.json").read_text())
+    assert summary["best"]["accuracy"] == best["score"]
+    assert "<svg" in (run / "report.html").read_text()
+
+
+@slow
+def test_trials_that_are_stopped_or_fail(tmp_path, recipe, start):
+    """Two processes each: a rate that can't learn is stopped, one that breaks fails and is told."""
+    config = tmp_path / "search.yaml"
+    space = {"prediction.optimizer.lr": [1e-2, 1e-9, 1e30]}
+    scheduler = {"name": "asha", "grace": 0.1, "reduction": 2}
+    each = {"processes": 2, "concurrent": 1, "retries": 0}
+    prediction = {
+        **recipe["base"]["prediction"],
+        "epochs": 8,
+        "evaluate_every": 20,
+    }  # time to be stopped in
+    base = {**recipe["base"], "prediction": prediction}
+    more = {"base": base, "space": space, "scheduler": scheduler, "workers": each}
+    config.write_text(yaml.safe_dump(more))
+    run = tmp_path / "run"
+    command = start(run, f"--config={config}")
+    wait_until(lambda: any(line["event"] == "stopped" for line in events(run)), command, run)
+    labelling, first, second = (workers(run)[begin : begin + 2] for begin in (0, 2, 4))
+    assert len({*labelling, *first, *second}) == 6
+    wait_until(lambda: not any(process.exists() for process in second), command, run)
+    good, poor, broken = finish(command, run)["search"]["trials"]
+    assert (good["status"], poor["status"]) == ("finished", "stopped")
+    assert 0 < poor["steps"] < good["steps"] == 200
+    assert broken["status"] == "failed"
+    assert "lower optimizer.lr" in broken["reason"]
+    assert json.loads((run / "trials" / "0000" / "summary.json").read_text())["processes"] == 2
+
+
+@slow
+def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, recipe, start):
+    """Its candidates are measured while the search goes on; the recipe of the best is a run of task."""
+    config = tmp_path / "search.yaml"
+    space = {"student.words.size": {"low": 2, "high": 16}}
+    more = {"search": "optuna", "trials": 2, "minimise": "parameters", "space": space}
+    config.write_text(yaml.safe_dump({**recipe, **more}))
+    run, again = tmp_path / "run", tmp_path / "again"
+    found = finish(start(run, f"--config={config}", "--on=ray"), run)
+    trials = found["search"]["trials"]
+    assert [trial["status"] for trial in trials] == ["finished", "finished"]
+    small, large = sorted(trials, key=lambda trial: trial["values"]["student.words.size"])
+    assert small["parameters"] < large["parameters"]
+    assert found["search"]["against"] == "parameters"
+    assert small["name"] in found["search"]["front"]
+    task = [sys.executable, "-m", "launcher.cli", "task", f"--config={run}/best.yaml", f"--run={again}"]
+    subprocess.run(task, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    best = next(trial for trial in trials if trial["name"] == found["search"]["best"])
+    assert json.loads((again / "summary.json").read_text())["best"]["accuracy"] == best["score"]

@@ -1,0 +1,344 @@
+"""The search without Ray: the space, budgets, proposals, what is recorded, and what comes out."""
+
+import json
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from data_pipeline.tasks import TaskConfig
+from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
+from launcher import runs
+from launcher.settings import from_yaml, parse, to_yaml
+from tune.checks import check_scheduler, check_search, check_workers, over_budget
+from tune.proposals import Optuna, proposals
+from tune.record import Record, Trial
+from tune.result import best, front, result
+from tune.search import _Past, _scheduler, _tell_past
+from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
+from tune.space import check_space, combinations, drawn, read_space, value_of, with_values
+from tune.workers import trials_at_once
+
+BASE = TaskDistillConfig(TeacherConfig("teacher"), TaskConfig("train.tsv", "dev.tsv"))
+SPACE = {
+    "student.kind": ["transformer", "cnn"],
+    "student.layers": {"values": [2, 4], "when": {"student.kind": ["transformer"]}},
+    "prediction.optimizer.lr": [1e-4, 1e-3],
+}
+RANGES = {
+    "student.kind": ["transformer", "cnn"],
+    "student.layers": {"low": 1, "high": 6, "when": {"student.kind": ["transformer"]}},
+    "prediction.optimizer.lr": {"low": 1e-5, "high": 1e-2, "log": True},
+    "prediction.objective.layer_map": ["uniform", [1, 2]],
+}
+SHAPE = {"parameters": 1000, "megabytes": 0.1, "flops": 500, "latency_ms": 2.0}
+
+
+def search(**changes: Any) -> TuneConfig:
+    return TuneConfig(**{"base": BASE, "space": SPACE, **changes})
+
+
+# ---- the space
+
+
+def test_a_grid_is_every_combination_once_and_conditions_hold():
+    found = list(combinations(read_space(SPACE), BASE))
+    assert len(found) == 2 * 2 + 1 * 2  # a CNN has no layers to vary
+    assert all(
+        ("student.layers" in values) == (values["student.kind"] == "transformer") for values in found
+    )
+
+
+def test_conditions_may_stand_before_what_they_ask_for():
+    turned = dict(reversed(SPACE.items()))
+    marks = [
+        {json.dumps(v, sort_keys=True) for v in combinations(read_space(s), BASE)} for s in (SPACE, turned)
+    ]
+    assert marks[0] == marks[1]
+
+
+def test_a_condition_on_what_does_not_vary_asks_the_base():
+    space = {"student.layers": {"values": [2, 4], "when": {"student.kind": ["cnn"]}}}
+    assert list(combinations(read_space(space), BASE)) == [{}]
+    other = replace(BASE, student=StudentConfig(kind="cnn"))
+    assert len(list(combinations(read_space(space), other))) == 2
+
+
+def test_draws_are_a_function_of_seed_and_number_and_stay_in_range():
+    domains = read_space(RANGES)
+    draws = [drawn(domains, BASE, 1, number) for number in range(200)]
+    assert draws == [drawn(domains, BASE, 1, number) for number in range(200)]
+    assert draws != [drawn(domains, BASE, 2, number) for number in range(200)]
+    layers = {draw["student.layers"] for draw in draws if "student.layers" in draw}
+    assert layers == {1, 2, 3, 4, 5, 6}
+    rates = sorted(draw["prediction.optimizer.lr"] for draw in draws)
+    assert 1e-5 <= rates[0] < rates[-1] <= 1e-2
+    assert 1e-4 < rates[100] < 1e-3  # even in the logarithm: of plain draws half lie above 5e-3
+
+
+def test_a_candidate_is_the_base_with_its_values_and_nothing_else():
+    values = {
+        "student.layers": 2,
+        "prediction.objective.layer_map": [1, 2],
+        "prediction.optimizer.lr": 0.01,
+    }
+    config = with_values(BASE, values)
+    assert {key: value_of(config, key) for key in values} == values
+    assert with_values(config, {key: value_of(BASE, key) for key in values}) == BASE
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({}, "empty"),
+        ({"student.layer": [2]}, "no such setting"),
+        ({"student.layers.more": [2]}, "no such setting"),
+        ({"student.layers": ["two"]}, "student.layers"),
+        ({"student.layers": 2}, "give a list"),
+        ({"student.layers": []}, "one value or more"),
+        ({"student.layers": {"low": 4, "high": 2}}, "must be below"),
+        ({"prediction.optimizer.lr": {"low": 0, "high": 1, "log": True}}, "above 0 with log"),
+        ({"student.layers": {"low": 1}}, "must be numbers"),
+        ({"student.layers": {"values": [1], "low": 1, "high": 2}}, "give a list"),
+        ({"student.layers": {"values": [1], "if": {}}}, "give a list"),
+        ({"student.layers": {"values": [1], "when": {"student.sort": [1]}}}, "no such setting"),
+        ({"task.dev": ["a", "b"]}, "compared"),
+        (
+            {
+                "student.layers": {"values": [1], "when": {"student.heads": [1]}},
+                "student.heads": {"values": [1], "when": {"student.layers": [1]}},
+            },
+            "wait for one another",
+        ),
+    ],
+)
+def test_a_space_that_can_not_be_is_refused(space, said):
+    with pytest.raises(ValueError, match=said):
+        check_space(space, BASE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"space": RANGES}, "a range has no grid"),
+        ({"search": "random"}, "trials: none"),
+        ({"search": "optuna"}, "trials: none"),
+        ({"trials": 0}, "trials: 0"),
+    ],
+)
+def test_a_search_that_does_not_fit_the_space_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        check_search(search(**changes))
+
+
+def test_numbers_out_of_range_are_refused():
+    for name, value in (("processes", 0), ("cpus", 0), ("gpus", -1), ("concurrent", -1), ("retries", -1)):
+        with pytest.raises(ValueError, match=f"workers.{name}"):
+            check_workers(WorkersConfig(**{name: value}))
+    for name, value in (("grace", 0), ("grace", 1), ("reduction", 1)):
+        with pytest.raises(ValueError, match=f"scheduler.{name}"):
+            check_scheduler(SchedulerConfig(**{name: value}))
+
+
+def test_the_command_line_takes_a_space():
+    words = ["--base.teacher.path=t", "--base.task.train=a", "--base.task.dev=b"]
+    config, _ = parse("tune", [*words, "--space", json.dumps(SPACE)])
+    assert config.space == SPACE
+    assert from_yaml("tune", to_yaml(config)) == config
+
+
+# ---- budgets
+
+
+def test_a_budget_refuses_what_is_above_it_and_says_by_how_much():
+    assert over_budget(SHAPE, BudgetConfig()) == ""
+    assert over_budget(SHAPE, BudgetConfig(parameters=1000, flops=500, latency_ms=2.0)) == ""
+    assert over_budget(SHAPE, BudgetConfig(parameters=999)) == "parameters 1,000 is above the budget's 999"
+    assert over_budget(SHAPE, BudgetConfig(latency_ms=1.5)) == "latency_ms 2.0 is above the budget's 1.5"
+
+
+# ---- proposals
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+def test_after_a_restart_a_number_is_the_same_candidate(kind):
+    config = search(search=kind, trials=5)
+    first = proposals(config, 0)
+    asked = [first.ask(number) for number in range(5)]
+    assert [proposals(config, 3).ask(number) for number in (3, 4)] == asked[3:]
+    assert proposals(search(), 0).ask(6) is None
+
+
+def ended(number: int, values: dict[str, Any], score: float, latency: float = 1.0) -> Trial:
+    shape = {**SHAPE, "latency_ms": latency}
+    return Trial(number, values, "finished", shape, [(0.5, score / 2)], score)
+
+
+def test_optuna_learns_what_scores_high_before_and_after_a_restart():
+    """The score falls with the distance of log10(lr) from -4."""
+    config = search(search="optuna", space=RANGES, trials=40)
+
+    def score(values: dict[str, Any]) -> float:
+        return 1 - abs(math.log10(values["prediction.optimizer.lr"]) + 4) / 4
+
+    source, past = Optuna(config), []
+    for number in range(20):
+        values = source.ask(number)
+        past.append(ended(number, values, score(values)))
+        source.tell(past[-1])
+    again = Optuna(config, past=len(past))
+    for trial in past:
+        again.tell(trial)
+    assert [t.values for t in again.study.trials] == [t.values for t in source.study.trials]
+    later = []
+    for number in range(20, 40):
+        values = again.ask(number)
+        later.append(score(values))
+        again.tell(ended(number, values, later[-1]))
+    chance = [score(drawn(read_space(RANGES), BASE, 0, number)) for number in range(200)]
+    assert sum(later) / len(later) > sum(chance) / len(chance) + 0.05
+
+
+def test_optuna_counts_no_failures_and_takes_two_aims():
+    config = search(search="optuna", space=RANGES, trials=8, minimise="latency_ms")
+    source = Optuna(config)
+    for number in range(6):
+        values = source.ask(number)
+        trial = ended(number, values, 0.5 + number / 100, latency=number + 1)
+        source.tell(replace(trial, status="failed", score=None, measured=[]) if number == 3 else trial)
+    assert len(source.study.best_trials) == 5  # each better in one aim than the others; the sixth failed
+
+
+# ---- the record
+
+
+def test_a_killed_search_reads_what_it_had_written(tmp_path):
+    record = Record(tmp_path)
+    record.add(0, "begun", values={"student.layers": 2}, shape=SHAPE)
+    record.add(1, "refused", values={"student.layers": 9}, shape=SHAPE, reason="too large")
+    record.add(0, "measured", share=0.5, score=0.7)
+    record.add(2, "begun", values={"student.layers": 4}, shape=SHAPE)
+    record.add(0, "finished", score=0.8)
+    with record.path.open("a") as file:
+        file.write('{"number": 2, "event": "meas')  # killed in the middle of a line
+    again = Record(tmp_path)
+    assert again.trials == record.trials
+    assert again.measurements == [(0, 0.5, 0.7)]
+    assert [trial.number for trial in again.unfinished] == [2]
+    assert again.trained == 2
+    again.add(2, "stopped")
+    assert Record(tmp_path).trials[2].status == "stopped"
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    (tmp_path / "trials.jsonl").write_text('{"number": 0, "event": "finished"}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        Record(tmp_path)
+
+
+# ---- what comes out
+
+
+def test_the_front_is_what_no_other_beats():
+    rng = random.Random(0)
+    points = [(rng.randint(0, 9) / 10, rng.randint(1, 9)) for _ in range(60)]
+    naive = []
+    for a in points:
+        beaten = False
+        for b in points:
+            if b[0] >= a[0] and b[1] <= a[1] and (b[0] > a[0] or b[1] < a[1]):
+                beaten = True
+        naive.append(not beaten)
+    assert front([(score, cost) for score, cost in points]) == naive
+
+
+def test_of_equal_scores_the_smaller_student_is_best():
+    large = ended(0, {}, 0.8)
+    small = replace(ended(1, {}, 0.8), shape={**SHAPE, "parameters": 10})
+    assert best([large, small, ended(2, {}, 0.7)]) is small
+
+
+def test_the_best_trials_recipe_is_a_run_of_task(tmp_path):
+    config, record = search(), Record(tmp_path)
+    for number, values in enumerate(combinations(read_space(SPACE), BASE)):
+        trial = record.add(number, "begun", values=values, shape=SHAPE)
+        runs.begin(record.run(trial), "task", with_values(BASE, values))
+        if number < 3:
+            row = {"stage": "prediction", "split": "train", "step": 10 * (number + 1), "time": 2.0}
+            (record.run(trial) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            record.add(number, "finished", score=0.5 + 0.1 * number)
+        else:
+            record.add(number, "stopped" if number == 3 else "failed", reason="no memory")
+    found = result(config, record)
+    written = from_yaml("task", (tmp_path / "best.yaml").read_text())
+    assert written == with_values(BASE, record.trials[2].values)
+    assert [row["accuracy_mean"] for row in found["rows"]] == [0.5, 0.6, 0.7]
+    assert found["steps"] == 60
+    assert found["search"]["best"] == record.trials[2].title
+    assert found["search"]["front"] == [record.trials[2].title]
+    assert [trial["reason"] for trial in found["search"]["trials"]][-1] == "no memory"
+
+
+def test_a_search_without_a_finished_trial_says_why(tmp_path):
+    record = Record(tmp_path)
+    record.add(0, "refused", values={}, reason="heads don't divide the width")
+    with pytest.raises(ValueError, match="heads don't divide"):
+        result(search(), record)
+    record.add(1, "begun", values={}, shape=SHAPE)
+    record.add(1, "failed", reason="no memory")
+    with pytest.raises(RuntimeError, match="no memory"):
+        result(search(), record)
+
+
+# ---- what the scheduler and the cluster are asked
+
+
+def test_a_scheduler_told_of_the_past_decides_as_if_it_had_seen_it(tmp_path):
+    """Of four trials the last is the worst at the first rung, so it is stopped."""
+    scores = [0.8, 0.7, 0.75, 0.6]
+    decisions = []
+    for told in (0, 3):  # trials that ended before the search was killed
+        record = Record(tmp_path / str(told))
+        record.folder.mkdir()
+        for number, score in enumerate(scores[:told]):
+            record.add(number, "begun", values={}, shape=SHAPE)
+            record.add(number, "measured", share=0.25, score=score)
+            record.add(number, "stopped")
+        scheduler = _scheduler(SchedulerConfig("asha", grace=0.25, reduction=2))
+        _tell_past(scheduler, record, "accuracy")
+        for number, score in enumerate(scores[told:], start=told):
+            trial = _Past(str(number))
+            scheduler.on_trial_add(None, trial)
+            result = {"share": 0.25, "accuracy": score}
+            decisions.append((number, scheduler.on_trial_result(None, trial, result)))
+    assert decisions[:4] == [(0, "CONTINUE"), (1, "STOP"), (2, "CONTINUE"), (3, "STOP")]
+    assert decisions[4:] == [(3, "STOP")]
+
+
+@pytest.mark.parametrize("name", ["none", "asha", "median"])
+def test_every_scheduler_takes_shares_of_the_training(name, tmp_path):
+    record = Record(tmp_path)
+    for number in range(5):
+        record.add(number, "begun", values={}, shape=SHAPE)
+        for share in (0.1, 0.5):
+            record.add(number, "measured", share=share, score=0.8)
+        record.add(number, "finished", score=0.8)
+    scheduler = _scheduler(SchedulerConfig(name, grace=0.5, reduction=2))
+    _tell_past(scheduler, record, "accuracy")
+    trial = _Past("new")
+    scheduler.on_trial_add(None, trial)
+    said = [scheduler.on_trial_result(None, trial, {"share": s, "accuracy": 0.1}) for s in (0.1, 0.5)]
+    assert said == ["CONTINUE", "CONTINUE" if name == "none" else "STOP"]
+
+
+def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic():
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}, {"CPU": 2.0, "memory": 1.0}]
+    assert trials_at_once(nodes, {"CPU": 2}, processes=2, wish=0) == 2  # 2 + 1 + 1 places
+    assert trials_at_once(nodes, {"CPU": 2}, processes=1, wish=3) == 3
+    assert trials_at_once(nodes, {"CPU": 2}, processes=4, wish=9) == 1
+    with pytest.raises(ValueError, match=r"5 x \(2 CPU\).*4 CPU; 3 CPU; 2 CPU, hold 2 \+ 1 \+ 1 = 4"):
+        trials_at_once(nodes, {"CPU": 2}, processes=5, wish=0)
+    with pytest.raises(ValueError, match=r"1 \+ 0 \+ 0 = 1"):
+        trials_at_once(nodes, {"CPU": 1, "GPU": 1}, processes=2, wish=0)

@@ -1,0 +1,1 @@
+"""A search over student configurations; one trial is one DeepSpeed job."""

@@ -1,0 +1,80 @@
+"""What the search refuses before it starts. Imports no torch and no Ray."""
+
+from __future__ import annotations
+
+import importlib.util
+from itertools import islice
+from typing import Any
+
+from distill.checks import check_task_distill
+from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
+from tune.space import check_space, combinations, drawn, read_space, with_values
+
+LOOKED_AT = 100  # candidates, until one can be trained
+
+
+def check(config: TuneConfig) -> None:
+    """Refuse a search that can't work."""
+    for package in ("ray", "optuna") if config.search == "optuna" else ("ray",):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"tune needs {package}: pip install 'distillery[tune]'")
+    check_workers(config.workers)
+    check_scheduler(config.scheduler)
+    for name, value in vars(config.budget).items():
+        if value is not None and not value > 0:
+            raise ValueError(f"budget.{name}: {value}; give a number above 0, or null")
+    check_space(config.space, config.base)
+    check_search(config)
+    check_candidates(config)
+
+
+def check_search(config: TuneConfig) -> None:
+    """Refuse a way of searching that does not fit the space."""
+    if config.search == "grid":
+        for key, domain in read_space(config.space).items():
+            if not domain.choices:
+                raise ValueError(f"space.{key}: a range has no grid; give a list, or search: random")
+    elif config.trials is None:
+        raise ValueError(f"trials: none given; search: {config.search} needs a number")
+    if config.trials is not None and config.trials < 1:
+        raise ValueError(f"trials: {config.trials}; give 1 or more")
+
+
+def check_candidates(config: TuneConfig) -> None:
+    """Refuse what no candidate can be trained with, such as data that can't be read.
+
+    The base itself may be no candidate, and some candidates may be impossible: they are told in the table.
+    """
+    refused: list[ValueError] = []
+    domains = read_space(config.space)
+    draws = (drawn(domains, config.base, config.seed, number) for number in range(LOOKED_AT))
+    found = combinations(domains, config.base) if config.search == "grid" else draws
+    for values in islice(found, LOOKED_AT):
+        try:
+            return check_task_distill(with_values(config.base, values), config.workers.processes)
+        except ValueError as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def check_workers(workers: WorkersConfig) -> None:
+    """Refuse numbers of workers that can't be."""
+    for name, least in (("processes", 1), ("cpus", 1), ("gpus", 0), ("concurrent", 0), ("retries", 0)):
+        if getattr(workers, name) < least:
+            raise ValueError(f"workers.{name}: {getattr(workers, name)}; give {least} or more")
+
+
+def check_scheduler(scheduler: SchedulerConfig) -> None:
+    """Refuse rungs that can't be."""
+    if not 0 < scheduler.grace < 1:
+        raise ValueError(f"scheduler.grace: {scheduler.grace}; give a share above 0 and below 1")
+    if not scheduler.reduction > 1:
+        raise ValueError(f"scheduler.reduction: {scheduler.reduction}; give more than 1")
+
+
+def over_budget(shape: dict[str, Any], budget: BudgetConfig) -> str:
+    """Why a shape is refused; empty where it is not."""
+    for name, most in vars(budget).items():
+        if most is not None and shape[name] > most:
+            return f"{name} {shape[name]:,} is above the budget's {most:,}"
+    return ""

@@ -1,0 +1,134 @@
+"""Candidates, one after another: a grid, random draws, or what Optuna makes of the scores so far.
+
+Of a grid and of random draws a candidate's number says which it is, so a restart goes on where it stopped;
+Optuna is told again what the earlier candidates scored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tune.record import Trial
+from tune.settings import TuneConfig
+from tune.space import Domain, Values, combinations, drawn, read_space, varies
+
+
+class Proposals(Protocol):
+    """Where candidates come from."""
+
+    def ask(self, number: int) -> Values | None:
+        """Candidate `number`, from 0 on; None where there are no more."""
+        ...
+
+    def tell(self, trial: Trial) -> None:
+        """A candidate has ended."""
+        ...
+
+
+class Grid:
+    """Every combination."""
+
+    def __init__(self, config: TuneConfig):
+        self.candidates = list(combinations(read_space(config.space), config.base))
+
+    def ask(self, number: int) -> Values | None:
+        return self.candidates[number] if number < len(self.candidates) else None
+
+    def tell(self, trial: Trial) -> None:
+        pass
+
+
+class Draws:
+    """Random ones."""
+
+    def __init__(self, config: TuneConfig):
+        self.config, self.domains = config, read_space(config.space)
+
+    def ask(self, number: int) -> Values:
+        return drawn(self.domains, self.config.base, self.config.seed, number)
+
+    def tell(self, trial: Trial) -> None:
+        pass
+
+
+class Optuna:
+    """A tree-structured Parzen estimator, or NSGA-II where a cost is made small too.
+
+    Of a trial that was stopped early the last score counts; one that failed or was refused does not count.
+
+    Args:
+        config: The search.
+        past: Candidates that an earlier process asked for: the same seed would draw them again.
+    """
+
+    def __init__(self, config: TuneConfig, past: int = 0):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.config, self.domains = config, read_space(config.space)
+        self.trial, self.state = optuna.trial, optuna.trial.TrialState
+        directions: list[Any] = ["maximize"]
+        seed = config.seed + past
+        few = (config.trials or 0) // 4  # drawn blindly, before it learns
+        sampler: Any = optuna.samplers.TPESampler(n_startup_trials=min(10, max(3, few)), seed=seed)
+        if config.minimise:
+            directions.append("minimize")
+            sampler = optuna.samplers.NSGAIISampler(population_size=min(50, max(4, few)), seed=seed)
+        self.study = optuna.create_study(directions=directions, sampler=sampler)
+        self.open: dict[int, Any] = {}
+
+    def ask(self, number: int) -> Values:
+        trial = self.open[number] = self.study.ask()
+        values: Values = {}
+        for key, domain in self.domains.items():
+            if varies(domain, values, self.config.base):
+                values[key] = _suggest(trial, key, domain)
+        return values
+
+    def tell(self, trial: Trial) -> None:
+        score, cost = trial.last_score, self.config.minimise
+        counts = trial.status in ("finished", "stopped") and score is not None
+        results: Any = ([score, trial.shape[cost]] if cost else [score]) if counts else None
+        state = self.state.COMPLETE if counts else self.state.FAIL
+        if (own := self.open.pop(trial.number, None)) is not None:
+            self.study.tell(own, results, state)
+            return
+        distributions = {key: _distribution(self.domains[key]) for key in trial.values}
+        params = {key: _position(self.domains[key], value) for key, value in trial.values.items()}
+        self.study.add_trial(
+            self.trial.create_trial(state=state, values=results, params=params, distributions=distributions)
+        )
+
+
+def _suggest(trial: Any, key: str, domain: Domain) -> Any:
+    if domain.choices:
+        return domain.choices[trial.suggest_categorical(key, range(len(domain.choices)))]
+    if domain.whole:
+        return trial.suggest_int(key, int(domain.low), int(domain.high), log=domain.log)
+    return trial.suggest_float(key, domain.low, domain.high, log=domain.log)
+
+
+def _distribution(domain: Domain) -> Any:
+    """As Optuna calls it; of a list it sees the positions, for lists of lists are no choices to it."""
+    from optuna import distributions
+
+    if domain.choices:
+        return distributions.CategoricalDistribution(range(len(domain.choices)))
+    if domain.whole:
+        return distributions.IntDistribution(int(domain.low), int(domain.high), domain.log)
+    return distributions.FloatDistribution(domain.low, domain.high, domain.log)
+
+
+def _position(domain: Domain, value: Any) -> Any:
+    return domain.choices.index(value) if domain.choices else value
+
+
+def proposals(config: TuneConfig, past: int) -> Proposals:
+    """The configuration's way of searching."""
+    match config.search:
+        case "grid":
+            return Grid(config)
+        case "random":
+            return Draws(config)
+        case _:
+            return Optuna(config, past)

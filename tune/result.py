@@ -1,0 +1,128 @@
+"""What a search found: a row for each trial, the best one's recipe, and the front of score against cost.
+
+Read from RUN/trials.jsonl and the trials' own folders alone. Imports no torch and no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distill.run_folder import write_whole
+from tune.record import Record, Trial
+from tune.settings import TuneConfig, WorkersConfig
+
+
+def result(config: TuneConfig, record: Record) -> dict[str, Any]:
+    """Write RUN/best.yaml; returns the summary's figures.
+
+    Raises ValueError where no candidate could be trained, RuntimeError where every trial failed.
+    """
+    trials = sorted(record.trials.values(), key=lambda trial: trial.number)
+    finished = [trial for trial in trials if trial.status == "finished"]
+    if not finished:
+        raise _nothing(trials)
+    winner = best(finished)
+    text = (record.run(winner) / "config.yaml").read_text(encoding="utf-8")
+    recipe = record.folder / "best.yaml"
+    write_whole(recipe, f"# {winner.title}\n#   distillery task --config {recipe}\n{text}")
+    cost = config.minimise or "latency_ms"
+    on_front = front([(_score(trial), trial.shape[cost]) for trial in finished])
+    costs = {trial.number: _cost(record.run(trial), config.workers) for trial in trials}
+    told = [_told(trial, costs[trial.number]) for trial in trials]
+    metric = config.base.task.selection
+    return {
+        "rows": [_row(trial, metric, costs[trial.number]) for trial in finished],
+        "search": {
+            "metric": metric,
+            "against": cost,
+            "best": winner.title,
+            "front": [trial.title for trial, is_on in zip(finished, on_front, strict=True) if is_on],
+            "settings": list(config.space),
+            "trials": told,
+        },
+        "steps": sum(one["steps"] for one in told),
+    }
+
+
+def best(finished: list[Trial]) -> Trial:
+    """The highest score on dev; of equals the smaller student, then the earlier."""
+    return min(finished, key=lambda trial: (-_score(trial), trial.shape["parameters"], trial.number))
+
+
+def front(points: list[tuple[float, float]]) -> list[bool]:
+    """Which points (score, cost) no other beats: at least as good in both and better in one."""
+    return [
+        not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in points)
+        for score, cost in points
+    ]
+
+
+def _score(trial: Trial) -> float:
+    assert trial.score is not None
+    return trial.score
+
+
+def _nothing(trials: list[Trial]) -> Exception:
+    if failed := [trial for trial in trials if trial.status == "failed"]:
+        return RuntimeError(f"all {len(failed)} trials failed; the first: {failed[0].reason}")
+    reason = f"; the first: {trials[0].title}: {trials[0].reason}" if trials else ""
+    return ValueError(f"space: none of {len(trials)} candidates can be trained{reason}")
+
+
+def _row(trial: Trial, metric: str, cost: dict[str, Any]) -> dict[str, Any]:
+    """As `evaluate` tells of a model."""
+    shape = trial.shape
+    return {
+        "name": trial.title,
+        "metric": metric,
+        "accuracy_mean": trial.score,
+        "accuracy_sd": None,
+        "seeds": 1,
+        **{name: shape[name] for name in ("parameters", "megabytes", "flops")},
+        "latency_ms_p50": shape["latency_ms"],
+        **cost,
+    }
+
+
+def _told(trial: Trial, cost: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": trial.title,
+        "status": trial.status,
+        "values": trial.values,
+        "score": trial.last_score,
+        **trial.shape,
+        **cost,
+        "reason": trial.reason,
+    }
+
+
+def _cost(run: Path, workers: WorkersConfig) -> dict[str, Any]:
+    """What a trial took: training steps, seconds, and its processes' hours."""
+    steps: dict[str, int] = {}
+    seconds = 0.0
+    for row in _lines(run / "metrics.jsonl"):
+        steps[row["stage"]] = max(row["step"], steps.get(row["stage"], 0))
+        seconds = max(seconds, row["time"])
+    if summary := read_summary(run):
+        seconds = max(seconds, summary["wall_s"])
+    hours = seconds * workers.processes / 3600
+    return {
+        "steps": sum(steps.values()),
+        "wall_s": round(seconds, 2),
+        "cpu_hours": round(hours * workers.cpus, 4),
+        "gpu_hours": round(hours * workers.gpus, 4),
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, without a half-written last one."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """A run's summary; None where it has not finished."""
+    path = run / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,65 @@
+"""What an untrained student costs: parameters, FLOPs, and a timed forward, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from data_pipeline.tasks import encode_split, label_set
+from data_pipeline.vocabulary import load_vocabulary
+from distill.checks import model_config, own_labels
+from distill.measure import flops, latencies, parameter_count
+from distill.run_folder import write_whole
+from distill.settings import TaskDistillConfig
+from distill.student import build_student
+
+REPEATS = 50  # timed forwards
+
+
+def shape_of(config: TaskDistillConfig, folder: Path) -> dict[str, Any]:
+    """A student's costs, from `folder` where they have been measured, else measured and kept there.
+
+    Returns parameters, megabytes (fp32), flops (of a dev example of median length) and latency_ms (the
+    median of single dev examples).
+    """
+    file = folder / f"{_fingerprint(config)}.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))["shape"]
+    found = _measure(config, folder / "vocabularies" / _words(config))
+    write_whole(file, json.dumps({"student": asdict(config.student), "shape": found}, indent=2) + "\n")
+    return found
+
+
+def _fingerprint(config: TaskDistillConfig) -> str:
+    """Of what decides the costs."""
+    student = {name: value for name, value in asdict(config.student).items() if name != "dropout"}
+    parts = [student, config.teacher.path, asdict(config.task)]
+    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _words(config: TaskDistillConfig) -> str:
+    """Of what decides the vocabulary of a student of words, which is made once for all of its kind."""
+    parts = [asdict(config.student.words), config.teacher.path, asdict(config.task)]
+    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _measure(config: TaskDistillConfig, vocabulary: Path) -> dict[str, Any]:
+    task, teacher = config.task, config.teacher.path
+    labels = label_set(task, own_labels(model_config(teacher, "teacher")))
+    model, tokenizer = build_student(config.student, teacher, task, labels, vocabulary)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    dev = encode_split(task.dev, task, load_vocabulary(tokenizer), labels)
+    times = latencies({"student": model}, {"student": dev}, REPEATS)["student"]
+    count = parameter_count(model)
+    return {
+        "parameters": count,
+        "megabytes": round(count * 4 / 1e6, 1),
+        "flops": flops(model, dev),
+        "latency_ms": round(statistics.median(times), 3),
+    }

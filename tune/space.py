@@ -1,0 +1,188 @@
+"""The search space: settings that vary, their values, and the configuration that a candidate stands for.
+
+Imports no torch and no Ray.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeGuard
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from distill.settings import TaskDistillConfig
+
+Values = dict[str, Any]  # by setting, such as {"student.layers": 4}
+NOT_VARIED = ("record", "task.dev", "task.metric", "task.kind", "task.more_dev")  # trials must compare
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values of one setting: a list, or a range.
+
+    Attributes:
+        choices: The list; empty for a range.
+        low: Least value of a range.
+        high: Greatest.
+        log: Whether a range is drawn from evenly in its logarithm.
+        when: The setting varies only where each of these has one of the values.
+    """
+
+    choices: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether a range holds whole numbers only."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that stand for all when types are checked."""
+        return self.choices or (self.low, self.high)
+
+    def draw(self, rng: random.Random) -> Any:
+        """One value."""
+        if self.choices:
+            return rng.choice(self.choices)
+        if self.log:
+            value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+            return min(int(self.high), max(int(self.low), round(value))) if self.whole else value
+        return (
+            rng.randint(int(self.low), int(self.high)) if self.whole else rng.uniform(self.low, self.high)
+        )
+
+
+def read_space(space: dict[str, Any]) -> dict[str, Domain]:
+    """The domains by setting, conditions after what they ask for. Raises ValueError."""
+    domains = {key: _domain(key, value) for key, value in space.items()}
+    ordered: dict[str, Domain] = {}
+    while waiting := {key: domain for key, domain in domains.items() if key not in ordered}:
+        ready = {
+            key: domain
+            for key, domain in waiting.items()
+            if not any(other in waiting for other, _ in domain.when)
+        }
+        if not ready:
+            raise ValueError(
+                f"space: the conditions of {', '.join(waiting)} wait for one another; remove one"
+            )
+        ordered |= ready
+    return ordered
+
+
+def _domain(key: str, value: Any) -> Domain:
+    """One setting's domain from what the user wrote. Raises ValueError."""
+    where = f"space.{key}"
+    if not isinstance(value, dict):
+        return Domain(choices=_choices(where, value))
+    unknown = value.keys() - {"values", "low", "high", "log", "when"}
+    if unknown or ("values" in value) == ("low" in value or "high" in value):
+        raise ValueError(
+            f"{where}: {value}; give a list, {{low: A, high: B}}, or {{values: [...], when: ...}}"
+        )
+    when = value.get("when", {})
+    if not isinstance(when, dict):
+        raise ValueError(f"{where}.when: {when}; give {{SETTING: [VALUE, ...]}}")
+    conditions = tuple((other, _choices(f"{where}.when.{other}", found)) for other, found in when.items())
+    if "values" in value:
+        return Domain(choices=_choices(where, value["values"]), when=conditions)
+    low, high, log = value.get("low"), value.get("high"), value.get("log", False)
+    if not (_is_number(low) and _is_number(high)):
+        raise ValueError(f"{where}: low {low} and high {high} must be numbers")
+    if not low < high or (log and low <= 0):
+        raise ValueError(f"{where}: low {low} must be below high {high}, and above 0 with log")
+    return Domain(low=low, high=high, log=bool(log), when=conditions)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _choices(where: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where}: {value}; give a list of one value or more")
+    return tuple(value)
+
+
+def varies(domain: Domain, chosen: Values, base: TaskDistillConfig) -> bool:
+    """Whether a setting's condition holds for what has been chosen so far."""
+    return all((chosen.get(other, value_of(base, other))) in found for other, found in domain.when)
+
+
+def combinations(domains: dict[str, Domain], base: TaskDistillConfig) -> Iterator[Values]:
+    """Every combination once, the last setting varying fastest."""
+    seen = set()
+    for chosen in itertools.product(*(domain.choices for domain in domains.values())):
+        values: Values = {}
+        for (key, domain), value in zip(domains.items(), chosen, strict=True):
+            if varies(domain, values, base):
+                values[key] = value
+        if (mark := fingerprint(values)) not in seen:
+            seen.add(mark)
+            yield values
+
+
+def drawn(domains: dict[str, Domain], base: TaskDistillConfig, seed: int, number: int) -> Values:
+    """Draw number `number`: a pure function of its arguments."""
+    rng = random.Random(f"{seed}/{number}")
+    values: Values = {}
+    for key, domain in domains.items():
+        if varies(domain, values, base):
+            values[key] = domain.draw(rng)
+    return values
+
+
+def fingerprint(values: Values) -> str:
+    """The same for the same values, whatever their order."""
+    return json.dumps(values, sort_keys=True)
+
+
+def value_of(config: Any, key: str) -> Any:
+    """A setting's value in a configuration, `student.layers` say. Raises ValueError where there is none."""
+    for name in key.split("."):
+        names = [field.name for field in fields(config)] if hasattr(config, "__dataclass_fields__") else []
+        if name not in names:
+            raise ValueError(f"space.{key}: `distillery task` has no such setting")
+        config = getattr(config, name)
+    return config
+
+
+def with_values(base: TaskDistillConfig, values: Values) -> TaskDistillConfig:
+    """The configuration that a candidate stands for. Raises ValueError on a wrong type."""
+    content = asdict(base)
+    for key, value in values.items():
+        *path, last = key.split(".")
+        value_of(base, key)
+        place = content
+        for name in path:
+            place = place[name]
+        place[last] = list(value) if isinstance(value, tuple) else value
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TaskDistillConfig, fail_untyped=True)
+    try:
+        built = parser.instantiate(parser.parse_object(content))
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(f"space: {values}: {error}") from None
+    return TaskDistillConfig(**{field.name: built[field.name] for field in fields(TaskDistillConfig)})
+
+
+def check_space(space: dict[str, Any], base: TaskDistillConfig) -> None:
+    """Refuse settings that do not exist or may not vary, and values of a wrong type."""
+    if not space:
+        raise ValueError("space: empty; give settings that vary, such as {student.layers: [2, 4]}")
+    for key, domain in read_space(space).items():
+        if key.startswith(NOT_VARIED):
+            raise ValueError(f"space.{key}: trials are compared by it; set it in base")
+        for other, _ in domain.when:
+            value_of(base, other)
+        for value in domain.ends:
+            with_values(base, {key: value})

@@ -1,0 +1,103 @@
+"""Ray Train workers as the ranks of a job, and whether a cluster holds them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+Rank = Callable[[dict[str, str]], None]  # what each worker runs, given its job and run folder
+
+
+def train(
+    rank: Rank,
+    place: dict[str, str],
+    workers: int,
+    resources: dict[str, float],
+    retries: int,
+    spread: bool,
+    callbacks: Iterable[Any] = (),
+) -> None:
+    """Run `rank` in so many workers, to the end; lost ones are started anew, together, `retries` times.
+
+    Args:
+        rank: A module's function: workers import it.
+        place: Its argument: `job` and `run`, the run folder, in which Ray keeps its own files too.
+        workers: How many.
+        resources: What Ray reserves for each.
+        retries: How often they are started anew.
+        spread: One on each node as far as may be; else close together.
+        callbacks: Ray Train's, such as the one that tells Ray Tune of measurements.
+
+    Raises what Ray Train raises when the workers have failed too often.
+    """
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths in settings may be relative
+    gpus = bool(resources.get("GPU"))
+    trainer = ray.train.torch.TorchTrainer(
+        rank,
+        train_loop_config=place,
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus,
+            resources_per_worker=resources,
+            placement_strategy="SPREAD" if spread else "PACK",
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(
+            name=f"attempt-{ray.get_runtime_context().get_job_id()}",
+            storage_path=str(Path(place["run"], "ray")),
+            failure_config=FailureConfig(max_failures=retries),
+            callbacks=list(callbacks),
+        ),
+    )
+    trainer.fit()
+
+
+def reserved(cpus: float, gpus: float) -> dict[str, float]:
+    """What Ray reserves for a worker."""
+    return {"CPU": cpus or 1, **({"GPU": gpus} if gpus else {})}
+
+
+def places(nodes: list[dict[str, float]], resources: dict[str, float]) -> list[int]:
+    """How many workers each node holds, from what the nodes have in all."""
+    return [min(int(node.get(name, 0) // need) for name, need in resources.items()) for node in nodes]
+
+
+def trials_at_once(
+    nodes: list[dict[str, float]], resources: dict[str, float], processes: int, wish: int
+) -> int:
+    """How many trials run at a time. Raises ValueError where the cluster can't hold one."""
+    held = places(nodes, resources)
+    if sum(held) < processes:
+        need = ", ".join(f"{value:g} {name}" for name, value in resources.items())
+        have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in resources) for node in nodes)
+        raise ValueError(
+            f"workers: a trial needs {processes} x ({need}), and the cluster's nodes, with {have}, hold "
+            f"{' + '.join(map(str, held))} = {sum(held)} such processes; give fewer or smaller ones"
+        )
+    fitting = sum(held) // processes
+    return min(wish, fitting) if wish else fitting
+
+
+def cause(error: BaseException) -> BaseException:
+    """What a worker raised, without Ray's wrapping."""
+    while inner := getattr(error, "cause", None) or error.__cause__:
+        error = inner
+    failures = getattr(error, "worker_failures", None)
+    return cause(next(iter(failures.values()))) if failures else error
+
+
+def line(error: BaseException) -> str:
+    """What a worker raised, as one line."""
+    return (" ".join(str(cause(error)).split()) or type(error).__name__)[:500]
+
+
+def nodes() -> list[dict[str, Any]]:
+    """What each living node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
