@@ -54,8 +54,8 @@ def check(words: list[str]) -> None:
 def _check_job(job: str, options: list[str]) -> None:
     if not options or options == ["--help"]:
         return
-    written_by_a_run = any(re.fullmatch(r"runs/.+\.yaml", word) for word in options)
-    if "..." not in options and not written_by_a_run:
+    by_a_run = "--resume" in options or any(re.fullmatch(r"runs/.+\.yaml", word) for word in options)
+    if "..." not in options and not by_a_run:  # else a run folder has the settings
         parse(job, options)
         return
     known = parser(job)._option_string_actions
