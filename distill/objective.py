@@ -116,7 +116,9 @@ class Objective(nn.Module):
         if self.config.mlm:
             assert own.logits is not None
             assert batch.labels is not None
-            terms["mlm"] = label_loss(own.logits, batch.labels) / counts[3]
+            terms["mlm"] = label_loss(own.logits, batch.labels) / counts[3].clamp(
+                min=1
+            )  # of short rows none
         weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
         return {"loss": torch.stack(list(weighted.values())).sum(), **weighted}
 

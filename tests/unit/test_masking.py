@@ -110,6 +110,15 @@ def test_the_term_is_the_mean_cross_entropy_of_masked_tokens():
     assert terms["mlm"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_step_without_a_masked_token_has_no_loss():
+    model, batch = a_model("bert"), a_batch()
+    batch.masked, batch.labels = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    objective = Objective(model, install(model), ObjectiveConfig(mlm=1.0), [], 0)
+    terms = objective(batch, run_encoder(model, objective.collector, batch), count(batch, "valid"))
+    terms["loss"].backward()
+    assert terms["mlm"].item() == 0
+
+
 def test_the_cost_of_a_head_is_that_of_the_places_it_sees():
     model = a_model("bert")
     whole, body, part = model_cost(model), model_cost(model, 0.0), model_cost(model, 0.25)
