@@ -30,6 +30,7 @@ from benchmarks.startup import COMMAND, SETTINGS, make_input
 STEPS = 60
 PROCESSES = 2
 SAVE_EVERY = 5
+PATIENCE = 600  # seconds after which a command hangs
 ATTEMPTS = 12  # of --resume, a few seconds apart: what a dead launcher left behind ends first
 SETTINGS_HERE = [*SETTINGS, "--student.dropout=0.1", f"--record.save_every={SAVE_EVERY}"]
 ROUNDING = 1e-6  # of weights: sums over processes may be taken in another order
@@ -60,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         typed = sys.argv[1:] if arguments is None else arguments
         write_record(options.json, "faults", typed, figures, {"runs": found})
-    return 0
+    sound = figures["recovered"] == figures["injected"]
+    return 0 if sound and not any(figures[key] for key in ("lost", "repeated", "wrong")) else 1
 
 
 def undisturbed(command: list[str], folder: Path) -> float:
@@ -109,41 +111,46 @@ def read(path: Path) -> str:
         return ""
 
 
-def kill_all(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+def kill_all(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """A node dies: every process at once."""
     found = ranks(process.pid)
     os.killpg(process.pid, signal.SIGKILL)
     for rank in found:  # where they have a session of their own
         with contextlib.suppress(ProcessLookupError):
             os.kill(rank, signal.SIGKILL)
+    return True
 
 
-def kill_rank(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+def kill_rank(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """One rank dies; the launcher must notice."""
     if found := ranks(process.pid):
         os.kill(rng.choice(found), signal.SIGKILL)
+    return bool(found)
 
 
-def kill_launcher(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+def kill_launcher(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """What started the ranks dies, and they do not."""
     process.kill()
+    return True
 
 
-def freeze_rank(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+def freeze_rank(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """A rank stands still, the others wait for it, and then it dies."""
     if found := ranks(process.pid):
         chosen = rng.choice(found)
         os.kill(chosen, signal.SIGSTOP)
         time.sleep(rng.uniform(0.2, 2))
         os.kill(chosen, signal.SIGKILL)
+    return bool(found)
 
 
-def ask_to_stop(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+def ask_to_stop(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """A scheduler warns."""
     process.terminate()
+    return True
 
 
-def damage_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+def damage_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """A node dies, and a bit of the newest checkpoint with it; there is an older one."""
     kill_all(process, run, rng)
     saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
@@ -152,18 +159,21 @@ def damage_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.R
         content = bytearray(file.read_bytes())
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         file.write_bytes(content)
+    return len(saved) > 1
 
 
-def cut_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> None:
+def cut_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """A node dies, and a file of the newest checkpoint ends early; there is an older one."""
     kill_all(process, run, rng)
     saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
     if len(saved) > 1:
         file = rng.choice(sorted(saved[-1].glob("*.pt")))
         os.truncate(file, rng.randrange(file.stat().st_size))
+    return len(saved) > 1
 
 
-Fault = Callable[["subprocess.Popen[bytes]", Path, random.Random], None]
+# Each returns whether it befell the run.
+Fault = Callable[["subprocess.Popen[bytes]", Path, random.Random], bool]
 FAULTS: dict[str, Fault] = {
     "all killed": kill_all,
     "rank killed": kill_rank,
@@ -173,6 +183,7 @@ FAULTS: dict[str, Fault] = {
     "checkpoint damaged": damage_checkpoint,
     "checkpoint cut": cut_checkpoint,
 }
+OF_CHECKPOINTS = ("checkpoint damaged", "checkpoint cut")  # come when there are two
 
 
 # --------------------------------------------------------------------------------------- one run
@@ -181,14 +192,17 @@ def disturbed(
 ) -> dict[str, str | int | bool]:
     """Disturb a run once, resume it to its end, and compare it with the undisturbed one."""
     process = start(command, folder, run)
-    while process.poll() is None and not metrics(folder / run):
+    least = 2 * SAVE_EVERY + 1 if kind in OF_CHECKPOINTS else 1
+    while process.poll() is None and len(metrics(folder / run)) < least:
         time.sleep(0.01)
-    time.sleep(rng.uniform(0, 0.9) * seconds)
-    injected = process.poll() is None
+    time.sleep(rng.uniform(0, 0.9 * (1 - least / STEPS)) * seconds)
     at = len(metrics(folder / run))
-    if injected:
-        FAULTS[kind](process, folder / run, rng)
-    process.wait()
+    injected = process.poll() is None and FAULTS[kind](process, folder / run, rng)
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:  # it hangs: what comes next says whether it recovers
+        kill_all(process, folder / run, rng)
+        process.wait()
     recovered = resumed(command, folder, run)
     if not recovered:
         print(said(folder, run), file=sys.stderr)
@@ -209,8 +223,13 @@ def resumed(command: list[str], folder: Path, run: str) -> bool:
     for _ in range(ATTEMPTS):
         if (folder / run / "summary.json").is_file():
             return True
-        if start([*command, "--resume"], folder, run).wait():
-            time.sleep(2)
+        again = start([*command, "--resume"], folder, run)
+        try:
+            if again.wait(PATIENCE):
+                time.sleep(2)
+        except subprocess.TimeoutExpired:
+            kill_all(again, folder / run, random.Random(0))
+            return False
     return (folder / run / "summary.json").is_file()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import xxhash
 from tokenizers import Encoding
 
+from data_pipeline.chinese import segmenter
 from data_pipeline.noise import NoiseConfig
 from data_pipeline.stop_words import STOP_WORDS
 from data_pipeline.tasks import Examples, TaskConfig, read_examples
@@ -40,6 +42,7 @@ class AugmentConfig:
         text_pair: Column of the second sentence; each of the two is varied beside the other's original.
         label: Column of the label, which variants inherit; null where there is none.
         header: Whether the file begins with a line of column names.
+        separator: What stands between the labels of an example that has several, as of the task.
         unit: `word`: words between spaces and punctuation; `chinese_word`: Chinese words as jieba cuts,
             candidates of as many characters.
         variants: Variants tried for each text; those drawn twice count once.
@@ -60,6 +63,7 @@ class AugmentConfig:
     text_pair: str | None = None
     label: str | None = "label"
     header: bool = True
+    separator: str = ","
     unit: Literal["word", "chinese_word"] = "word"
     variants: int = 20
     replaced: float = 0.4
@@ -74,7 +78,7 @@ class AugmentConfig:
     def task(self) -> TaskConfig:
         """The file as a task's reader takes it."""
         columns = self.text, self.text_pair, self.label or ""
-        return TaskConfig(self.file, self.file, {}, *columns, header=self.header)
+        return TaskConfig(self.file, self.file, {}, *columns, header=self.header, separator=self.separator)
 
 
 class Word(NamedTuple):
@@ -121,9 +125,7 @@ def words_of(text: str, encoding: Encoding, unit: str) -> list[Word]:
 
 def _jieba_spans(text: str) -> np.ndarray:
     """Where each Chinese word begins."""
-    import jieba
-
-    return np.cumsum([0, *(len(word) for word in jieba.cut(text))])
+    return np.cumsum([0, *(len(word) for word in segmenter().cut(text))])
 
 
 def replaced_variants(
@@ -155,8 +157,10 @@ def replaced_variants(
 
 
 def cased(candidate: str, word: str) -> str:
-    """A candidate with the capital that the word has."""
-    return candidate.title() if word.istitle() else candidate
+    """A candidate with the capitals that the word has."""
+    if word.isupper() and len(word) > 1:
+        return candidate.upper()
+    return candidate[:1].upper() + candidate[1:] if word[:1].isupper() else candidate
 
 
 # ---- files
@@ -187,10 +191,22 @@ def original_rows(config: AugmentConfig, examples: Examples) -> Iterator[str]:
 def write_piece(folder: Path, number: int, lines: Sequence[str]) -> None:
     """Write a piece, beside and renamed."""
     path = piece_path(folder, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    partial = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
     os.replace(partial, path)
+
+
+def begin_pieces(folder: Path, made_of: dict[str, str]) -> None:
+    """Make room for pieces. Raises ValueError where those there were made of other texts or models."""
+    mark = folder / "pieces" / "made_of.json"
+    if not mark.is_file():
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(made_of), encoding="utf-8")
+    elif json.loads(mark.read_text(encoding="utf-8")) != made_of:
+        raise ValueError(f"--resume: {folder} was begun with another text or model; give a new --run")
 
 
 def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from data_pipeline.chinese import segmenter
 from data_pipeline.words import WORD
 
 SPACY_MODEL = "en_core_web_sm"
@@ -103,10 +104,8 @@ def textblob_tags(text: str) -> list[Tagged]:
 
 def jieba_tags(text: str) -> list[Tagged]:
     """Chinese words, tagged."""
-    import jieba.posseg
-
     found, place = [], 0
-    for pair in jieba.posseg.cut(text):
+    for pair in segmenter().posseg.cut(text):
         if not pair.word.isspace():
             found.append(Tagged(place, place + len(pair.word), pair.flag))
         place += len(pair.word)

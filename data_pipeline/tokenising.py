@@ -13,6 +13,7 @@ from typing import Literal
 
 from tokenizers import Encoding, Tokenizer
 
+from data_pipeline.chinese import segmenter
 from data_pipeline.vocabulary import Vocabulary
 
 # Added to the id of a token that continues the word before it, where whole words are masked.
@@ -101,8 +102,6 @@ def _marked(ids: list[int], words: list[int | None]) -> list[int]:
 
 
 def _by_jieba(encoding: Encoding, text: str) -> list[int]:
-    import jieba
-
-    word_of = [number for number, word in enumerate(jieba.cut(text)) for _ in word]
+    word_of = [number for number, word in enumerate(segmenter().cut(text)) for _ in word]
     words: list[int | None] = [word_of[begin] for begin, _ in encoding.offsets]
     return _marked(encoding.ids, words)

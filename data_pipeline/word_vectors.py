@@ -39,11 +39,7 @@ def read_vectors(path: str, words: Iterable[str]) -> Vectors:
     wanted = set(words)
     if kind == "fasttext":
         return _FastText(path, wanted).vectors()
-    found: Vectors = {}
-    for word, vector in (_binary if kind == "binary" else _text)(path, width, wanted):
-        if len(vector) != width or not np.isfinite(vector).all():
-            raise ValueError(f'words.vectors: {path}: the vector of "{word}" is damaged')
-        found.setdefault(word, vector)
+    found = _collected(path, (_binary if kind == "binary" else _text)(path, width, wanted), width)
     if not found:
         raise ValueError(
             f"words.vectors: {path} holds none of the {len(wanted)} words of the task; is it of another "
@@ -52,14 +48,25 @@ def read_vectors(path: str, words: Iterable[str]) -> Vectors:
     return found
 
 
+def _collected(path: str, entries: Iterable[tuple[str, np.ndarray]], width: int) -> Vectors:
+    """The first vector of each word. Raises ValueError where one is damaged."""
+    found: Vectors = {}
+    for word, vector in entries:
+        if len(vector) != width or not np.isfinite(vector).all():
+            raise ValueError(f'words.vectors: {path}: the vector of "{word}" is damaged')
+        found.setdefault(word, vector)
+    return found
+
+
 def first_vectors(path: str, count: int = 100_000) -> Vectors:
     """The vectors of a file's first words, the most frequent ones, float32."""
     kind, width = _kind(path)
     if kind == "fasttext":
         model = _FastText(path, None)
-        model.wanted = set(islice(model.rows, count))
+        model.wanted = dict.fromkeys(islice(model.rows, count))
         return model.vectors()
-    return dict(islice((_binary if kind == "binary" else _text)(path, width, None), count))
+    entries = (_binary if kind == "binary" else _text)(path, width, None)
+    return _collected(path, islice(entries, count), width)
 
 
 def check_vectors(path: str) -> int:
@@ -162,7 +169,7 @@ class _FastText:
                 for row, word in entries
                 if row < self.count and (wanted is None or word in wanted)
             }
-            self.wanted = set(self.rows) if wanted is None else wanted
+            self.wanted = dict.fromkeys(self.rows if wanted is None else wanted)
             if file.read(1) != b"\0":
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
             rows, width = struct.unpack("<qq", file.read(16))

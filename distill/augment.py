@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from distill.candidates import (
     MaskedWords,
     Neighbours,
     chinese_words,
-    is_spaced,
     name_of,
     whole_word,
 )
 from distill.engine import barrier, rank, start_processes, world_size
+from distill.outputs import examples_fingerprint, teacher_fingerprint
 from distill.progress import TrainingProgress
+from distill.settings import TeacherConfig
 
 Texts = list[tuple[str, list[int]]]  # a text, and what its draws are a function of
 Variants = Callable[[Texts], list[list[str]]]
@@ -34,16 +36,18 @@ Variants = Callable[[Texts], list[list[str]]]
 
 def run(config: AugmentConfig, folder: Path) -> dict[str, Any]:
     """Write RUN/augmented.jsonl; returns how many rows it has."""
-    device = start_processes()
+    device = start_processes(timedelta(days=7))  # ranks meet at the end alone, and some have less to do
     examples = files.read(config)
+    if rank() == 0:
+        files.begin_pieces(folder, _made_of(config, examples))
     variants = METHODS[config.method](config, examples, device)
     size = config.examples_per_piece
     pieces = -(-len(examples.firsts) // size)
-    mine = range(rank(), pieces, world_size())
-    missing = [number for number in mine if not files.piece_path(folder, number).is_file()]
-    progress = TrainingProgress("augment", len(mine) - len(missing), len(mine), show=rank() == 0)
-    with progress:
-        for number in missing:
+    missing = [number for number in range(pieces) if not files.piece_path(folder, number).is_file()]
+    barrier()  # so that all deal the same ones out
+    mine = missing[rank() :: world_size()]
+    with TrainingProgress("augment", 0, len(mine), show=rank() == 0) as progress:
+        for number in mine:
             lines = list(piece_rows(config, examples, range(number * size, (number + 1) * size), variants))
             files.write_piece(folder, number, lines)
             progress.advance()
@@ -53,6 +57,15 @@ def run(config: AugmentConfig, folder: Path) -> dict[str, Any]:
     if rank() == 0:
         _show(folder, config)
     return {**counts, "file": str(folder / "augmented.jsonl"), "processes": world_size()}
+
+
+def _made_of(config: AugmentConfig, examples: Examples) -> dict[str, str]:
+    """Fingerprints of what variants come from; settings are compared by the launcher."""
+    return {
+        "examples": examples_fingerprint(examples, 0),
+        "labels": examples_fingerprint(Examples(examples.labels, [], []), 0),
+        "model": teacher_fingerprint(TeacherConfig(config.model)),
+    }
 
 
 def piece_rows(config: AugmentConfig, examples: Examples, part: range, variants: Variants) -> Iterator[str]:
@@ -89,8 +102,13 @@ def masked_candidates(
     config: AugmentConfig, model: MaskedWords, neighbours: Neighbours | None, texts: list[str]
 ) -> list[list[tuple[Word, list[str]]]]:
     """The words of every text that may be replaced, each with what may stand in its place."""
-    encodings = model.vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)
-    words = [words_of(text, e, config.unit) for text, e in zip(texts, encodings, strict=True)]
+    lead = model.lead  # as in the shards that models of such tokenizers are trained on
+    led = [lead + text for text in texts]
+    encodings = model.vocabulary.tokenizer.encode_batch(led, add_special_tokens=False)
+    words = [
+        [word._replace(begin=word.begin - len(lead), end=word.end - len(lead)) for word in found]
+        for found in (words_of(text, e, config.unit) for text, e in zip(led, encodings, strict=True))
+    ]
     ids = [encoding.ids for encoding in encodings]
     find = _chinese_candidates if config.unit == "chinese_word" else _candidates
     options = find(config, model, neighbours, texts, ids, words)
@@ -107,7 +125,7 @@ def _candidates(
 ) -> list[list[list[str]]]:
     """Candidates of every word of every text: the model's for single tokens, neighbours for others."""
     assert neighbours is not None
-    spaced, special = is_spaced(model.vocabulary), model.special
+    special = model.special
     single = [[w.first == w.last for w in own] for own in words]
     contexts = [
         [model.context(t, w) if one else None for w, one in zip(own, ones, strict=True)]
@@ -127,8 +145,8 @@ def _candidates(
         if not one:
             return near.get(own) or near.get(own.lower()) or [own]
         tokens = best[context][0] if context else []
-        entries = (model.name(token) for token in tokens if token not in special)
-        return [found for entry in entries if (found := whole_word(entry, spaced))] or [own]
+        entries = (whole_word(model.vocabulary, int(t)) for t in tokens if int(t) not in special)
+        return list(filter(None, entries)) or [own]
 
     return [
         [options(text, *entry) for entry in zip(own, ones, found, strict=True)]
@@ -199,6 +217,8 @@ def _show(folder: Path, config: AugmentConfig, examples: int = 3) -> None:
                 original, last, fresh = fields, fields["origin"], True
             elif fresh and shown < examples:
                 fresh, shown = False, shown + 1
-                print(f"  {original[config.text]}\n  > {fields[config.text]}", file=sys.stderr)
+                both = (original[config.text], fields[config.text])
+                shown_texts = ("".join(filter(str.isprintable, text)) for text in both)
+                print("  {}\n  > {}".format(*shown_texts), file=sys.stderr)
             elif shown == examples:
                 return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import heapq
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -20,10 +21,13 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from data_pipeline.augment import AugmentConfig, Word
+from data_pipeline.chinese import segmenter
+from data_pipeline.masking import BEGINS
 from data_pipeline.model_folder import model_folder
 from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from data_pipeline.word_vectors import first_vectors
+from distill.checks import positions
 from distill.encoders import Batch, head_at, model_inputs
 
 NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
@@ -52,9 +56,11 @@ class MaskedWords:
             raise ValueError(f"model: {config.model} lacks weights of its head: {missing}")
         self.model.to(device).eval()
         self.exact = copy.deepcopy(self.model).double()
-        vocabulary = self.vocabulary
+        vocabulary, added = self.vocabulary, self.vocabulary.tokenizer.get_added_tokens_decoder()
         self.special = {vocabulary.cls, vocabulary.sep, vocabulary.pad, vocabulary.mask, vocabulary.unk}
-        self.longest = self.model.config.max_position_embeddings
+        self.special |= {number for number, token in added.items() if token.special}
+        self.lead = " " if leads_with_space(vocabulary.tokenizer) else ""
+        self.longest = positions(self.model.config.to_dict())
         self.top, self.batch_size = config.candidates, config.batch_size
 
     def name(self, token: int) -> str:
@@ -122,24 +128,24 @@ def name_of(vocabulary: Vocabulary, token: int) -> str:
     return vocabulary.tokenizer.id_to_token(int(token)) or ""
 
 
-def whole_word(token: str, spaced: bool) -> str:
+def whole_word(vocabulary: Vocabulary, token: int) -> str:
     """A vocabulary's entry as a word of its own; nothing where it only goes on with one.
 
-    Args:
-        token: The entry.
-        spaced: Whether entries that begin a word carry a mark (byte-level, SentencePiece).
+    WordPiece marks what goes on, byte-level and SentencePiece vocabularies what begins. An entry of the
+    former may be half a character.
     """
-    if spaced:
-        return token[1:] if token[:1] in "\u0120\u2581" else ""
-    return "" if token.startswith("##") else token
+    entry = name_of(vocabulary, token)
+    if not is_spaced(vocabulary):
+        return "" if entry.startswith("##") else entry
+    text = vocabulary.tokenizer.decode([token], skip_special_tokens=False).strip()
+    return text if entry[:1] in BEGINS and "\ufffd" not in text else ""
 
 
 class Neighbours:
     """Words whose vectors lie in the direction of a word's, by the cosine."""
 
     def __init__(self, config: AugmentConfig, model: MaskedWords):
-        self.top, self.vocabulary = config.candidates, model.vocabulary
-        self.lead = " " if leads_with_space(self.vocabulary.tokenizer) else ""
+        self.vocabulary, self.lead = model.vocabulary, model.lead
         self.table: np.ndarray | None = None
         if config.vectors:
             found = first_vectors(config.vectors)
@@ -151,10 +157,11 @@ class Neighbours:
             self.words, matrix = list(entries), self.table[list(entries.values())]
         self.numbers = {word: number for number, word in enumerate(self.words)}
         self.matrix = _unit(matrix)
+        self.top = min(config.candidates, len(self.words) - 1)
 
     def best(self, words: Iterable[str]) -> dict[str, list[str]]:
         """Neighbours of each word, sorted; none for a word without a vector."""
-        asked = {word: vector for word in set(words) if (vector := self._vector(word)) is not None}
+        asked = {word: vector for word in sorted(set(words)) if (vector := self._vector(word)) is not None}
         found: dict[str, list[str]] = {}
         names = list(asked)
         for part in (names[i : i + WORDS_AT_ONCE] for i in range(0, len(names), WORDS_AT_ONCE)):
@@ -181,22 +188,21 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def whole_entries(vocabulary: Vocabulary) -> dict[str, int]:
     """The words of letters that a vocabulary holds whole, with their ids."""
-    entries = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
-    spaced = is_spaced(vocabulary)
-    words = {whole_word(token, spaced): number for token, number in sorted(entries.items())}
+    numbers = sorted(vocabulary.tokenizer.get_vocab(with_added_tokens=False).values())
+    words = {whole_word(vocabulary, number): number for number in numbers}
     return {word: number for word, number in words.items() if word.isalpha()}
 
 
+@cache
 def is_spaced(vocabulary: Vocabulary) -> bool:
     """Whether a vocabulary marks the tokens that begin a word, rather than those that go on."""
     entries = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
-    return any(token[:1] in ("\u0120", "\u2581") for token in entries)
+    return any(token[:1] in BEGINS for token in entries)
 
 
 def chinese_words(options: Sequence[Sequence[str]], most: int) -> list[str]:
     """Words that jieba knows, of one of the options at each place; the most frequent ones, sorted."""
-    import jieba
-
+    jieba = segmenter()
     jieba.initialize()
     words = ("".join(characters) for characters in product(*options))
     known = {word: count for word in words if (count := jieba.dt.FREQ.get(word))}

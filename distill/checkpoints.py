@@ -38,8 +38,9 @@ class Checkpoints:
         if rank() == 0:
             write_whole(partial / RECORD, json.dumps(_checksums(partial), indent=2) + "\n")
             replace_folder(partial, target)
-            for old in self._steps()[: -self.keep]:
-                shutil.rmtree(self._path(old))
+            steps = self._steps()
+            for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
+                shutil.rmtree(self._path(old))  # later ones are damaged, or this would not be their past
         barrier()
 
     def load(self, engine: Engine) -> dict[str, Any] | None:
@@ -69,6 +70,8 @@ class Checkpoints:
         try:
             recorded = json.loads((path / RECORD).read_text(encoding="utf-8"))
             damage = [name for name, said in recorded.items() if checksum(path / name) != said]
+        except FileNotFoundError as error:
+            damage = [f"{Path(error.filename).name} is missing; releases before 0.1 wrote no {RECORD}"]
         except (OSError, ValueError, AttributeError) as error:
             damage = [f"{RECORD}: {error}"]
         if damage:

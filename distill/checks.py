@@ -72,6 +72,14 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
         raise ValueError("shape: give layers, hidden_size, heads and intermediate_size of a transformer")
     if shape:
         model = check_student(shape, config.model)
+        if shape.dropout:
+            raise ValueError("shape.dropout: of a pretraining it is --dropout; leave it out")
+    elif "architectures" in model and not has_weights(config.model):
+        raise ValueError(
+            f"model: {config.model} holds no weights in safetensors; give shape to start from random ones"
+        )
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout: {config.dropout}; give 0 or more, below 1")
     if masking.unit == "chinese_word" or not 0 < masking.probability < 1 or masking.most < 1:
         raise ValueError(
             "masking: give unit token or word, a probability between 0 and 1, and most 1 or more"
@@ -80,6 +88,18 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("mlm",))
     check_shards(config, config.model, positions(model), processes)
+    for shards in [config.shards] if isinstance(config.shards, str) else config.shards:
+        made = ShardFolder(shards, config.stream.store).manifest.packing.get("masking") or {}
+        if made.get("probability") or made.get("at_least_one"):
+            raise ValueError(
+                f"shards: {shards} was masked when it was made, and pretrain masks anew in every epoch; "
+                "run pregenerate without packing.masking"
+            )
+
+
+def has_weights(model: str) -> bool:
+    """Whether a model folder holds weights that are loaded."""
+    return any(Path(model_folder(model)).glob("model*.safetensors"))
 
 
 def check_shards(
@@ -178,23 +198,36 @@ def check_augment(config: AugmentConfig, processes: int) -> None:
     for name in ("variants", "candidates", "batch_size", "examples_per_piece"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
-    if not 0 < config.replaced <= 1:
-        raise ValueError(f"replaced: {config.replaced}; give a chance above 0, at most 1")
+    columns = [name for name in (config.text, config.text_pair, config.label, "origin") if name]
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"columns: {', '.join(columns)}; give others (origin is the output's own)")
     load_vocabulary(config.model)
     if config.method == "tinybert":
-        heads = model_config(config.model, "model").get("architectures") or []
-        if not any("MaskedLM" in head or "PreTraining" in head for head in heads):
-            raise ValueError(
-                f"model: {config.model} has no masked-language-model head; train one (distillery pretrain)"
-            )
-    if config.vectors and (config.method == "noise" or config.unit == "chinese_word"):
-        raise ValueError("vectors: read by the method tinybert with unit word alone; leave it out")
-    if config.vectors:
-        check_vectors(config.vectors)
-    config.noise.check()
-    if config.method == "noise":
+        check_candidates(config)
+    else:
+        if config.vectors:
+            raise ValueError("vectors: read by the method tinybert alone; leave it out")
+        config.noise.check()
         tagger(config.noise, config.unit)
     read(config)
+
+
+def check_candidates(config: AugmentConfig) -> None:
+    """Refuse a model without its head, and numbers of candidates that it can't give."""
+    heads = model_config(config.model, "model").get("architectures") or []
+    if not any("MaskedLM" in head or "PreTraining" in head for head in heads):
+        raise ValueError(
+            f"model: {config.model} has no masked-language-model head; train one (distillery pretrain)"
+        )
+    if not 0 < config.replaced <= 1:
+        raise ValueError(f"replaced: {config.replaced}; give a chance above 0, at most 1")
+    most = 20 if config.unit == "chinese_word" else load_vocabulary(config.model).size // 2
+    if config.candidates > most:
+        raise ValueError(f"candidates: {config.candidates}; give at most {most}")
+    if config.vectors and config.unit == "chinese_word":
+        raise ValueError("vectors: Chinese words are made of characters; leave it out")
+    if config.vectors:
+        check_vectors(config.vectors)
 
 
 def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:

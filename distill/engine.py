@@ -9,6 +9,7 @@ import sys
 from collections import OrderedDict
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -210,14 +211,18 @@ def tools_first(path: str) -> str:
     return path if path.split(os.pathsep)[0] == tools else f"{tools}{os.pathsep}{path}"
 
 
-def start_processes() -> torch.device:
+PATIENCE = timedelta(minutes=30)  # then a rank that waits for the others gives up
+
+
+def start_processes(patience: timedelta = PATIENCE) -> torch.device:
     """Join the process group described by the environment (torchrun's); returns this rank's device."""
     root = extensions_folder(os.environ.get("TORCH_EXTENSIONS_DIR"))
     os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
     os.environ["PATH"] = tools_first(os.environ.get("PATH", ""))
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
         load_communication(root)
-        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, timeout=patience)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

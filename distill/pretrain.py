@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from data_pipeline.masking import DynamicMasking
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import load_vocabulary
-from distill.checks import micro_batch_size
+from distill.checks import has_weights, micro_batch_size
 from distill.encoders import listen, read_config, student_shape, with_dropout
 from distill.engine import start_processes, world_size
 from distill.general import DamageRecord, corpus_reader, save_student
@@ -56,10 +56,8 @@ def run(config: PretrainConfig, folder: Path) -> dict:
 
 def build(config: PretrainConfig) -> PreTrainedModel:
     """An encoder with a masked-language-model head, in fp32: trained weights, or random ones."""
-    path = model_folder(config.model)
-    base = read_config(config.model)
-    trained = any(Path(path).glob("model*.safetensors")) or any(Path(path).glob("pytorch_model*.bin"))
+    path, base = model_folder(config.model), read_config(config.model)
     shape = with_dropout(student_shape(config.shape, base) if config.shape else base, config.dropout)
-    if config.shape or not trained:
+    if config.shape or not has_weights(config.model):
         return AutoModelForMaskedLM.from_config(shape, dtype=torch.float32)
     return AutoModelForMaskedLM.from_pretrained(path, config=shape, dtype=torch.float32)

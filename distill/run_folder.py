@@ -8,10 +8,12 @@ RUN/lock            held while a run writes here
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +33,8 @@ def held(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Hold a run folder, so that no other run writes it; the lock ends with its process.
 
     A POSIX lock, which NFS keeps too; `wait` seconds are for the lock of a node that has died, which a
-    server keeps until its lease ends. Raises ValueError where another process holds the folder.
+    server keeps until its lease ends. Raises ValueError where another process holds the folder. On a file
+    system without locks it warns, and holds nothing.
     """
     with (folder / "lock").open("a+", encoding="utf-8") as file:
         until = time.monotonic() + wait
@@ -39,7 +42,10 @@ def held(folder: Path, wait: float = 0.0) -> Iterator[None]:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    print(f"warning: {folder} can't be locked ({error.strerror})", file=sys.stderr)
+                    break
                 if time.monotonic() >= until:
                     file.seek(0)
                     raise ValueError(

@@ -261,7 +261,7 @@ class PretrainConfig:
     shards: str | dict[str, float]
     stream: StreamConfig = field(default_factory=StreamConfig)
     shape: StudentConfig | None = None
-    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(probability=0.15))
+    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(probability=0.15, most=1000))
     dropout: float = 0.1
     stage: StageConfig = field(default_factory=_pretrain_stage)
     pad_to_longest: bool = True

@@ -89,7 +89,8 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
                 code = child.wait()
             except KeyboardInterrupt:
                 continue  # the processes got it too, and end by themselves
-            return EXIT_CODE if stopped.exists() else code
+            # A rank that fails makes torchrun ask the others to stop: that was nobody's wish.
+            return EXIT_CODE if stopped.exists() and (asked.is_set() or code == 0) else code
 
 
 def _ignore_warnings() -> None:

@@ -33,7 +33,11 @@ def main(job: str, run: str) -> int:
         preemption.listen(at_once=not JOBS[job].steps)
         _alone_is_a_group_of_one()
         quiet()
-        return _run(job, Path(run))
+        with held(Path(run), LEASE) if first() else nullcontext():
+            return _run(job, Path(run))
+    except ValueError as error:  # of the folder: it is not this run's to write
+        print(f"distillery {job}: error: {error}", file=sys.stderr)
+        return 2
     except preemption.Stopped as stop:
         if first():
             print(f"{stop}; continue with: distillery {job} --run {run} --resume", file=sys.stderr)
@@ -44,8 +48,7 @@ def _run(job: str, folder: Path) -> int:
     """Run the job of a begun folder; returns the exit code. Raises Stopped where it stopped as asked."""
     try:
         config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
-        with held(folder, LEASE) if first() else nullcontext():
-            summary = execute(job, config, folder)
+        summary = execute(job, config, folder)
         if first():
             _show(summary, folder)
     except Exception as error:

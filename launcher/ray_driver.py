@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import ray
 import ray.train
 
 from distill import preemption
+from distill.run_folder import held
 from launcher import jobs, runs
-from launcher.rank import execute, first, quiet
+from launcher.rank import LEASE, execute, first, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
 from tune.workers import cause, line, reserved, train
@@ -151,7 +153,9 @@ def _slice(job: str, run: str, number: int, slices: int) -> None:
 def _run_here(job: str, folder: Path, **more: Any) -> None:
     """Run this process's part of a job in its begun folder; `more` as for `execute`."""
     quiet()
-    if not (folder / "summary.json").is_file():
+    with held(folder, LEASE) if first() else nullcontext():
+        if (folder / "summary.json").is_file():
+            return
         execute(job, from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8")), folder, **more)
 
 

@@ -237,7 +237,13 @@ def test_a_closed_pipe_and_an_interrupt_end_quietly(run_folder):
     command = [*PREDICT, "--model", str(run_folder / "model"), "--runtime", "onnx", "--window", "1"]
     for end, expected in (("close", 0), ("interrupt", 130)):
         child = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # A job in the background ignores it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         assert child.stdin
         assert child.stdout

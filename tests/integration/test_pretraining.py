@@ -18,6 +18,7 @@ from data_pipeline.noise import NoiseConfig
 from data_pipeline.packing import PackingConfig
 from data_pipeline.pregenerate import PregenerateConfig
 from data_pipeline.tasks import TaskConfig
+from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.wordpiece import VocabularyConfig
 from distill.settings import (
     FinetuneConfig,
@@ -64,6 +65,16 @@ def test_a_pretrained_model_fills_masks_better_than_chance(pretrained):
     assert tokenizer.mask_token_id in inputs["input_ids"]
     with torch.no_grad():
         assert model(**inputs).logits.shape == (*inputs["input_ids"].shape, size)
+
+
+def test_a_vocabulary_is_the_same_each_time(pretrained, tiny_corpus, tmp_path):
+    run_here("vocabulary", VocabularyConfig(CorpusConfig([tiny_corpus]), size=120), tmp_path / "run")
+    first, again = (
+        load_vocabulary(str(run / "model")) for run in (pretrained / "vocabulary", tmp_path / "run")
+    )
+    assert first.fingerprint == again.fingerprint
+    assert first.tokenizer.encode("the kitchen").ids == again.tokenizer.encode("the kitchen").ids
+    assert first.tokenizer.get_vocab() == again.tokenizer.get_vocab()
 
 
 def test_an_encoder_pretrained_here_is_fine_tuned_like_any(pretrained, tiny_task, tmp_path):

@@ -246,7 +246,7 @@ def test_what_a_student_of_words_has_not_is_refused(bilstm, task, teacher):
     with pytest.raises(ValueError, match="has no layers to compare"):
         jobs.check("task", config, 1)
     pairs = EvaluateConfig({"student": [str(bilstm / "student")]}, replace(task, text_pair="label"))
-    with pytest.raises(ValueError, match="reads single texts and the task has pairs"):
+    with pytest.raises(ValueError, match="reads single texts, and pairs are given"):
         jobs.check("evaluate", pairs, 1)
     chain = TaskDistillConfig(TeacherConfig(str(bilstm / "student")), task, prediction=stage(1, logits=1.0))
     with pytest.raises(ValueError, match="the teacher, is of whole words"):

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import RobertaProcessing
-from transformers import AutoModelForMaskedLM, BertConfig
+from transformers import AutoModelForMaskedLM, BertConfig, RobertaConfig
 
 from data_pipeline.augment import (
     AugmentConfig,
     Word,
+    begin_pieces,
     cased,
     join,
     replaced_variants,
@@ -113,12 +115,13 @@ def test_draws_are_a_function_of_their_key():
 
 
 def test_a_capital_is_kept():
-    assert [cased("room", word) for word in ("Kitchen", "kitchen", "KITCHEN")] == ["Room", "room", "room"]
+    assert [cased("room", word) for word in ("Kitchen", "kitchen", "KITCHEN")] == ["Room", "room", "ROOM"]
 
 
 def test_joined_pieces_hold_every_example_and_no_variant_twice(tmp_path):
     config = AugmentConfig(file="none", model="none")
     examples = Examples(["a", "b", "c", "d"], [], ["0", "1", "0", "1"])
+    begin_pieces(tmp_path, {"examples": "1"})
     write_piece(tmp_path, 0, [row(config, text, None, "0", 0) for text in ("x", "y", "c")])
     write_piece(tmp_path, 1, [row(config, text, None, "0", 2) for text in ("x", "z")])
     counts = join(tmp_path, config, examples, 2)
@@ -127,6 +130,13 @@ def test_joined_pieces_hold_every_example_and_no_variant_twice(tmp_path):
         ("a", 0), ("x", 0), ("y", 0), ("b", 1), ("c", 2), ("z", 2), ("d", 3)
     ]  # fmt: skip
     assert counts == {"examples": 4, "variants": 3, "duplicates": 2}
+
+
+def test_pieces_of_another_text_or_model_are_refused(tmp_path):
+    begin_pieces(tmp_path, {"examples": "1", "model": "2"})
+    begin_pieces(tmp_path, {"examples": "1", "model": "2"})
+    with pytest.raises(ValueError, match="begun with another text or model"):
+        begin_pieces(tmp_path, {"examples": "1", "model": "3"})
 
 
 # ---- noise
@@ -281,6 +291,48 @@ def test_without_a_file_the_models_own_embeddings_are_searched(model):
 def test_a_model_without_its_head_is_refused(tiny_model):
     with pytest.raises(ValueError, match="lacks weights of its head"):
         MaskedWords(settings(tiny_model), DEVICE)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory) -> str:
+    """A tiny RoBERTa with a byte-level tokenizer and room for 40 tokens."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = [f"the {word} was là – and the {word} ; " * 4 for word in tiny_tokens()[5:60]]
+    tokenizer.train_from_iterator(text, trainer)
+    tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    size = tokenizer.get_vocab_size()
+    config = RobertaConfig(
+        vocab_size=size, max_position_embeddings=42, pad_token_id=1, initializer_range=0.5, **shape
+    )
+    torch.manual_seed(0)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_byte_level_vocabularies_give_whole_words(roberta):
+    config = AugmentConfig(file="none", model=roberta, candidates=60)
+    masked = MaskedWords(config, DEVICE)
+    texts = ["the kitchen was lovely", "kitchen " * 30]
+    for text, found in zip(
+        texts, masked_candidates(config, masked, Neighbours(config, masked), texts), strict=True
+    ):
+        assert [word.of(text) for word, _ in found] == [w for w in text.split() if w not in ("the", "was")]
+        for _, own in found:
+            assert not set("ĠÃâ\ufffd") & set("".join(own))
+            assert not set(own) & {"<s>", "<pad>", "</s>", "<mask>"}
+    assert {"là", "kitchen"} <= set(whole_entries(masked.vocabulary))
 
 
 def test_chinese_candidates_are_words_that_jieba_knows():

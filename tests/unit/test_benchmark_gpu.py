@@ -57,6 +57,7 @@ def test_a_sequence_costs_what_the_trainer_counts(tmp_path):
     assert gpu.model_flops(settings) == counted
 
 
+@pytest.mark.slow
 def test_ours_and_eager_steps_are_measured_and_shown(monkeypatch, capsys):
     settings = step.Settings(rounds=1, batch=2, length=16, vocabulary=100, **SHAPES)
     figures, samples = gpu.measure_step("tiny", settings, Ceilings(1e12, 1e9))

@@ -197,6 +197,7 @@ def test_both_sides_see_the_same_ids_which_change_from_step_to_step():
     assert bool(batch.mask.all())
 
 
+@pytest.mark.slow
 def test_both_sides_step_in_processes_of_their_own(checkout):
     reference = record.reference_folder(str(checkout), "TinyBERT", "transformer/modeling.py")
     samples, memory = step.measure_general(tiny(reference=reference))
@@ -218,6 +219,7 @@ def test_a_side_that_fails_says_why(checkout):
         step.measure_general(tiny(reference=folder))
 
 
+@pytest.mark.slow
 def test_task_steps_of_both_sides_and_stages_are_measured(checkout):
     reference = record.reference_folder(str(checkout), "TinyBERT", "transformer/modeling.py")
     samples = step_task.measure_task(tiny(reference=reference, rounds=1))

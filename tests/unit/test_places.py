@@ -442,3 +442,23 @@ def test_the_scripts_pass_shellcheck():
         pytest.skip("needs shellcheck: apt-get install shellcheck")
     scripts = sorted(map(str, (ROOT / "slurm").iterdir()))
     assert subprocess.run([command, *scripts], check=False).returncode == 0
+
+
+# --- how processes end -------------------------------------------------------------------------
+
+STOPPED_RANK = (
+    "import os, pathlib, sys; pathlib.Path(os.environ['DISTILLERY_STOPPED']).touch(); sys.exit({})"
+)
+
+
+@pytest.mark.parametrize(("ended", "told"), [(0, EXIT_CODE), (1, 1)])
+def test_a_rank_that_fails_is_no_wish_to_stop(monkeypatch, ended, told):
+    """torchrun asks the other ranks to stop, which they tell by a file, as if the user had."""
+    words = [sys.executable, "-c", STOPPED_RANK.format(ended)]
+    monkeypatch.setattr(local, "command", lambda *_: words)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    try:
+        assert local.run_processes("augment", "run", 2) == told
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGUSR1), before, strict=True):
+            signal.signal(number, handler)

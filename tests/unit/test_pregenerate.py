@@ -354,7 +354,10 @@ def test_whole_words_are_masked_whole(tmp_path, config):
 def test_one_word_is_masked_at_least_where_asked(vocabulary_of_tests):
     ids = [vocabulary_of_tests.cls, 10, 11 + CONTINUES, 12, 13 + CONTINUES, vocabulary_of_tests.sep]
     config = MaskingConfig(0.0, at_least_one=True, unit="word")
-    changed = [mask(ids, config, vocabulary_of_tests, np.random.default_rng(seed)) for seed in range(50)]
+    changed = [
+        mask(ids, config, vocabulary_of_tests, np.random.default_rng(seed))[0].tolist()
+        for seed in range(50)
+    ]
     plain = [token & ~CONTINUES for token in ids]
     assert sum(row != plain for row in changed) > 40
     for row in changed:
