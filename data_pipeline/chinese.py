@@ -1,7 +1,7 @@
 """jieba, which cuts Chinese text into words.
 
-It keeps its dictionary in a cache that it reads by `marshal`, usually in the folder for temporary files, where
-any user of the machine could plant another. Ours is the user's own.
+It keeps its dictionary in a cache that it reads by `marshal`, usually in the folder for temporary files,
+where any user of the machine could plant another. Ours is the user's own.
 """
 
 from __future__ import annotations
