@@ -360,8 +360,11 @@ def check_predict(config: PredictConfig) -> None:
     longest = positions(model)
     if not 4 <= config.max_length <= longest:
         raise ValueError(f"max_length: {config.max_length}; the model takes 4 to {longest}")
-    if config.input != "-" and not Path(config.input).is_file():
+    if config.input != "-" and (not Path(config.input).exists() or Path(config.input).is_dir()):
         raise ValueError(f"input: {config.input} does not exist; give a file, or - for standard input")
+    both = "-" not in (config.input, config.output) and Path(config.output).is_file()
+    if both and Path(config.input).samefile(config.output):
+        raise ValueError(f"output: {config.output} is the input; give another file")
     folder = Path(config.output).parent
     if config.output != "-" and (Path(config.output).is_dir() or not folder.is_dir()):
         raise ValueError(f"output: {config.output} can't be written; give a file in a folder that exists")

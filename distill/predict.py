@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -210,10 +211,23 @@ def _written(path: str) -> Iterator[TextIO]:
     if path == "-":
         yield sys.stdout
         return
-    partial = Path(path + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # a device or a pipe
+        with target.open("w", encoding="utf-8") as file:
             yield file
-        os.replace(partial, path)
+        return
+    number, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with open(number, "w", encoding="utf-8") as file:
+            yield file
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, target)
     finally:
-        partial.unlink(missing_ok=True)
+        Path(partial).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What new files may not have, which can be read by setting it alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -7,6 +7,7 @@ summary = run(FinetuneConfig(model="TEACHER", task=task), "runs/teacher")
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -70,13 +71,16 @@ def _say(command: list[str]) -> tuple[int, str]:
         text=True,
         encoding="utf-8",
         errors="replace",
+        start_new_session=True,
     ) as child:
         assert child.stdout
         try:
             for line in child.stdout:
                 print(line, end="", flush=True)
                 last = line.strip() or last
-        except KeyboardInterrupt:  # a notebook's interrupt reaches its own process alone
-            child.send_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # goes on to all processes, and they end by themselves
+            os.killpg(child.pid, signal.SIGINT)
+            for line in child.stdout:
+                print(line, end="", flush=True)
             raise
     return child.returncode, last

@@ -6,7 +6,8 @@ import importlib.util
 from itertools import islice
 from typing import Any
 
-from distill.checks import check_task_distill
+from distill.checks import check_task_distill, stages_of
+from distill.settings import TaskDistillConfig
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.space import check_space, combinations, drawn, read_space, with_values
 
@@ -51,10 +52,20 @@ def check_candidates(config: TuneConfig) -> None:
     found = combinations(domains, config.base) if config.search == "grid" else draws
     for values in islice(found, LOOKED_AT):
         try:
-            return check_task_distill(with_values(config.base, values), config.workers.processes)
+            return check_candidate(with_values(config.base, values), config.workers.processes)
         except ValueError as error:
             refused.append(error)
     raise refused[0]
+
+
+def check_candidate(config: TaskDistillConfig, processes: int) -> None:
+    """Refuse what can't be trained, or would have no score to be compared by."""
+    check_task_distill(config, processes)
+    objective = list(stages_of(config).values())[-1].objective
+    if not (objective.logits or objective.logits_mse or objective.labels):
+        raise ValueError(
+            "prediction: the last stage compares neither logits nor labels, so nothing is measured on dev"
+        )
 
 
 def check_workers(workers: WorkersConfig) -> None:

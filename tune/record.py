@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill.run_folder import write_whole
 from tune.space import Values
 
 ENDED = ("finished", "stopped", "failed", "refused")
@@ -74,7 +75,7 @@ class Record:
         text = self.path.read_text(encoding="utf-8")
         whole, _, torn = text.rpartition("\n")  # a killed search may leave half a line
         if torn:
-            self.path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+            write_whole(self.path, whole + "\n" if whole else "")
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 self._take(json.loads(line))

@@ -27,17 +27,16 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from distill.checks import check_task_distill
 from distill.preemption import Stopped
 from distill.settings import LabelConfig, TaskDistillConfig
-from tune.checks import over_budget
+from tune.checks import check_candidate, over_budget
 from tune.proposals import proposals
 from tune.record import ENDED, Record, Trial
 from tune.result import read_summary, result
 from tune.settings import SchedulerConfig, TuneConfig
 from tune.space import fingerprint, with_values
 from tune.trial import SHARE, WAITS, Jobs, each, train_in, trial
-from tune.workers import nodes, trials_at_once
+from tune.workers import line, nodes, trials_at_once
 
 IN_VAIN = 100  # draws in a row that are refused or known before a search gives up
 
@@ -111,6 +110,8 @@ def _scheduler(config: SchedulerConfig) -> TrialScheduler:
     match config.name:
         case "asha":
             rungs: Any = {"grace_period": config.grace, "max_t": 1}  # fractions do, though Ray says int
+            # Else a trial first measured beyond some rungs would fill them with its later scores.
+            rungs["stop_last_trials"] = False
             return AsyncHyperBandScheduler(SHARE, reduction_factor=config.reduction, **rungs)
         case "median":
             return _Median(SHARE, grace_period=config.grace)
@@ -223,7 +224,11 @@ class Candidates(Searcher):
         if not ray.wait([found], timeout=None if wait else 0)[0]:
             return True
         self.measuring = None
-        shape = ray.get(found)
+        try:
+            shape = ray.get(found)
+        except ray.exceptions.RayError as error:  # such as too little memory for its weights
+            self._refuse(trial, f"it can't be measured: {line(error)}", {})
+            return True
         if reason := over_budget(shape, self.config.budget):
             self._refuse(trial, reason, shape)
             return True
@@ -249,7 +254,7 @@ class Candidates(Searcher):
             self.known.add(fingerprint(values))
             try:
                 settings = with_values(self.config.base, values)
-                check_task_distill(settings, self.config.workers.processes)
+                check_candidate(settings, self.config.workers.processes)
             except ValueError as error:
                 self._refuse(trial, " ".join(str(error).split()), {})
                 continue

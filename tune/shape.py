@@ -31,6 +31,7 @@ def shape_of(config: TaskDistillConfig, folder: Path) -> dict[str, Any]:
     file = folder / f"{_fingerprint(config)}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["shape"]
+    folder.mkdir(parents=True, exist_ok=True)
     found = _measure(config, folder / "vocabularies" / _words(config))
     write_whole(file, json.dumps({"student": asdict(config.student), "shape": found}, indent=2) + "\n")
     return found

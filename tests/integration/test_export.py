@@ -1,10 +1,12 @@
 """`export` and `predict` by the user's door: files that answer alike, texts in order, quiet ends."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +235,27 @@ def test_a_wrong_input_is_one_line(run_folder, tmp_path, capsys, content, option
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_what_is_no_file_is_written_to_and_the_input_is_not(run_folder, tmp_path, capsys):
+    texts, out = tmp_path / "texts.txt", tmp_path / "out.jsonl"
+    texts.write_text("the soup was good\n")
+    common = ["--model", run_folder / "model", "--runtime", "onnx", "--input", texts]
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    predict(capsys, *common, "--output", pipe)
+    reader.join()
+    assert json.loads(read[0])["text"] == "the soup was good"
+    assert pipe.is_fifo()
+    out.symlink_to(tmp_path / "elsewhere.jsonl")
+    predict(capsys, *common, "--output", out)
+    assert out.is_symlink()
+    assert json.loads(out.read_text())["text"] == "the soup was good"
+    assert "is the input" in predict(capsys, *common, "--output", texts, code=2)[1]
+    assert texts.read_text() == "the soup was good\n"
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_and_an_interrupt_end_quietly(run_folder):
     command = [*PREDICT, "--model", str(run_folder / "model"), "--runtime", "onnx", "--window", "1"]
     for end, expected in (("close", 0), ("interrupt", 130)):

@@ -3,6 +3,11 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +16,10 @@ from data_pipeline.corpus import CorpusConfig
 from data_pipeline.packing import PackingConfig
 from data_pipeline.pregenerate import PregenerateConfig
 from distill.report import ReportConfig
+from distill.run_folder import held
 from launcher.api import job_of, run
 from launcher.jobs import JOBS, load
-from tests.helpers import tree
+from tests.helpers import tree, write_documents
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +56,34 @@ def test_a_job_runs_and_its_summary_comes_back(tmp_path, config, capsys):
 def page(path: str) -> str:
     """The Python of a documentation page."""
     return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), re.S))
+
+
+INTERRUPTED = """
+import sys
+from data_pipeline.corpus import CorpusConfig
+from data_pipeline.pregenerate import PregenerateConfig
+from launcher.api import run
+corpus, tokenizer, folder = sys.argv[1:]
+run(PregenerateConfig(CorpusConfig([corpus]), tokenizer, workers=1, shard_mb=0.004), folder)
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_run_too(tmp_path, tiny_tokenizer):
+    """Of the program alone, as a notebook's is; the folder is free when it has raised."""
+    corpus, folder = write_documents(tmp_path / "corpus.txt", 4000, seed=0), tmp_path / "run"
+    words = [sys.executable, "-c", INTERRUPTED, str(corpus), tiny_tokenizer, str(folder)]
+    default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    child = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default)
+    while len(list((folder / "shards" / "pieces").glob("0*.json"))) < 2:
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    assert "KeyboardInterrupt" in said
+    assert not (folder / "summary.json").exists()
+    with held(folder):
+        pass
 
 
 @pytest.mark.slow

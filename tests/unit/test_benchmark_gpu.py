@@ -32,6 +32,7 @@ def once(function) -> float:
     return 2.0
 
 
+@pytest.mark.slow
 def test_every_kernel_is_measured_at_every_length(monkeypatch):
     monkeypatch.setattr(gpu, "timed", once)
     figures = gpu.measure_kernels(DEVICE, Ceilings(1e9, 1e9), tokens=16, lengths=(8, 16))

@@ -212,6 +212,7 @@ def test_both_sides_step_in_processes_of_their_own(checkout):
     assert memory["ours_peak_mb"] > memory["ours_growth_mb"] > 0
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_says_why(checkout):
     folder = checkout / "TinyBERT"
     (folder / "transformer" / "optimization.py").write_text("raise OSError('no such luck')")

@@ -12,12 +12,15 @@ from data_pipeline.tasks import TaskConfig
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
 from launcher import runs
 from launcher.settings import from_yaml, parse, to_yaml
-from tune.checks import check_scheduler, check_search, check_workers, over_budget
+from tests.integration.test_students import random_teacher
+from tests.processes import join_group_of_one
+from tune.checks import check_candidate, check_scheduler, check_search, check_workers, over_budget
 from tune.proposals import Optuna, proposals
 from tune.record import Record, Trial
 from tune.result import best, front, result
 from tune.search import _Past, _scheduler, _tell_past
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
+from tune.shape import shape_of
 from tune.space import check_space, combinations, drawn, read_space, value_of, with_values
 from tune.workers import trials_at_once
 
@@ -331,6 +334,44 @@ def test_every_scheduler_takes_shares_of_the_training(name, tmp_path):
     scheduler.on_trial_add(None, trial)
     said = [scheduler.on_trial_result(None, trial, {"share": s, "accuracy": 0.1}) for s in (0.1, 0.5)]
     assert said == ["CONTINUE", "CONTINUE" if name == "none" else "STOP"]
+
+
+def test_rungs_that_a_trial_was_not_measured_at_hold_nothing_of_it():
+    """A transformer is first measured late; what it scores there says nothing of a beginning."""
+    scheduler = _scheduler(SchedulerConfig("asha", grace=0.0625, reduction=4))
+    scheduler.set_search_properties("accuracy", "max")
+    late, early = _Past("late"), _Past("early")
+    for trial in (late, early):
+        scheduler.on_trial_add(None, trial)
+    for share, score in ((0.79, 0.6), (0.85, 0.9)):
+        scheduler.on_trial_result(None, late, {"share": share, "accuracy": score})
+    told = scheduler.on_trial_result(None, early, {"share": 0.0625, "accuracy": 0.7})
+    assert told == "CONTINUE"
+
+
+@pytest.mark.parametrize("kind", ["transformer", "cnn"])
+def test_a_shape_is_measured_once_and_kept(tmp_path, tiny_tokenizer, tiny_task, kind):
+    teacher = random_teacher(tmp_path / "teacher", tiny_tokenizer)
+    task = TaskConfig(str(tiny_task / "train.tsv"), str(tiny_task / "dev.tsv"), max_length=16)
+    student = StudentConfig(kind=kind, layers=1, hidden_size=8, heads=2, intermediate_size=16)
+    student.words.size = 8
+    config = TaskDistillConfig(TeacherConfig(teacher), task, student)
+    join_group_of_one()
+    found = shape_of(config, tmp_path / "shapes")
+    assert found["parameters"] > 0
+    assert found["latency_ms"] > 0
+    assert shape_of(config, tmp_path / "shapes") == found
+
+
+def test_a_candidate_without_a_score_is_refused(tmp_path, tiny_tokenizer, tiny_task):
+    teacher = random_teacher(tmp_path / "teacher", tiny_tokenizer)
+    task = TaskConfig(str(tiny_task / "train.tsv"), str(tiny_task / "dev.tsv"), max_length=16)
+    student = StudentConfig(layers=1, hidden_size=8, heads=2, intermediate_size=16)
+    config = TaskDistillConfig(TeacherConfig(teacher), task, student)
+    check_candidate(config, 1)
+    config.prediction.epochs = 0
+    with pytest.raises(ValueError, match="nothing is measured on dev"):
+        check_candidate(config, 1)
 
 
 def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic():
