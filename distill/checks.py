@@ -389,6 +389,7 @@ def check_measured(name: str, path: str, task: TaskConfig) -> None:
     """Refuse a model that can't be measured on a task's files."""
     model = model_config(path, name)
     check_classifier(path, model, task)
+    check_reading(task, positions(model))
     load_vocabulary(path)
     labels = label_set(task, own_labels(model))
     for split, file in task.files.items():
@@ -562,14 +563,8 @@ def check_pair(path: str, model: dict, text_pair: str | None) -> None:
 
 def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_size: int) -> None:
     """Refuse data that can't be read, labels outside the set, or too long sequences."""
-    if task.max_length > longest or task.max_length < 4:
-        raise ValueError(f"task.max_length: {task.max_length}; the model takes 4 to {longest}")
+    check_reading(task, longest)
     known = label_set(task, labels)
-    if task.selection not in METRICS[task.kind]:
-        raise ValueError(
-            f"task.metric: {task.selection} does not go with {task.kind}; give "
-            f"{', '.join(METRICS[task.kind])}"
-        )
     for name in task.more_dev:
         if name in ("train", "dev") or not name.isidentifier():
             raise ValueError(
@@ -583,6 +578,17 @@ def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_s
     if count < batch_size:
         raise ValueError(
             f"batch_size: {batch_size} is more than the {count} training examples; give a smaller one"
+        )
+
+
+def check_reading(task: TaskConfig, longest: int) -> None:
+    """Refuse sequences longer than a model takes, and a metric that is not the task's."""
+    if task.max_length > longest or task.max_length < 4:
+        raise ValueError(f"task.max_length: {task.max_length}; the model takes 4 to {longest}")
+    if task.selection not in METRICS[task.kind]:
+        raise ValueError(
+            f"task.metric: {task.selection} does not go with {task.kind}; give "
+            f"{', '.join(METRICS[task.kind])}"
         )
 
 

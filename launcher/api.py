@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from distill.run_folder import write_whole
 from launcher.jobs import JOBS
 from launcher.settings import to_yaml
@@ -41,13 +43,21 @@ def run(config: Any, folder: str | Path, *, processes: int = 0, resume: bool = F
     options += [f"--processes={processes}"] if processes else []
     with tempfile.TemporaryDirectory() as scratch:
         recipe = Path(scratch, "config.yaml")
-        write_whole(recipe, to_yaml(config))
+        write_whole(recipe, _yaml(config))
         code, last = _say([sys.executable, "-m", "launcher.cli", job, f"--config={recipe}", *options])
     if code == 2:
         raise ValueError(last.removeprefix(f"distillery {job}: error: "))
     if code:
         raise RuntimeError(f"{job} ended with exit code {code}: {last}")
     return json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+
+
+def _yaml(config: Any) -> str:
+    """Settings as a recipe. Raises ValueError where one is of a kind that a recipe can't hold."""
+    try:
+        return to_yaml(config)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {error}; give plain numbers, texts and lists") from None
 
 
 def job_of(config: Any) -> str:

@@ -65,7 +65,13 @@ def _score(trial: Trial) -> float:
 
 
 def _nothing(trials: list[Trial]) -> Exception:
-    if failed := [trial for trial in trials if trial.status == "failed"]:
+    failed = [trial for trial in trials if trial.status == "failed"]
+    if stopped := sum(trial.status == "stopped" for trial in trials):
+        return RuntimeError(
+            f"no trial came to its end: {stopped} were stopped early, {len(failed)} failed; "
+            "`distillery task --run RUN/trials/NAME --resume` goes on with one"
+        )
+    if failed:
         return RuntimeError(f"all {len(failed)} trials failed; the first: {failed[0].reason}")
     reason = f"; the first: {trials[0].title}: {trials[0].reason}" if trials else ""
     return ValueError(f"space: none of {len(trials)} candidates can be trained{reason}")

@@ -182,7 +182,10 @@ def check_space(space: dict[str, Any], base: TaskDistillConfig) -> None:
     for key, domain in read_space(space).items():
         if key.startswith(NOT_VARIED):
             raise ValueError(f"space.{key}: trials are compared by it; set it in base")
-        for other, _ in domain.when:
-            value_of(base, other)
+        if hasattr(value_of(base, key), "__dataclass_fields__"):
+            raise ValueError(f"space.{key}: a group of settings; name one of them, such as {key}.NAME")
+        for other, found in domain.when:
+            for value in found:
+                with_values(base, {other: value})
         for value in domain.ends:
             with_values(base, {key: value})

@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.corpus import CorpusConfig
@@ -51,6 +52,13 @@ def test_a_job_runs_and_its_summary_comes_back(tmp_path, config, capsys):
     with pytest.raises(ValueError, match="holds another run"):
         run(config, tmp_path / "run")
     assert tree(tmp_path) == before
+
+
+def test_a_setting_that_no_recipe_can_hold_is_refused(tmp_path, config):
+    config.shard_mb = np.float64(0.5)
+    with pytest.raises(ValueError, match="give plain numbers"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def page(path: str) -> str:

@@ -107,6 +107,8 @@ def test_a_candidate_is_the_base_with_its_values_and_nothing_else():
         ({"student.layers": {"values": [1], "low": 1, "high": 2}}, "give a list"),
         ({"student.layers": {"values": [1], "if": {}}}, "give a list"),
         ({"student.layers": {"values": [1], "when": {"student.sort": [1]}}}, "no such setting"),
+        ({"student.layers": {"values": [1], "when": {"student.kind": ["transfomer"]}}}, "student.kind"),
+        ({"student": [{"layers": 2}]}, "a group of settings"),
         ({"task.dev": ["a", "b"]}, "compared"),
         (
             {
