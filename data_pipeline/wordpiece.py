@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,13 @@ LONGEST = 512  # tokens of a sequence
 class VocabularyConfig:
     """Settings of `distillery vocabulary`.
 
+    Shards and models go with the very vocabulary that they were made with, so keep it: made again, it may
+    differ where pieces are equally frequent.
+
     Args:
         corpus: The text.
-        size: Tokens, the special ones included; fewer where the text has no more. Somewhat more where its
-            characters, which begin words and go on with them, are more.
+        size: Tokens, the special ones included; fewer where the text has no more, and more where its
+            characters alone are.
         least: How often a piece must occur.
         lower_case: Lower-case the text and drop accents.
     """
@@ -68,36 +70,16 @@ def train(config: VocabularyConfig) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=config.lower_case)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    # The library's own order is another each time: it gets the characters sorted, and ids are given anew.
-    alphabet = characters(config, tokenizer.normalizer)
     trainer = trainers.WordPieceTrainer(
-        vocab_size=config.size,
-        min_frequency=config.least,
-        special_tokens=SPECIAL,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
+        vocab_size=config.size, min_frequency=config.least, special_tokens=SPECIAL
     )
     tokenizer.train_from_iterator(read_documents(config.corpus), trainer)
-    pieces = sorted(tokenizer.get_vocab().keys() - set(SPECIAL))
-    entries = {piece: number for number, piece in enumerate([*SPECIAL, *pieces])}
-    tokenizer.model = models.WordPiece(entries, unk_token=UNKNOWN)
-    tokenizer.add_special_tokens(SPECIAL)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{CLS}:0 $A:0 {SEPARATOR}:0",
         pair=f"{CLS}:0 $A:0 {SEPARATOR}:0 $B:1 {SEPARATOR}:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (CLS, SEPARATOR)],
     )
     return tokenizer
-
-
-def characters(config: VocabularyConfig, normalizer: normalizers.Normalizer) -> list[str]:
-    """The text's characters, sorted: the most frequent ones, as many as the vocabulary holds."""
-    counts: Counter[str] = Counter()
-    for document in read_documents(config.corpus):
-        for sentence in document:
-            counts.update(normalizer.normalize_str(sentence))
-    known = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
-    return sorted(known[: config.size - len(SPECIAL)])
 
 
 def _described(config: VocabularyConfig) -> dict[str, Any]:
