@@ -215,7 +215,7 @@ def our_config(settings: Settings, vectors: Path) -> AugmentConfig:
 def compare(settings: Settings, vectors: Path, target: Path) -> None:
     """Write how many words of the first turn get the same candidates from both, and how many there are."""
     from distill.augment import masked_candidates
-    from distill.candidates import MaskedWords, Neighbours
+    from distill.candidates import MaskedWords, Neighbours, name_of
 
     augmentor, device, config = (
         original_augmentor(settings, vectors),
@@ -225,7 +225,9 @@ def compare(settings: Settings, vectors: Path, target: Path) -> None:
     model = MaskedWords(config, device)
     sentences = settings.turn(0)
     found = masked_candidates(config, model, Neighbours(config, model), sentences)
-    special = {model.name(token) for token in model.special}  # the original would put [SEP] into a text
+    special = {
+        name_of(model.vocabulary, token) for token in model.special
+    }  # the original would put [SEP] into a text
     same = 0
     words = [
         (sentence, word, own)

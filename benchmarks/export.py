@@ -24,10 +24,11 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.record import print_table, take_turns, write_record
 from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, label_set
 from data_pipeline.vocabulary import load_vocabulary
-from distill.checks import check_export, model_config, own_labels
+from distill.checks import check_export
 from distill.encoders import model_inputs
 from distill.export import TORCH, load, onnx_models, write_files
 from distill.measure import dev_scores, predict
+from distill.model_facts import model_config, own_labels
 from distill.settings import ExportConfig
 from distill.sources import task_batch
 

@@ -10,8 +10,6 @@ processes. Fields are named like the columns of the file that was read: a task's
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from data_pipeline.chinese import segmenter
 from data_pipeline.noise import NoiseConfig
 from data_pipeline.stop_words import STOP_WORDS
 from data_pipeline.tasks import Examples, TaskConfig, read_examples
+from data_pipeline.whole import whole_file, write_whole
 
 
 @dataclass
@@ -190,13 +189,8 @@ def original_rows(config: AugmentConfig, examples: Examples) -> Iterator[str]:
 
 def write_piece(folder: Path, number: int, lines: Sequence[str]) -> None:
     """Write a piece, beside and renamed."""
-    path = piece_path(folder, number)
-    partial = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(piece_path(folder, number)) as file:
         file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
-    os.replace(partial, path)
 
 
 def begin_pieces(folder: Path, made_of: dict[str, str]) -> None:
@@ -204,7 +198,7 @@ def begin_pieces(folder: Path, made_of: dict[str, str]) -> None:
     mark = folder / "pieces" / "made_of.json"
     if not mark.is_file():
         mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(made_of), encoding="utf-8")
+        write_whole(mark, json.dumps(made_of))
     elif json.loads(mark.read_text(encoding="utf-8")) != made_of:
         raise ValueError(f"--resume: {folder} was begun with another text or model; give a new --run")
 
@@ -214,31 +208,33 @@ def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -
 
     A variant that is an example itself, or another's variant, is left out: a hash of every row is kept.
     """
-    known = {_hash(line) for line in original_rows(config, examples)}
+    known = {_hash(json.loads(line)) for line in original_rows(config, examples)}
     originals = original_rows(config, examples)
-    target, written, duplicates, at = folder / "augmented.jsonl", 0, 0, -1
-    partial = target.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as output:
-        for number in range(pieces):
-            with piece_path(folder, number).open(encoding="utf-8") as variants:
-                for line in variants:
-                    origin = json.loads(line)["origin"]
-                    while at < origin:
-                        output.write(next(originals) + "\n")
-                        at += 1
-                    if (key := _hash(line)) in known:
-                        duplicates += 1
-                        continue
-                    known.add(key)
-                    output.write(line)
-                    written += 1
+    written, duplicates, at = 0, 0, -1
+    with whole_file(folder / "augmented.jsonl") as output:
+        for line in _variant_rows(folder, pieces):
+            fields = json.loads(line)
+            while at < fields["origin"]:
+                output.write(next(originals) + "\n")
+                at += 1
+            if (key := _hash(fields)) in known:
+                duplicates += 1
+                continue
+            known.add(key)
+            output.write(line)
+            written += 1
         output.writelines(line + "\n" for line in originals)
-    os.replace(partial, target)
     return {"examples": len(examples.firsts), "variants": written, "duplicates": duplicates}
 
 
-def _hash(line: str) -> int:
+def _variant_rows(folder: Path, pieces: int) -> Iterator[str]:
+    """The lines of every piece in order."""
+    for number in range(pieces):
+        with piece_path(folder, number).open(encoding="utf-8") as lines:
+            yield from lines
+
+
+def _hash(fields: dict[str, Any]) -> int:
     """Of a row's texts and label, not of where it comes from."""
-    fields = json.loads(line)
-    del fields["origin"]
-    return xxhash.xxh3_64_intdigest(json.dumps(fields).encode())
+    told = {name: value for name, value in fields.items() if name != "origin"}
+    return xxhash.xxh3_64_intdigest(json.dumps(told).encode())

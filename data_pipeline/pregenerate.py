@@ -34,7 +34,6 @@ from data_pipeline.shards import (
     VERSION,
     Block,
     Manifest,
-    beside,
     file_sha256,
     ids_dtype,
     write_manifest,
@@ -42,6 +41,7 @@ from data_pipeline.shards import (
 )
 from data_pipeline.tokenising import SentenceTokenizer
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
+from data_pipeline.whole import beside, write_whole
 
 BATCH_SENTENCES = 2_000
 LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
@@ -185,12 +185,6 @@ def _same_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards:
         )
 
 
-def _write_whole(path: Path, text: str) -> None:
-    partial = beside(path)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 # ---------------------------------------------------------------------------- sharing the pieces out
 
 
@@ -326,7 +320,7 @@ class _Maker:
             "checksums": {name: file_sha256(self.shards / name) for name in {b.shard for b in blocks}},
             "blocks": [list(asdict(block).values()) for block in blocks],
         }
-        _write_whole(_record_path(self.shards, number), json.dumps(record, sort_keys=True))
+        write_whole(_record_path(self.shards, number), json.dumps(record, sort_keys=True))
 
     def _windows(self, piece: CorpusPiece) -> Iterator[list[Document]]:
         """The piece's documents, tokenised, a shard's worth at a time."""

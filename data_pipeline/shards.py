@@ -13,7 +13,6 @@ import io
 import json
 import os
 import tarfile
-import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -23,6 +22,7 @@ import numpy as np
 import xxhash
 
 from data_pipeline.packing import Row
+from data_pipeline.whole import beside
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -135,11 +135,6 @@ def write_shard(path: Path, blocks: Iterable[list[Row]], dtype: np.dtype, varian
             )
     os.replace(partial, path)
     return placed
-
-
-def beside(path: Path) -> Path:
-    """A name to write `path` under before it is renamed; no process on any node has the same."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def ids_dtype(vocabulary_size: int) -> np.dtype:

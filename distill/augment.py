@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,7 @@ from data_pipeline.augment import AugmentConfig, Word, replaced_variants, words_
 from data_pipeline.noise import noisy_variants, tagger, words_by_tag
 from data_pipeline.tasks import Examples
 from data_pipeline.vocabulary import load_vocabulary
-from distill.candidates import (
-    LONGEST_CHINESE_WORD,
-    Context,
-    MaskedWords,
-    Neighbours,
-    chinese_words,
-    name_of,
-    whole_word,
-)
+from distill.candidates import MaskedWords, Neighbours, is_maskable, name_of
 from distill.engine import barrier, rank, start_processes, world_size
 from distill.outputs import examples_fingerprint, teacher_fingerprint
 from distill.progress import TrainingProgress
@@ -101,90 +95,33 @@ def _by_model(config: AugmentConfig, examples: Examples, device: torch.device) -
 def masked_candidates(
     config: AugmentConfig, model: MaskedWords, neighbours: Neighbours | None, texts: list[str]
 ) -> list[list[tuple[Word, list[str]]]]:
-    """The words of every text that may be replaced, each with what may stand in its place."""
+    """The words of every text that may be replaced, each with what may stand in its place.
+
+    The model suggests what it can mask at once; `neighbours` the rest, which without them stays as it is.
+    """
     lead = model.lead  # as in the shards that models of such tokenizers are trained on
     led = [lead + text for text in texts]
     encodings = model.vocabulary.tokenizer.encode_batch(led, add_special_tokens=False)
-    words = [
-        [word._replace(begin=word.begin - len(lead), end=word.end - len(lead)) for word in found]
-        for found in (words_of(text, e, config.unit) for text, e in zip(led, encodings, strict=True))
+    asked = [
+        (number, word._replace(begin=word.begin - len(lead), end=word.end - len(lead)))
+        for number, (text, encoding) in enumerate(zip(led, encodings, strict=True))
+        for word in words_of(text, encoding, config.unit)
     ]
-    ids = [encoding.ids for encoding in encodings]
-    find = _chinese_candidates if config.unit == "chinese_word" else _candidates
-    options = find(config, model, neighbours, texts, ids, words)
-    return [list(zip(own, found, strict=True)) for own, found in zip(words, options, strict=True)]
-
-
-def _candidates(
-    config: AugmentConfig,
-    model: MaskedWords,
-    neighbours: Neighbours | None,
-    texts: list[str],
-    ids: list[list[int]],
-    words: list[list[Word]],
-) -> list[list[list[str]]]:
-    """Candidates of every word of every text: the model's for single tokens, neighbours for others."""
-    assert neighbours is not None
-    special = model.special
-    single = [[w.first == w.last for w in own] for own in words]
     contexts = [
-        [model.context(t, w) if one else None for w, one in zip(own, ones, strict=True)]
-        for t, own, ones in zip(ids, words, single, strict=True)
+        model.context(encodings[number].ids, word) if is_maskable(word, config.unit) else None
+        for number, word in asked
     ]
-    best = model.best(context for own in contexts for context in own if context)
-    several = {
-        w.of(text)
-        for text, own, ones in zip(texts, words, single, strict=True)
-        for w, one in zip(own, ones, strict=True)
-        if not one
-    }
-    near = neighbours.best({form for word in several for form in (word, word.lower())})
-
-    def options(text: str, word: Word, one: bool, context: Context | None) -> list[str]:
-        own = word.of(text)
-        if not one:
-            return near.get(own) or near.get(own.lower()) or [own]
-        tokens = best[context][0] if context else []
-        entries = (whole_word(model.vocabulary, int(t)) for t in tokens if int(t) not in special)
-        return list(filter(None, entries)) or [own]
-
-    return [
-        [options(text, *entry) for entry in zip(own, ones, found, strict=True)]
-        for text, own, ones, found in zip(texts, words, single, contexts, strict=True)
-    ]
-
-
-def _chinese_candidates(
-    config: AugmentConfig,
-    model: MaskedWords,
-    neighbours: Neighbours | None,
-    texts: list[str],
-    ids: list[list[int]],
-    words: list[list[Word]],
-) -> list[list[list[str]]]:
-    """Candidates of every Chinese word: known words of characters that the model gives at its places."""
-
-    def by_character(word: Word) -> bool:
-        tokens = word.last - word.first + 1
-        return tokens == word.end - word.begin <= LONGEST_CHINESE_WORD
-
-    contexts = [
-        [model.context(t, w) if by_character(w) else None for w in own]
-        for t, own in zip(ids, words, strict=True)
-    ]
-    best = model.best(context for own in contexts for context in own if context)
-
-    def options(text: str, word: Word, context: Context | None) -> list[str]:
-        own = word.of(text)
-        if context is None:
-            return [own]
-        places = [[model.name(token) for token in tokens] for tokens in best[context]]
-        return chinese_words(places, config.candidates) or [own]
-
-    return [
-        [options(text, word, context) for word, context in zip(own, found, strict=True)]
-        for text, own, found in zip(texts, words, contexts, strict=True)
-    ]
+    best = model.best(context for context in contexts if context)
+    rest = {word.of(texts[number]) for number, word in asked if not is_maskable(word, config.unit)}
+    near = neighbours.best({form for own in rest for form in (own, own.lower())}) if neighbours else {}
+    found: list[list[tuple[Word, list[str]]]] = [[] for _ in texts]
+    for (number, word), context in zip(asked, contexts, strict=True):
+        own = word.of(texts[number])
+        options = (
+            model.words(best[context], config.unit) if context else near.get(own, near.get(own.lower()))
+        )
+        found[number].append((word, options or [own]))
+    return found
 
 
 def _by_noise(config: AugmentConfig, examples: Examples, device: torch.device) -> Variants:
@@ -206,19 +143,12 @@ def _by_noise(config: AugmentConfig, examples: Examples, device: torch.device) -
 METHODS = {"tinybert": _by_model, "noise": _by_noise}
 
 
-def _show(folder: Path, config: AugmentConfig, examples: int = 3) -> None:
+def _show(folder: Path, config: AugmentConfig, count: int = 3) -> None:
     """Tell the first examples with a variant each."""
-    shown, last = 0, -1
     with (folder / "augmented.jsonl").open(encoding="utf-8") as lines:
-        original: dict[str, Any] = {}
-        for line in lines:
-            fields = json.loads(line)
-            if fields["origin"] != last:
-                original, last, fresh = fields, fields["origin"], True
-            elif fresh and shown < examples:
-                fresh, shown = False, shown + 1
-                both = (original[config.text], fields[config.text])
-                shown_texts = ("".join(filter(str.isprintable, text)) for text in both)
-                print("  {}\n  > {}".format(*shown_texts), file=sys.stderr)
-            elif shown == examples:
-                return
+        examples = groupby(map(json.loads, lines), itemgetter("origin"))
+        pairs = (list(islice(rows, 2)) for _, rows in examples)
+        for original, variant in islice((pair for pair in pairs if len(pair) == 2), count):
+            texts = (original[config.text], variant[config.text])
+            shown = ("".join(filter(str.isprintable, text)) for text in texts)  # a terminal acts on others
+            print("  {}\n  > {}".format(*shown), file=sys.stderr)

@@ -27,8 +27,8 @@ from data_pipeline.model_folder import model_folder
 from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from data_pipeline.word_vectors import first_vectors
-from distill.checks import positions
 from distill.encoders import Batch, head_at, model_inputs
+from distill.model_facts import positions
 
 NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
 WORDS_AT_ONCE = 64  # whose likeness to all others is held
@@ -63,10 +63,6 @@ class MaskedWords:
         self.longest = positions(self.model.config.to_dict())
         self.top, self.batch_size = config.candidates, config.batch_size
 
-    def name(self, token: int) -> str:
-        """The vocabulary's entry."""
-        return name_of(self.vocabulary, token)
-
     def context(self, ids: Sequence[int], word: Word) -> Context | None:
         """A text with one word masked, followed by the text; None where the word lies too far behind."""
         vocabulary = self.vocabulary
@@ -85,6 +81,14 @@ class MaskedWords:
         near = [context for context in todo if not found[context][1]]
         found |= self._all(near, self.exact)
         return {context: tokens for context, (tokens, _) in found.items()}
+
+    def words(self, tokens: np.ndarray, unit: str) -> list[str]:
+        """What the best tokens, (places, top), come to as words of the unit."""
+        if unit == "chinese_word":
+            names = [[name_of(self.vocabulary, token) for token in place] for place in tokens]
+            return chinese_words(names, self.top)
+        entries = (whole_word(self.vocabulary, int(t)) for t in tokens[0] if int(t) not in self.special)
+        return [entry for entry in entries if entry]
 
     def _all(
         self, contexts: list[Context], model: PreTrainedModel
@@ -121,6 +125,14 @@ class MaskedWords:
         device = self.model.device
         batch = Batch(*(torch.from_numpy(array) for array in (ids, mask, segments))).to(device)
         return batch, torch.tensor(places, device=device)
+
+
+def is_maskable(word: Word, unit: str) -> bool:
+    """Whether the model suggests for a word: for one of one token, or of few Chinese characters."""
+    tokens = word.last - word.first + 1
+    if unit == "chinese_word":
+        return tokens == word.end - word.begin <= LONGEST_CHINESE_WORD
+    return tokens == 1
 
 
 def name_of(vocabulary: Vocabulary, token: int) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import xxhash
 
+from data_pipeline.whole import write_whole
 from distill.encoders import replace_folder
 from distill.engine import Engine, barrier, rank, sum_over_ranks
-from distill.run_folder import write_whole
 
 RECORD = "checksums.json"  # written last: a folder without it is not whole
 
@@ -71,7 +71,7 @@ class Checkpoints:
             recorded = json.loads((path / RECORD).read_text(encoding="utf-8"))
             damage = [name for name, said in recorded.items() if checksum(path / name) != said]
         except FileNotFoundError as error:
-            damage = [f"{Path(error.filename).name} is missing; releases before 0.1 wrote no {RECORD}"]
+            damage = [f"{Path(error.filename).name} is missing"]
         except (OSError, ValueError, AttributeError) as error:
             damage = [f"{RECORD}: {error}"]
         if damage:

@@ -17,11 +17,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from data_pipeline.model_folder import model_folder
 from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, encode_texts, label_set
 from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.whole import write_whole
 from distill.charts import confusion_chart, standalone
-from distill.checks import model_config, own_labels
 from distill.engine import start_processes
 from distill.measure import by_class, dev_scores, flops, latencies, parameter_count, predict
-from distill.run_folder import write_whole
+from distill.model_facts import model_config, own_labels
 from distill.settings import EvaluateConfig
 
 
@@ -97,13 +97,14 @@ def add_latency(
     """Add each row's latencies and throughputs, and its speed-up over the row `reference`."""
     for batch in batches:
         measured = latencies(models, data, repeats, batch)
+        size = min(batch, *map(len, data.values()))  # as many as there are
         of_batch = "" if batch == 1 else f"_{batch}"
         middle = {name: statistics.median(times) for name, times in measured.items()}
         for row in rows:
             times, p50 = measured[row["name"]], middle[row["name"]]
             row[f"latency_ms_p50{of_batch}"] = round(p50, 3)
             row[f"latency_ms_p95{of_batch}"] = round(float(np.percentile(times, 95)), 3)
-            row[f"sequences_per_s{of_batch}"] = round(1000 * batch / statistics.mean(times), 1)
+            row[f"sequences_per_s{of_batch}"] = round(1000 * size / statistics.mean(times), 1)
             row[f"speedup{of_batch}"] = round(middle[reference] / p50, 2)
 
 

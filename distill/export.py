@@ -19,15 +19,15 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from data_pipeline.model_folder import model_folder
 from data_pipeline.tasks import TaskConfig, encode_dev, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
+from data_pipeline.whole import write_whole
 from distill import nezha, word_students  # noqa: F401  (their model types become known)
-from distill.checks import model_config, own_labels
 from distill.encoders import replace_folder
 from distill.evaluate import add_latency, size, summarise
 from distill.measure import dev_scores, predict
 from distill.model_card import write_card
+from distill.model_facts import model_config, own_labels
 from distill.onnx_graph import largest_difference, quantise, write_graph
 from distill.onnx_runtime import FILES, open_session
-from distill.run_folder import write_whole
 from distill.settings import ExportConfig
 
 TORCH = "torch fp32"

@@ -8,12 +8,13 @@ import torch
 
 from data_pipeline.tasks import encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
-from distill.checks import micro_batch_size, model_config, own_labels
 from distill.encoders import build_classifier, listen, read_config, with_dropout
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student
 from distill.measure import measure_dev
+from distill.model_facts import model_config, own_labels
 from distill.objective import Objective
+from distill.part_checks import micro_batch_size
 from distill.settings import FinetuneConfig
 from distill.sources import TaskSource
 from distill.student import build_student

@@ -11,11 +11,11 @@ import torch
 
 from data_pipeline.stream import CorpusReader, Damage
 from distill.attention import install
-from distill.checks import micro_batch_size
 from distill.encoders import Teacher, build_backbone, load_projections, read_config, save_model
 from distill.engine import barrier, rank, start_processes, world_size
 from distill.layer_map import layer_map
 from distill.objective import Objective
+from distill.part_checks import micro_batch_size
 from distill.settings import GeneralConfig, PretrainConfig
 from distill.sources import CorpusSource
 from distill.trainer import Trainer

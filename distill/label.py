@@ -13,10 +13,10 @@ import torch
 
 from data_pipeline.tasks import Encoded, TaskConfig, encode, label_set, read_examples, read_targets
 from data_pipeline.vocabulary import load_vocabulary
-from distill.checks import model_config, own_labels
 from distill.encoders import Teacher
 from distill.engine import barrier, rank, start_processes, world_size
 from distill.measure import dev_scores, predict
+from distill.model_facts import model_config, own_labels
 from distill.outputs import Split, splits
 from distill.progress import TrainingProgress
 from distill.settings import LabelConfig, TeacherConfig

@@ -21,8 +21,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.checks import positions
 from distill.encoders import Batch, model_inputs
+from distill.model_facts import positions
 from distill.onnx_runtime import open_session, run_session
 from distill.word_students import PaddedLstm, WordModelForSequenceClassification
 

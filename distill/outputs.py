@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from data_pipeline.model_folder import model_folder
 from data_pipeline.tasks import Examples, TaskConfig, read_examples
 from data_pipeline.vocabulary import TOKENIZER_FILES
-from distill.run_folder import write_whole
+from data_pipeline.whole import write_whole
 from distill.settings import TeacherConfig
 
 MANIFEST = "manifest.json"

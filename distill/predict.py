@@ -22,7 +22,7 @@ import numpy as np
 from data_pipeline.model_folder import model_folder
 from data_pipeline.tasks import ENCODING, Encoded, Examples, TaskConfig, encode, rows_of
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
-from distill.checks import model_config
+from distill.model_facts import model_config
 from distill.onnx_runtime import FILES, open_session, run_session
 from distill.settings import PredictConfig
 

@@ -10,11 +10,12 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from data_pipeline.masking import DynamicMasking
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import load_vocabulary
-from distill.checks import has_weights, micro_batch_size
 from distill.encoders import listen, read_config, student_shape, with_dropout
 from distill.engine import start_processes, world_size
 from distill.general import DamageRecord, corpus_reader, save_student
+from distill.model_facts import has_weights
 from distill.objective import Objective
+from distill.part_checks import micro_batch_size
 from distill.settings import PretrainConfig
 from distill.sources import CorpusSource, MaskedSource
 from distill.trainer import Trainer

@@ -5,16 +5,14 @@ Whatever comes from a run folder is escaped on its way in.
 """
 
 import json
-import math
-import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.whole import write_whole
 from distill.charts import (
     LIMIT,
     Dot,
@@ -36,10 +34,11 @@ from distill.html_table import (
     percent_factor,
     short,
 )
-from distill.run_folder import write_whole
+from distill.recorded_run import RecordedRun, is_run, parts_of, read_run
 from distill.search_section import search_section
 
-STAGES = ("finetune", "general", "intermediate", "prediction")  # the order of a whole distillation
+# in the order of a whole distillation
+STAGES = ("pretrain", "finetune", "general", "intermediate", "prediction")
 SPEEDS = {"lr", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_mb"}
 NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", *SPEEDS}
 
@@ -57,22 +56,7 @@ class ReportConfig:
     out: str | None = None
 
 
-@dataclass
-class RunFolder:
-    """What a run folder says about itself; `summary` is None while the run is unfinished."""
-
-    name: str
-    summary: Row | None = None
-    metrics: list[Row] = field(default_factory=list)
-    config: str = ""
-    command: str = ""
-    versions: Row = field(default_factory=dict)
-    written: str = ""
-    notes: list[str] = field(default_factory=list)
-    parts: list["RunFolder"] = field(default_factory=list)
-
-
-Folders = Sequence[tuple[str, RunFolder]]  # with a name that is unique on the page
+Folders = Sequence[tuple[str, RecordedRun]]  # with a name that is unique on the page
 
 
 def check(config: ReportConfig) -> None:
@@ -82,7 +66,7 @@ def check(config: ReportConfig) -> None:
     for folder in map(Path, config.runs):
         if not folder.is_dir():
             raise ValueError(f"report: {folder} is not a folder; give the folder that a run wrote")
-        if not _is_run(folder) and not _parts(folder):
+        if not is_run(folder) and not parts_of(folder):
             raise ValueError(
                 f"report: {folder} has neither metrics.jsonl nor summary.json; "
                 "give the folder that a run wrote, once it has logged its first step"
@@ -104,80 +88,10 @@ def run(config: ReportConfig) -> None:
     print(out)
 
 
-# ---- reading
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "metrics.jsonl").is_file() or (path / "summary.json").is_file()
-
-
-def _parts(path: Path) -> list[Path]:
-    """The runs that are direct sub-folders, `seed2` before `seed10`."""
-    found = [child for child in path.iterdir() if child.is_dir() and _is_run(child)]
-    return sorted(found, key=lambda p: [t.zfill(9) for t in re.split(r"(\d+)", p.name)])
-
-
-def read_run(path: Path, name: str, with_parts: bool = True) -> RunFolder:
-    """A run folder and the runs inside it."""
-    files = [path / n for n in ("summary.json", "metrics.jsonl", "config.yaml", "command.txt")]
-    date = max((f.stat().st_mtime for f in files if f.is_file()), default=path.stat().st_mtime)
-    metrics, notes = read_metrics(path / "metrics.jsonl")
-    return RunFolder(
-        name=name,
-        summary=_read_json(path / "summary.json"),
-        metrics=metrics,
-        config=_read_text(path / "config.yaml"),
-        command=_read_text(path / "command.txt").strip(),
-        versions=_read_json(path / "versions.json") or {},
-        written=datetime.fromtimestamp(date, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        notes=notes,
-        parts=[read_run(p, p.name, False) for p in _parts(path)] if with_parts else [],
-    )
-
-
-def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
-    """The lines of metrics.jsonl and what to know about them; only the last may be broken."""
-    lines = _read_text(path).rstrip("\n").split("\n")
-    rows, notes = [], []
-    for number, line in enumerate(lines, start=1):
-        row = _object(line)
-        if row is not None:
-            rows.append(row)
-        elif number < len(lines):
-            raise ValueError(f"{path}, line {number}: not a JSON object; repair or remove the line")
-        elif line:
-            notes.append("The last line of metrics.jsonl is cut off (a killed run?): skipped.")
-    lost = sum(isinstance(v, float) and not math.isfinite(v) for row in rows for v in row.values())
-    if lost:
-        notes.append(f"Logged values that are NaN or infinite: {lost}, left out of the charts.")
-    return rows, notes
-
-
-def _object(text: str) -> Row | None:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _read_json(path: Path) -> Row | None:
-    if not path.is_file():
-        return None
-    value = _object(_read_text(path))
-    if value is None:
-        raise ValueError(f"{path}: not a JSON object; repair or remove the file")
-    return value
-
-
 # ---- sections
 
 
-def _with_parts(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
+def _with_parts(runs: Sequence[RecordedRun]) -> list[tuple[str, RecordedRun]]:
     """Every folder with a name of its own."""
     found = []
     for run in runs:
@@ -187,12 +101,12 @@ def _with_parts(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
     return found
 
 
-def _title(runs: Sequence[RunFolder]) -> str:
+def _title(runs: Sequence[RecordedRun]) -> str:
     names = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
     return f"Distillation report: {names}"
 
 
-def _header(runs: Sequence[RunFolder]) -> str:
+def _header(runs: Sequence[RecordedRun]) -> str:
     items = []
     for run in runs:
         summary = run.summary or {}
@@ -205,7 +119,7 @@ def _header(runs: Sequence[RunFolder]) -> str:
     return f"<header><h1>{escape(_title(runs))}</h1>{''.join(items)}</header>"
 
 
-def _result_rows(runs: Sequence[RunFolder]) -> list[Row]:
+def _result_rows(runs: Sequence[RecordedRun]) -> list[Row]:
     """The rows of the runs (of their parts where a run has none), scores in percent."""
     rows: list[Row] = []
     for run in runs:
@@ -222,7 +136,7 @@ def _result_rows(runs: Sequence[RunFolder]) -> list[Row]:
     return rows
 
 
-def _results(runs: Sequence[RunFolder]) -> str:
+def _results(runs: Sequence[RecordedRun]) -> str:
     """The table of results, and accuracy against latency when there are points for it."""
     rows = _result_rows(runs)
     if not rows:
@@ -254,7 +168,7 @@ def _results(runs: Sequence[RunFolder]) -> str:
     return f"<section><h2>Results</h2>{html_table(columns, rows, comparable)}{note}{scatter}</section>"
 
 
-def _classes(runs: Sequence[RunFolder]) -> str:
+def _classes(runs: Sequence[RecordedRun]) -> str:
     """Precision, recall, F1 and support by class of every measured model, and who is taken for whom."""
     parts = []
     for row in _result_rows(runs):
@@ -267,7 +181,7 @@ def _classes(runs: Sequence[RunFolder]) -> str:
     return f"<section><h2>By class</h2>{''.join(parts)}</section>" if parts else ""
 
 
-def _searches(runs: Sequence[RunFolder]) -> list[str]:
+def _searches(runs: Sequence[RecordedRun]) -> list[str]:
     found = [(run.summary or {}).get("search") for run in runs]
     return [search_section(search) for search in found if isinstance(search, dict)]
 
@@ -301,7 +215,7 @@ def _notes(folders: Folders) -> str:
     return f"<section><h2>Notes</h2><ul>{''.join(items)}</ul></section>" if items else ""
 
 
-def _points(run: RunFolder, stage: str, split: str, key: str) -> list[Point]:
+def _points(run: RecordedRun, stage: str, split: str, key: str) -> list[Point]:
     """A metric over steps; where a resumed run repeats a step, the later value counts."""
     points: dict[float, float] = {}
     for row in run.metrics:
@@ -385,7 +299,7 @@ def _stages(folders: Folders) -> str:
     return "".join(_stage(folders, stage) for stage in order) + (note if order else "")
 
 
-def _cost_row(name: str, run: RunFolder) -> Row:
+def _cost_row(name: str, run: RecordedRun) -> Row:
     summary = run.summary or {"status": "unfinished"}
     best = {k: number_of(v) for k, v in (summary.get("best") or {}).items() if k not in NOT_A_METRIC}
     scores = ", ".join(f"{k} {short(v * percent_factor(k, [v]))}" for k, v in best.items() if v is not None)
@@ -395,12 +309,12 @@ def _cost_row(name: str, run: RunFolder) -> Row:
     return {**summary, "name": name, "scores": scores or None, **measured}
 
 
-def _known(run: RunFolder, key: str) -> list[float]:
+def _known(run: RecordedRun, key: str) -> list[float]:
     found = [number_of(row.get(key)) for row in run.metrics]
     return [value for value in found if value is not None]
 
 
-def _median(run: RunFolder, key: str) -> float | None:
+def _median(run: RecordedRun, key: str) -> float | None:
     known = _known(run, key)
     return statistics.median(known) if known else None
 
@@ -446,7 +360,7 @@ def _reproduce(folders: Folders) -> str:
     return f"<section><h2>How to reproduce</h2>{''.join(items)}</section>" if items else ""
 
 
-def render(runs: list[RunFolder]) -> str:
+def render(runs: list[RecordedRun]) -> str:
     """The whole page."""
     folders = _with_parts(runs)
     body = [_header(runs), _results(runs), *_searches(runs), _classes(runs), _notes(folders)]

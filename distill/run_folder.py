@@ -20,12 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-
-def write_whole(path: Path, text: str) -> None:
-    """Write beside and rename: the file is the old one or the new one, never half."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+from data_pipeline.whole import write_whole
 
 
 @contextmanager

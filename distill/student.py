@@ -16,9 +16,9 @@ from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer, known_words, write_vocabulary
-from distill.checks import model_config, of_words
 from distill.encoders import build_classifier, read_config, set_labels, student_shape, with_dropout
 from distill.engine import barrier, rank
+from distill.model_facts import model_config, of_words
 from distill.settings import StudentConfig
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 

@@ -20,22 +20,16 @@ from transformers import PreTrainedModel
 from data_pipeline.tasks import Encoded, encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.attention import Collector
-from distill.checks import (
-    compares_layers,
-    micro_batch_size,
-    model_config,
-    own_labels,
-    runs_beside,
-    stages_of,
-)
 from distill.encoders import StoredTeacher, Teacher, listen, load_projections, read_config
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student
 from distill.label import gate, stored_scores, write_outputs
 from distill.layer_map import layer_map
 from distill.measure import measure_dev
+from distill.model_facts import model_config, own_labels
 from distill.objective import Objective
 from distill.outputs import splits
+from distill.part_checks import compares_layers, micro_batch_size, runs_beside, stages_of
 from distill.settings import StageConfig, TaskDistillConfig
 from distill.sources import TaskSource
 from distill.student import build_student

@@ -25,10 +25,10 @@ from distill.accounting import (
     profiled,
 )
 from distill.checkpoints import Checkpoints
-from distill.checks import micro_batch_size
 from distill.encoders import Batch, Signal, StoredTeacher, Teacher
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
 from distill.objective import Objective, count
+from distill.part_checks import micro_batch_size
 from distill.preemption import Stopped, asked
 from distill.progress import TrainingProgress
 from distill.run_folder import Metrics

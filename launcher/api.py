@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from distill.run_folder import write_whole
+from data_pipeline.whole import write_whole
 from launcher.jobs import JOBS
 from launcher.settings import to_yaml
 

@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.whole import write_whole
 from distill import preemption
-from distill.run_folder import held, write_summary, write_whole
+from distill.run_folder import held, write_summary
 from launcher.jobs import JOBS, load
 from launcher.settings import from_yaml
 

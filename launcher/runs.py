@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.run_folder import write_whole
+from data_pipeline.whole import write_whole
 from launcher.jobs import JOBS
 from launcher.settings import to_yaml
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.run_folder import write_whole
+from data_pipeline.whole import write_whole
 from launcher.places import place
 
 RECORD = "place.json"

@@ -6,7 +6,8 @@ import importlib.util
 from itertools import islice
 from typing import Any
 
-from distill.checks import check_task_distill, stages_of
+from distill.checks import check_task_distill
+from distill.part_checks import stages_of
 from distill.settings import TaskDistillConfig
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.space import check_space, combinations, drawn, read_space, with_values

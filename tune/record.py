@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.run_folder import write_whole
+from data_pipeline.whole import write_whole
 from tune.space import Values
 
 ENDED = ("finished", "stopped", "failed", "refused")

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill.run_folder import write_whole
+from data_pipeline.whole import write_whole
 from tune.record import Record, Trial
 from tune.settings import TuneConfig, WorkersConfig
 
@@ -43,6 +43,9 @@ def result(config: TuneConfig, record: Record) -> dict[str, Any]:
             "trials": told,
         },
         "steps": sum(one["steps"] for one in told),
+        # Of the workers, as reserved: the search itself takes next to nothing.
+        "cpu_hours": round(sum(one["cpu_hours"] for one in told), 4),
+        "gpu_hours": round(sum(one["gpu_hours"] for one in told), 4),
     }
 
 

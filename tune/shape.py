@@ -13,9 +13,9 @@ import xxhash
 
 from data_pipeline.tasks import encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
-from distill.checks import model_config, own_labels
+from data_pipeline.whole import write_whole
 from distill.measure import flops, latencies, parameter_count
-from distill.run_folder import write_whole
+from distill.model_facts import model_config, own_labels
 from distill.settings import TaskDistillConfig
 from distill.student import build_student
 

@@ -16,7 +16,7 @@ import ray.tune
 from ray.train._internal.session import get_session
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from distill.run_folder import write_whole
+from data_pipeline.whole import write_whole
 from tune.result import read_summary
 from tune.settings import WorkersConfig
 from tune.workers import Rank, line, reserved, train

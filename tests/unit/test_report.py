@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 import pytest
 
 from distill.charts import LIMIT, confusion_chart, down_sample, linear_axis, log_axis, standalone
-from distill.report import ReportConfig, check, read_metrics, read_run, render, run
+from distill.recorded_run import read_metrics, read_run
+from distill.report import ReportConfig, check, render, run
 
 EVIL = '<script>alert("x")</script>'
 ROWS = [

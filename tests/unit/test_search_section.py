@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from distill.report import RunFolder, render
+from distill.recorded_run import RecordedRun
+from distill.report import render
 from distill.search_section import front_chart, parallel_chart, search_section
 
 
@@ -70,6 +71,6 @@ def test_every_trial_is_in_the_table_and_nothing_is_taken_for_markup():
 
 @pytest.mark.parametrize("trials", [[], TRIALS[:1], TRIALS[4:]])
 def test_a_search_with_little_to_show_is_shown(trials):
-    page = render([RunFolder("run", summary={"job": "tune", "search": {**SEARCH, "trials": trials}})])
+    page = render([RecordedRun("run", summary={"job": "tune", "search": {**SEARCH, "trials": trials}})])
     assert f"{len(trials)} candidates" in page
     assert page.count("<figure>") == page.count("</figure>") <= 1

@@ -1,0 +1,35 @@
+"""Files that are whole or not there: written beside their name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+def beside(path: Path) -> Path:
+    """A name to write `path` under before it is renamed; no process on any node has the same."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file to write; it has its name once it has been written to the disk."""
+    partial = beside(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text; the file is the old one or the new one, never half."""
+    with whole_file(path) as file:
+        file.write(text)
