@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=_positive, default=default.length, help="tokens of a sequence")
     parser.add_argument(
         "--teacher-precision",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "bf16", "int8"),
         default=default.teacher_precision,
         help="of our teacher",
     )

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from distill.encoders import Batch, model_inputs
+from distill.int8 import FLOPS
 
 LENGTHS = (4, 8, 12)  # of the sequences that a cost is fitted to
 SIZE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that the ceiling is measured with
@@ -94,7 +95,12 @@ def count_flops(run: Callable[[], object]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of hardware that is not here
         own, cudnn = torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False)
-        with own, cudnn, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with (
+            own,
+            cudnn,
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False, custom_mapping=FLOPS) as counter,
+        ):
             run()
     return counter.get_total_flops()
 
@@ -102,12 +108,13 @@ def count_flops(run: Callable[[], object]) -> int:
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of this process at a large square matrix product: the best of a few, after one to warm up."""
     size = SIZE.get(device.type, SIZE["cpu"])
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
+    a, b = (torch.randn(size, size, device=device).mul(32).to(dtype) for _ in range(2))
     best = 0.0
     for turn in range(REPEATS + 1):
         synchronise(device)
         begin = time.perf_counter()
-        a @ b
+        multiply(a, b)
         synchronise(device)
         if turn:
             best = max(best, 2 * size**3 / (time.perf_counter() - begin))

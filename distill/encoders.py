@@ -26,6 +26,7 @@ from data_pipeline.vocabulary import copy_tokenizer
 from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.attention import Collector, Heads, collecting, install
 from distill.fused import fuse_layer_norms
+from distill.int8 import quantise
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
 
@@ -143,6 +144,12 @@ class Teacher:
         fuse_layer_norms(model)
         small = config.precision == "auto" and isinstance(model, WordModelForSequenceClassification)
         dtype = torch.float32 if small else precision_of(config.precision, device)
+        self.products = dtype  # of its matrices
+        if config.precision == "int8":
+            if device.type != "cpu":
+                raise ValueError("teacher.precision: int8 is for CPUs; give bf16 or auto on this GPU")
+            quantise(model.base_model)
+            self.products = torch.int8
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
         self.model.train(config.dropout)
 
@@ -172,7 +179,8 @@ def precision_of(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of a frozen model; `auto` is bf16 where matrix units for it exist."""
     if precision == "auto":
         precision = "bf16" if has_bf16_units(device) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return dtypes.get(precision, torch.float32)  # beside int8 products all is fp32
 
 
 def has_bf16_units(device: torch.device) -> bool:

@@ -84,6 +84,10 @@ def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
     for path, weight in teacher.members.items():
         model = model_config(path, "teacher")
         check_classifier(path, model, task)
+        if teacher.precision == "int8" and of_words(model):
+            raise ValueError(
+                f"teacher.precision: int8 is for transformers, not for the model of words {path}; give auto"
+            )
         load_vocabulary(path)
         if own_labels(model) != own_labels(first):
             raise ValueError(

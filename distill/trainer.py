@@ -176,7 +176,7 @@ class Trainer:
     def _ceiling(self) -> float:
         """FLOP/s of all processes at matrix products in the teacher's dtype, in the student's without."""
         live = self.teacher.live if isinstance(self.teacher, StoredTeacher) else self.teacher
-        dtype = live.model.dtype if live else self.engine.dtype
+        dtype = live.products if live else self.engine.dtype
         barrier()  # processes that share a machine measure it together
         own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)
         return float(sum_over_ranks(own))

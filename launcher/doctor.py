@@ -78,7 +78,7 @@ def _hardware(torch: dict[str, Any]) -> list[Part]:
             "CPU bf16",
             _cpu_bf16(),
             "bf16 on the CPU is emulated, slower than fp32: a teacher runs several times slower.",
-            "Use a CPU with AMX (amx_bf16 in /proc/cpuinfo), or a GPU.",
+            "Use a CPU with AMX (amx_bf16 in /proc/cpuinfo), or a GPU; or give teacher.precision int8.",
         ),
         Part(
             "GPU",

@@ -709,6 +709,12 @@ def test_a_weight_below_nothing(refused, task, classifier, tmp_path):
     refused("task", {**task, "teacher.ensemble": json.dumps({str(other): -1})}, "is -1.0; give more than 0")
 
 
+def test_a_teacher_of_words_has_no_8_bit_products(refused, task, classifier, tmp_path):
+    words = change_config(copy(classifier, tmp_path / "words"), model_type="distillery_words")
+    flags = {**task, "teacher.path": words, "teacher.precision": "int8", "student.kind": "bilstm"}
+    refused("task", flags, "teacher.precision: int8 is for transformers")
+
+
 def test_outputs_are_what_label_writes(refused, task):
     flags = {name: value for name, value in task.items() if name.startswith(("task.", "teacher."))}
     refused("label", {**flags, "teacher.outputs": "x"}, "the label job writes them; leave it out")
