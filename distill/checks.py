@@ -28,6 +28,7 @@ from distill.part_checks import (
     check_record,
     check_shards,
     check_stage,
+    check_start,
     check_student,
     check_submit,
     check_task,
@@ -110,6 +111,7 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     base = model_config(config.model, "model") if config.model else {"model_type": WORDS}
     model = base
     if shape:
+        check_start(shape, config.model)
         model = check_student(shape, config.model, by_layers=False) if config.model else base
         check_words("shape", shape, [config.stage], config.engine)
     check_pair((shape.path if shape else None) or config.model or "", model, config.task.text_pair)

@@ -26,6 +26,7 @@ from data_pipeline.vocabulary import copy_tokenizer
 from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.attention import Collector, Heads, collecting, install
 from distill.fused import fuse_layer_norms
+from distill.inherit import inherit
 from distill.int8 import quantise
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
@@ -233,7 +234,10 @@ def build_backbone(student: StudentConfig, teacher: str) -> PreTrainedModel:
     if student.path:
         path = model_folder(student.path)
         return AutoModel.from_pretrained(path, config=config, dtype=torch.float32, **_backbone(path))
-    return AutoModel.from_config(config, dtype=torch.float32, **_backbone(teacher))
+    model = AutoModel.from_config(config, dtype=torch.float32, **_backbone(teacher))
+    if student.start == "teacher":
+        inherit(model, teacher)
+    return model
 
 
 PROBLEMS = {

@@ -17,7 +17,7 @@ from data_pipeline.tasks import METRICS, TaskConfig, check_labels, label_set, re
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
 from distill.layer_map import layer_map
-from distill.model_facts import WORDS, model_config, of_words, own_labels, positions
+from distill.model_facts import WORDS, has_weights, model_config, of_words, own_labels, positions
 from distill.settings import (
     EngineConfig,
     EvaluateConfig,
@@ -185,6 +185,7 @@ def check_measured(name: str, path: str, task: TaskConfig) -> None:
 
 def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) -> dict:
     """Refuse an impossible shape, or another vocabulary where layers are compared; returns its config."""
+    check_start(student, teacher)
     if student.path:
         shape = model_config(student.path, "student.path")
         if not by_layers:
@@ -219,6 +220,28 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
         "hidden_size": student.hidden_size,
         "num_attention_heads": student.heads,
     }
+
+
+def check_start(student: StudentConfig, teacher: str | None) -> None:
+    """Refuse a student that can't take its first weights from its teacher."""
+    if student.start == "random":
+        return
+    if student.path or student.kind != "transformer":
+        given = f"path {student.path}" if student.path else f"kind {student.kind}"
+        raise ValueError(
+            f"student.start: {student.start} is for a new transformer, and this student has {given}; "
+            "leave start out"
+        )
+    model = model_config(teacher or "", "teacher")
+    if not has_weights(teacher or ""):
+        raise ValueError(f"student.start: {teacher} holds no weights in safetensors; give random")
+    for name in ("layers", "hidden_size", "intermediate_size"):
+        own, most = getattr(student, name), model.get({"layers": "num_hidden_layers"}.get(name, name), 0)
+        if own > most:
+            raise ValueError(
+                f"student.{name}: {own} is more than the {most} of {teacher}, whose weights student.start "
+                "takes; give no more, or student.start random"
+            )
 
 
 def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: int) -> None:

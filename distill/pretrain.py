@@ -13,6 +13,7 @@ from data_pipeline.vocabulary import load_vocabulary
 from distill.encoders import listen, read_config, student_shape, with_dropout
 from distill.engine import start_processes, world_size
 from distill.general import DamageRecord, corpus_reader, save_student
+from distill.inherit import inherit
 from distill.model_facts import has_weights
 from distill.objective import Objective
 from distill.part_checks import micro_batch_size
@@ -60,5 +61,8 @@ def build(config: PretrainConfig) -> PreTrainedModel:
     path, base = model_folder(config.model), read_config(config.model)
     shape = with_dropout(student_shape(config.shape, base) if config.shape else base, config.dropout)
     if config.shape or not has_weights(config.model):
-        return AutoModelForMaskedLM.from_config(shape, dtype=torch.float32)
+        model = AutoModelForMaskedLM.from_config(shape, dtype=torch.float32)
+        if config.shape and config.shape.start == "teacher":
+            inherit(model.base_model, config.model)
+        return model
     return AutoModelForMaskedLM.from_pretrained(path, config=shape, dtype=torch.float32)

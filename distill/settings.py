@@ -26,6 +26,8 @@ class StudentConfig:
             about 1e-3 suits them.
         words: Words and word vectors of such a student.
         path: Folder of a trained student (a general run's student/); its kind and shape are used.
+        start: Where no path is given: `random` weights, or the `teacher`'s: an even choice of its layers,
+            and of their units where the student is narrower.
         layers: Layers, where no path is given.
         hidden_size: Width.
         heads: Attention heads; must divide the width.
@@ -37,6 +39,7 @@ class StudentConfig:
     kind: Kind = "transformer"
     words: WordsConfig = field(default_factory=WordsConfig)
     path: str | None = None
+    start: Literal["random", "teacher"] = "random"
     layers: int = 4
     hidden_size: int = 312
     heads: int = 12

@@ -18,6 +18,7 @@ from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer, known_words, write_vocabulary
 from distill.encoders import build_classifier, read_config, set_labels, student_shape, with_dropout
 from distill.engine import barrier, rank
+from distill.inherit import inherit
 from distill.model_facts import model_config, of_words
 from distill.settings import StudentConfig
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
@@ -50,7 +51,10 @@ def build_student(
         shape = student_shape(config, read_config(source))
         if dropout is not None:
             shape = with_dropout(shape, dropout)
-        return build_classifier(config.path, shape, labels, task.kind), config.path or source
+        model = build_classifier(config.path, shape, labels, task.kind)
+        if config.start == "teacher":
+            inherit(model.base_model, source)
+        return model, config.path or source
     vocabulary = folder / "vocabulary"
     vectors_file = folder / "vocabulary" / "vectors.npy"
     if rank() == 0 and not vectors_file.is_file():

@@ -709,6 +709,20 @@ def test_a_weight_below_nothing(refused, task, classifier, tmp_path):
     refused("task", {**task, "teacher.ensemble": json.dumps({str(other): -1})}, "is -1.0; give more than 0")
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"student.hidden_size": 64}, "student.hidden_size: 64 is more than the 32 of"),
+        (
+            {"student.kind": "cnn"},
+            "and this student has kind cnn; leave start out",
+        ),
+    ],
+)
+def test_a_student_that_its_teacher_can_not_start(refused, task, flags, says):
+    refused("task", {**task, "student.start": "teacher", **flags}, says)
+
+
 def test_a_teacher_of_words_has_no_8_bit_products(refused, task, classifier, tmp_path):
     words = change_config(copy(classifier, tmp_path / "words"), model_type="distillery_words")
     flags = {**task, "teacher.path": words, "teacher.precision": "int8", "student.kind": "bilstm"}
