@@ -10,17 +10,19 @@ from pathlib import Path
 from data_pipeline.augment import AugmentConfig, read
 from data_pipeline.model_folder import model_folder
 from data_pipeline.noise import tagger
-from data_pipeline.store import ShardFolder
 from data_pipeline.vocabulary import load_vocabulary
 from distill.model_facts import WORDS, has_weights, model_config, of_words, own_labels, positions
 from distill.onnx_runtime import FILES, refuse_missing
 from distill.outputs import check_outputs
 from distill.part_checks import (
+    CORPUS_TERMS,
     LAYERS,
     TASK_TERMS,
     check_candidates,
     check_head,
     check_latency_batches,
+    check_masked_head,
+    check_masking,
     check_measured,
     check_members,
     check_objective,
@@ -65,13 +67,20 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     student = check_student(config.student, config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
-    check_objective("stage", config.stage.objective, student, teacher, LAYERS)
+    objective = config.stage.objective
+    check_objective("stage", objective, student, teacher, CORPUS_TERMS)
+    if not any(getattr(objective, term) for term in (*LAYERS, "logits")):
+        raise ValueError("stage.objective: mlm alone asks no teacher; run distillery pretrain")
     check_shards(config, config.teacher.path, min(positions(teacher), positions(student)), processes)
+    if objective.logits:
+        check_masked_head(config.teacher.path, "teacher")
+    if config.masks:
+        check_masking(config.masking, config.shards, config.stream.store)
 
 
 def check_pretrain(config: PretrainConfig, processes: int) -> None:
     """Refuse a pretraining that can't work."""
-    model, shape, masking = model_config(config.model, "model"), config.shape, config.masking
+    model, shape = model_config(config.model, "model"), config.shape
     if of_words(model):
         raise ValueError(f"model: {config.model} is of whole words; give an encoder such as BERT")
     if shape and (shape.path or shape.kind != "transformer"):
@@ -86,21 +95,11 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
         )
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout: {config.dropout}; give 0 or more, below 1")
-    if masking.unit == "chinese_word" or not 0 < masking.probability < 1 or masking.most < 1:
-        raise ValueError(
-            "masking: give unit token or word, a probability between 0 and 1, and most 1 or more"
-        )
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("mlm",))
     check_shards(config, config.model, positions(model), processes)
-    for shards in [config.shards] if isinstance(config.shards, str) else config.shards:
-        made = ShardFolder(shards, config.stream.store).manifest.packing.get("masking") or {}
-        if made.get("probability") or made.get("at_least_one"):
-            raise ValueError(
-                f"shards: {shards} was masked when it was made, and pretrain masks anew in every epoch; "
-                "run pregenerate without packing.masking"
-            )
+    check_masking(config.masking, config.shards, config.stream.store)
 
 
 def check_finetune(config: FinetuneConfig, processes: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -134,11 +135,17 @@ def listen(model: PreTrainedModel) -> Collector:
 class Teacher:
     """A frozen source of a signal: eval mode, no gradients, cut after the last layer needed."""
 
-    def __init__(self, config: TeacherConfig, device: torch.device, layers: int | None = None):
-        """`layers`: load a backbone of so many layers; None loads the classifier, whole."""
+    def __init__(
+        self,
+        config: TeacherConfig,
+        device: torch.device,
+        layers: int | None = None,
+        head: Any = AutoModelForSequenceClassification,
+    ):
+        """`layers`: load a backbone of so many layers; None loads all and a head, as the class `head`."""
         path = model_folder(config.path)
         if layers is None:
-            model = AutoModelForSequenceClassification.from_pretrained(path)
+            model = head.from_pretrained(path)
         else:
             model = AutoModel.from_pretrained(path, **_backbone(path, layers))
         self.collector = listen(model)
@@ -228,15 +235,16 @@ def with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
     return config
 
 
-def build_backbone(student: StudentConfig, teacher: str) -> PreTrainedModel:
-    """A bare student encoder in fp32: trained weights from its path, or random ones."""
+def build_backbone(student: StudentConfig, teacher: str, head: Any = AutoModel) -> PreTrainedModel:
+    """A student encoder in fp32, bare or with a head: trained weights from its path, or first ones."""
     config = student_shape(student, read_config(teacher))
+    path = model_folder(student.path or teacher)
+    extra = _backbone(path) if head is AutoModel else {}
     if student.path:
-        path = model_folder(student.path)
-        return AutoModel.from_pretrained(path, config=config, dtype=torch.float32, **_backbone(path))
-    model = AutoModel.from_config(config, dtype=torch.float32, **_backbone(teacher))
+        return head.from_pretrained(path, config=config, dtype=torch.float32, **extra)
+    model = head.from_config(config, dtype=torch.float32, **extra)
     if student.start == "teacher":
-        inherit(model, teacher)
+        inherit(model.base_model, teacher)
     return model
 
 

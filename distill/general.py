@@ -8,8 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from transformers import AutoModel, AutoModelForMaskedLM
 
+from data_pipeline.masking import DynamicMasking
 from data_pipeline.stream import CorpusReader, Damage
+from data_pipeline.vocabulary import load_vocabulary
 from distill.attention import install
 from distill.encoders import Teacher, build_backbone, load_projections, read_config, save_model
 from distill.engine import barrier, rank, start_processes, world_size
@@ -17,7 +20,7 @@ from distill.layer_map import layer_map
 from distill.objective import Objective
 from distill.part_checks import micro_batch_size
 from distill.settings import GeneralConfig, PretrainConfig
-from distill.sources import CorpusSource
+from distill.sources import CorpusSource, MaskedSource
 from distill.trainer import Trainer
 
 
@@ -26,7 +29,8 @@ def run(config: GeneralConfig, folder: Path) -> dict:
     device = start_processes()
     torch.manual_seed(config.seed)
     stage = config.stage
-    student = build_backbone(config.student, config.teacher.path)
+    head = AutoModelForMaskedLM if config.masks else AutoModel
+    student = build_backbone(config.student, config.teacher.path, head)
     teacher_config = read_config(config.teacher.path)
     layers = layer_map(
         stage.objective.layer_map,
@@ -38,16 +42,21 @@ def run(config: GeneralConfig, folder: Path) -> dict:
     damage = DamageRecord(folder)
     reader = corpus_reader(config, damage)
     micro = micro_batch_size(stage.batch_size, config.engine, world_size())
+    # Of a teacher whose logits nobody asks for, what lies above the layers compared is never computed.
+    needed = None if stage.objective.logits else max(teacher for _, teacher in layers)
+    corpus = CorpusSource(reader, micro, config.pad_to_longest)
+    masking = DynamicMasking(config.masking, load_vocabulary(config.teacher.path), config.seed)
     trainer = Trainer(
         name="general",
         objective=objective,
-        teacher=Teacher(config.teacher, device, layers=max(teacher for _, teacher in layers)),
-        source=CorpusSource(reader, micro, config.pad_to_longest),
+        teacher=Teacher(config.teacher, device, needed, AutoModelForMaskedLM),
+        source=MaskedSource(corpus, masking) if config.masks else corpus,
         stage=stage,
         engine_config=config.engine,
         record=config.record,
         seed=config.seed,
         folder=folder,
+        head_share=config.masking.probability if config.masks else 1.0,
     )
     try:
         trainer.fit()

@@ -11,6 +11,8 @@ from torch.nn import functional
 from distill.attention import Heads
 from distill.fused import kernel
 
+LOGITS_AT_ONCE = 1 << 22  # of a soft-target loss in fp32: 16 MB a copy
+
 
 class PlainScoreError(torch.autograd.Function):
     """Sum over (batch, heads, i, j) of (c_s Qs_i . Ks_j - c_t Qt_i . Kt_j)^2 without a score tensor.
@@ -83,19 +85,40 @@ def attention_score_loss(student: Heads, teacher: Heads, query_mask: Tensor, key
         )
 
 
+class _SoftTargets(torch.autograd.Function):
+    """The loss and its gradient, some rows at a time: a vocabulary's logits are never all there in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        loss = torch.zeros((), device=student.device)
+        grad = torch.empty_like(student)
+        rows = max(1, LOGITS_AT_ONCE // student.shape[-1])
+        for own, other, out in zip(student.split(rows), teacher.split(rows), grad.split(rows), strict=True):
+            own = functional.log_softmax(own.float() / temperature, dim=-1)
+            target = functional.log_softmax(other.float() / temperature, dim=-1)
+            probability = target.exp()
+            loss += target.sub_(own).mul_(probability).sum()
+            out.copy_(own.exp_().sub_(probability).mul_(temperature))
+        ctx.save_for_backward(grad)
+        return loss * temperature**2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        return saved * grad.to(saved.dtype), None, None
+
+
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) of softened class probabilities, times T^2, summed over rows.
 
     T^2 keeps the gradient's size independent of the temperature (Hinton et al. 2015, section 2).
 
     Args:
-        student: Logits, (batch, classes).
-        teacher: Logits, (batch, classes).
+        student: Logits, (rows, classes); a vocabulary's are classes too.
+        teacher: The same; takes no gradient.
         temperature: T.
     """
-    scaled = functional.log_softmax(student.float() / temperature, dim=-1)
-    target = functional.log_softmax(teacher.float() / temperature, dim=-1)
-    return functional.kl_div(scaled, target, reduction="sum", log_target=True) * temperature**2
+    return _SoftTargets.apply(student, teacher.detach(), temperature)
 
 
 def regression_loss(student: Tensor, target: Tensor) -> Tensor:

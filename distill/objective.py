@@ -104,7 +104,9 @@ class Objective(nn.Module):
         if self.config.logits:
             assert own.logits is not None
             assert signal.logits is not None
-            terms["logits"] = self._logits(own.logits, signal.logits) / counts[0]
+            # Of masked tokens, of which short rows may have none, or of rows.
+            rows = counts[0] if batch.masked is None else counts[3].clamp(min=1)
+            terms["logits"] = self._logits(own.logits, signal.logits) / rows
         if self.config.logits_mse:
             assert own.logits is not None
             assert signal.logits is not None

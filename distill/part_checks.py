@@ -11,7 +11,8 @@ from pathlib import Path
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.corpus import check_corpus
-from data_pipeline.store import ShardFolder
+from data_pipeline.masking import MaskingConfig
+from data_pipeline.store import ShardFolder, StoreConfig
 from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import METRICS, TaskConfig, check_labels, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary
@@ -33,6 +34,7 @@ from distill.settings import (
 
 LAYERS = ("attention", "relation", "hidden")
 TASK_TERMS = (*LAYERS, "logits", "logits_mse", "labels")
+CORPUS_TERMS = (*LAYERS, "logits", "mlm")
 TERMS = (*TASK_TERMS, "mlm")
 
 
@@ -60,13 +62,33 @@ def check_shards(
     CorpusReader(config.shards, config.stage.batch_size, config.seed, 0, processes, config=config.stream)
 
 
-def check_candidates(config: AugmentConfig) -> None:
-    """Refuse a model without its head, and numbers of candidates that it can't give."""
-    heads = model_config(config.model, "model").get("architectures") or []
+def check_masked_head(path: str, name: str) -> None:
+    """Refuse a model that can't tell masked tokens."""
+    heads = model_config(path, name).get("architectures") or []
     if not any("MaskedLM" in head or "PreTraining" in head for head in heads):
         raise ValueError(
-            f"model: {config.model} has no masked-language-model head; train one (distillery pretrain)"
+            f"{name}: {path} has no masked-language-model head; train one (distillery pretrain)"
         )
+
+
+def check_masking(masking: MaskingConfig, shards: str | dict[str, float], store: StoreConfig) -> None:
+    """Refuse masks that can't be drawn, and rows that were masked before."""
+    if masking.unit == "chinese_word" or not 0 < masking.probability < 1 or masking.most < 1:
+        raise ValueError(
+            "masking: give unit token or word, a probability between 0 and 1, and most 1 or more"
+        )
+    for folder in [shards] if isinstance(shards, str) else shards:
+        made = ShardFolder(folder, store).manifest.packing.get("masking") or {}
+        if made.get("probability") or made.get("at_least_one"):
+            raise ValueError(
+                f"shards: {folder} was masked when it was made, and tokens are masked anew in every epoch; "
+                "run pregenerate without packing.masking"
+            )
+
+
+def check_candidates(config: AugmentConfig) -> None:
+    """Refuse a model without its head, and numbers of candidates that it can't give."""
+    check_masked_head(config.model, "model")
     if not 0 < config.replaced <= 1:
         raise ValueError(f"replaced: {config.replaced}; give a chance above 0, at most 1")
     most = 20 if config.unit == "chinese_word" else load_vocabulary(config.model).size // 2

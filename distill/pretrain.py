@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,10 +11,9 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from data_pipeline.masking import DynamicMasking
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import load_vocabulary
-from distill.encoders import listen, read_config, student_shape, with_dropout
+from distill.encoders import build_backbone, listen, read_config, with_dropout
 from distill.engine import start_processes, world_size
 from distill.general import DamageRecord, corpus_reader, save_student
-from distill.inherit import inherit
 from distill.model_facts import has_weights
 from distill.objective import Objective
 from distill.part_checks import micro_batch_size
@@ -59,10 +59,10 @@ def run(config: PretrainConfig, folder: Path) -> dict:
 def build(config: PretrainConfig) -> PreTrainedModel:
     """An encoder with a masked-language-model head, in fp32: trained weights, or random ones."""
     path, base = model_folder(config.model), read_config(config.model)
-    shape = with_dropout(student_shape(config.shape, base) if config.shape else base, config.dropout)
-    if config.shape or not has_weights(config.model):
-        model = AutoModelForMaskedLM.from_config(shape, dtype=torch.float32)
-        if config.shape and config.shape.start == "teacher":
-            inherit(model.base_model, config.model)
-        return model
+    if config.shape:
+        student = replace(config.shape, dropout=config.dropout)
+        return build_backbone(student, config.model, AutoModelForMaskedLM)
+    shape = with_dropout(base, config.dropout)
+    if not has_weights(config.model):
+        return AutoModelForMaskedLM.from_config(shape, dtype=torch.float32)
     return AutoModelForMaskedLM.from_pretrained(path, config=shape, dtype=torch.float32)

@@ -88,7 +88,8 @@ class ObjectiveConfig:
             each model's own.
         hidden: Squared error of projected hidden states, the embedding output included.
         logits: Kullback-Leibler divergence from the teacher's softened outputs, times the squared
-            temperature (Hinton et al. 2015); squared error for regression.
+            temperature (Hinton et al. 2015); squared error for regression. Over a corpus, of masked
+            tokens (DistilBERT, Sanh et al. 2019).
         logits_mse: Squared error of the logits, summed over the classes (Tang et al. 2019).
         labels: Cross-entropy with the labels, of each label by itself where there may be several;
             squared error for regression.
@@ -204,6 +205,10 @@ def _general_stage() -> StageConfig:
     )
 
 
+def _of_models() -> MaskingConfig:
+    return MaskingConfig(probability=0.15, most=1000)
+
+
 @dataclass
 class GeneralConfig:
     """Settings of `distillery general`: distillation over a corpus.
@@ -215,11 +220,13 @@ class GeneralConfig:
         stream: How the shards are read.
         student: The student.
         stage: The training.
+        masking: What is masked, anew in every epoch, where the objective has logits (then soft targets
+            of the masked tokens, from a teacher with a masked-language-model head) or mlm.
         pad_to_longest: Fill a step with rows of like lengths and pad them to the longest; otherwise
             with any, padded to the packing's max_length.
         engine: DeepSpeed.
         record: Metrics and checkpoints.
-        seed: Seed of weights, order and dropout.
+        seed: Seed of weights, order, masks and dropout.
     """
 
     teacher: TeacherConfig
@@ -227,10 +234,16 @@ class GeneralConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     stage: StageConfig = field(default_factory=_general_stage)
+    masking: MaskingConfig = field(default_factory=_of_models)
     pad_to_longest: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     seed: int = 0
+
+    @property
+    def masks(self) -> bool:
+        """Whether tokens are masked for the student and its teacher."""
+        return bool(self.stage.objective.logits or self.stage.objective.mlm)
 
 
 def _pretrain_stage() -> StageConfig:
@@ -265,7 +278,7 @@ class PretrainConfig:
     shards: str | dict[str, float]
     stream: StreamConfig = field(default_factory=StreamConfig)
     shape: StudentConfig | None = None
-    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(probability=0.15, most=1000))
+    masking: MaskingConfig = field(default_factory=_of_models)
     dropout: float = 0.1
     stage: StageConfig = field(default_factory=_pretrain_stage)
     pad_to_longest: bool = True

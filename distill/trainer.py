@@ -171,6 +171,9 @@ class Trainer:
         cost = student + Cost(per_token=self.objective.projected_flops)
         if self.teacher is None:
             return cost.times(3)
+        if self.head_share < 1 and self.objective.config.logits:
+            assert isinstance(self.teacher, Teacher)
+            return cost.times(3) + model_cost(self.teacher.model, self.head_share)
         return cost.times(3) + forward_cost(self._signal, self.engine.device)
 
     def _ceiling(self) -> float:

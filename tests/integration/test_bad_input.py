@@ -712,6 +712,19 @@ def test_a_weight_below_nothing(refused, task, classifier, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        ({"logits": 1}, "has no masked-language-model head; train one (distillery pretrain)"),
+        ({"mlm": 1, "attention": 0, "hidden": 0}, "mlm alone asks no teacher; run distillery pretrain"),
+        ({"logits_mse": 1}, "this job takes attention, relation, hidden, logits, mlm, 0 or more"),
+    ],
+)
+def test_masked_tokens_that_can_not_be_learnt(refused, general, flags, says):
+    terms = {f"stage.objective.{name}": weight for name, weight in flags.items()}
+    refused("general", {**general, **terms}, says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
         ({"student.hidden_size": 64}, "student.hidden_size: 64 is more than the 32 of"),
         (
             {"student.kind": "cnn"},

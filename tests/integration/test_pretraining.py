@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,14 @@ from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.wordpiece import VocabularyConfig
 from distill.settings import (
     FinetuneConfig,
+    GeneralConfig,
     ObjectiveConfig,
     OptimizerConfig,
     PretrainConfig,
     StageConfig,
     StudentConfig,
+    TaskDistillConfig,
+    TeacherConfig,
 )
 from tests.helpers import SPECIAL
 from tests.processes import ROOT, run_here
@@ -81,6 +85,40 @@ def test_an_encoder_pretrained_here_is_fine_tuned_like_any(pretrained, tiny_task
     stage = StageConfig(0.5, 16, ObjectiveConfig(labels=1.0))
     model = str(pretrained / "pretrain" / "model")
     assert run_here("finetune", FinetuneConfig(model, task, stage=stage), tmp_path / "run")["best"]
+
+
+@pytest.fixture(scope="module")
+def distilled(pretrained) -> Path:
+    """A student of the masked language model, of its masked tokens and hidden states."""
+    terms = ObjectiveConfig(logits=1.0, mlm=0.5, hidden=1.0, temperature=2.0)
+    shape = replace(SHAPE, layers=1, start="teacher")
+    config = GeneralConfig(
+        TeacherConfig(str(pretrained / "pretrain" / "model")),
+        str(pretrained / "corpus" / "shards"),
+        student=shape,
+        stage=StageConfig(4, 16, terms, OptimizerConfig(lr=3e-3)),
+    )
+    run_here("general", config, pretrained / "general")
+    return pretrained / "general"
+
+
+def test_soft_targets_of_masked_tokens_teach_a_student(distilled):
+    rows = [json.loads(line) for line in (distilled / "metrics.jsonl").open()]
+    for term in ("logits", "mlm", "hidden"):
+        assert rows[-1][f"loss/{term}"] < rows[0][f"loss/{term}"]
+    model = AutoModelForMaskedLM.from_pretrained(distilled / "student")
+    assert model.config.num_hidden_layers == 1
+
+
+def test_such_a_student_is_distilled_on_a_task_like_any(distilled, pretrained, tiny_task, tmp_path):
+    task = TaskConfig(str(tiny_task / "train.tsv"), str(tiny_task / "dev.tsv"), max_length=24)
+    model, student = str(pretrained / "pretrain" / "model"), StudentConfig(path=str(distilled / "student"))
+    stage = StageConfig(0.5, 16, ObjectiveConfig(labels=1.0))
+    run_here("finetune", FinetuneConfig(model, task, stage=stage), tmp_path / "teacher")
+    config = TaskDistillConfig(TeacherConfig(str(tmp_path / "teacher" / "model")), task, student)
+    config.intermediate.epochs = config.prediction.epochs = 0.5
+    config.intermediate.batch_size = config.prediction.batch_size = 16
+    assert run_here("task", config, tmp_path / "task")["best"]
 
 
 def augment_config(pretrained: Path, tiny_task: Path, **changes) -> AugmentConfig:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill import losses
 from distill.attention import Heads
 from distill.losses import (
     attention_score_loss,
@@ -163,6 +164,34 @@ def test_soft_targets_are_the_divergence_times_the_squared_temperature(temperatu
     own, target = (torch.softmax(x.double() / temperature, dim=-1) for x in (student, teacher))
     expected = temperature**2 * (target * (target / own).log()).sum()
     torch.testing.assert_close(soft_target_loss(student, teacher, temperature), expected.float())
+
+
+def test_soft_target_gradients_are_the_formulas_over_pieces(monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 20)  # 3 rows of 6 classes
+    student, teacher = 3 * torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(0))
+    own, plain = student.clone().requires_grad_(), student.double().requires_grad_()
+    (2.5 * soft_target_loss(own, teacher, 2.0)).backward()
+    target = torch.softmax(teacher.double() / 2, dim=-1)
+    (2.5 * 4 * (target * (target.log() - torch.log_softmax(plain / 2, dim=-1))).sum()).backward()
+    torch.testing.assert_close(own.grad, plain.grad.float())
+
+
+def test_soft_targets_of_a_vocabulary_are_never_whole_in_fp32():
+    class LargestFloat(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+                self.numbers = max(self.numbers, out.numel())
+            return out
+
+    rows, classes = 400, 30522
+    student = torch.randn(rows, classes, dtype=torch.bfloat16, requires_grad=True)
+    with LargestFloat() as largest:
+        soft_target_loss(student, torch.randn_like(student), 2.0).backward()
+    assert largest.numbers <= losses.LOGITS_AT_ONCE < rows * classes
+    assert student.grad.dtype == torch.bfloat16
 
 
 def test_soft_targets_lose_nothing_at_equality():
