@@ -24,9 +24,7 @@ def result(config: TuneConfig, record: Record) -> dict[str, Any]:
     if not finished:
         raise _nothing(trials)
     winner = best(finished)
-    text = (record.run(winner) / "config.yaml").read_text(encoding="utf-8")
-    recipe = record.folder / "best.yaml"
-    write_whole(recipe, f"# {winner.title}\n#   distillery task --config {recipe}\n{text}")
+    write_whole(record.folder / "best.yaml", _recipe(winner, record))
     cost = config.minimise or "latency_ms"
     on_front = front([(_score(trial), trial.shape[cost]) for trial in finished])
     costs = {trial.number: _cost(record.run(trial), config.workers) for trial in trials}
@@ -47,6 +45,19 @@ def result(config: TuneConfig, record: Record) -> dict[str, Any]:
         "cpu_hours": round(sum(one["cpu_hours"] for one in told), 4),
         "gpu_hours": round(sum(one["gpu_hours"] for one in told), 4),
     }
+
+
+def _recipe(winner: Trial, record: Record) -> str:
+    """The winner's configuration, for any place: the logits stored in this one are named in a comment."""
+    text = (record.run(winner) / "config.yaml").read_text(encoding="utf-8")
+    command, stored = (
+        f"distillery task --config {record.folder}/best.yaml",
+        f"{record.folder}/label/outputs",
+    )
+    if f"outputs: {stored}\n" in text:
+        text = text.replace(f"outputs: {stored}\n", "outputs: null\n")
+        command += f" --teacher.outputs {stored}"
+    return f"# {winner.title}\n#   {command}\n{text}"
 
 
 def best(finished: list[Trial]) -> Trial:

@@ -188,9 +188,10 @@ class Candidates(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial has been measured on dev."""
-        if result.get(SHARE, 1.0) < 1:
-            number = self.running[trial_id].number
-            self.record.add(number, "measured", share=result[SHARE], score=result[self.score])
+        trial, share = self.running[trial_id], result.get(SHARE, 1.0)
+        # A trial that goes on from its checkpoint tells again what came after that.
+        if share < 1 and share not in (known for known, _ in trial.measured):
+            self.record.add(trial.number, "measured", share=share, score=result[self.score])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

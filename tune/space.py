@@ -142,8 +142,8 @@ def drawn(domains: dict[str, Domain], base: TaskDistillConfig, seed: int, number
 
 
 def fingerprint(values: Values) -> str:
-    """The same for the same values, whatever their order."""
-    return json.dumps(values, sort_keys=True)
+    """The same for the same values, whatever their order: 1 is 1.0."""
+    return json.dumps(json.loads(json.dumps(values), parse_int=float), sort_keys=True)
 
 
 def value_of(config: Any, key: str) -> Any:

@@ -164,7 +164,9 @@ def test_a_budget_and_a_kill(tmp_path, recipe, start):
     best = max(found["search"]["trials"], key=lambda trial: (trial["status"] == "finished", trial["score"]))
     assert found["search"]["best"] == best["name"]
     recipe_of_best = from_yaml("task", (run / "best.yaml").read_text())
-    assert recipe_of_best.teacher.outputs == str(run / "label" / "outputs")
+    assert recipe_of_best.teacher.outputs is None  # for any place; a comment names this one's
+    recipe_of_best.teacher.outputs = str(run / "label" / "outputs")
+    assert f"--teacher.outputs {recipe_of_best.teacher.outputs}" in (run / "best.yaml").read_text()
     trial = run / "trials" / best["name"].split(" ")[0]
     assert to_yaml(recipe_of_best) == (trial / "config.yaml").read_text()
     summary = json.loads((trial / "summary.json").read_text())
@@ -217,6 +219,7 @@ def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, recipe, start):
     assert found["search"]["against"] == "parameters"
     assert small["name"] in found["search"]["front"]
     task = [sys.executable, "-m", "launcher.cli", "task", f"--config={run}/best.yaml", f"--run={again}"]
+    task += [f"--teacher.outputs={run}/label/outputs"]
     subprocess.run(task, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
     best = next(trial for trial in trials if trial["name"] == found["search"]["best"])
     assert json.loads((again / "summary.json").read_text())["best"]["accuracy"] == best["score"]

@@ -21,7 +21,7 @@ from tune.result import best, front, result
 from tune.search import _Past, _scheduler, _tell_past
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.shape import shape_of
-from tune.space import check_space, combinations, drawn, read_space, value_of, with_values
+from tune.space import check_space, combinations, drawn, fingerprint, read_space, value_of, with_values
 from tune.workers import trials_at_once
 
 BASE = TaskDistillConfig(TeacherConfig("teacher"), TaskConfig("train.tsv", "dev.tsv"))
@@ -284,6 +284,11 @@ def test_the_best_trials_recipe_is_a_run_of_task(tmp_path):
     assert found["search"]["best"] == record.trials[2].title
     assert found["search"]["front"] == [record.trials[2].title]
     assert [trial["reason"] for trial in found["search"]["trials"]][-1] == "no memory"
+
+
+def test_one_and_one_point_nothing_are_the_same_candidate():
+    assert fingerprint({"a": 1, "b": [2, 3.0]}) == fingerprint({"b": [2.0, 3], "a": 1.0})
+    assert fingerprint({"a": 1}) != fingerprint({"a": True}) != fingerprint({"a": "1"})
 
 
 def test_a_search_without_a_finished_trial_says_why(tmp_path):
