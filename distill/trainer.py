@@ -7,6 +7,7 @@ that was killed continues from a checkpoint exactly as if it had not been.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from data_pipeline.whole import beside
 from distill.accounting import (
     Cost,
     forward_cost,
@@ -121,16 +124,23 @@ class Trainer:
 
                 # once in a while: metrics
                 if done % self.record.log_every == 0 or done == self.total or stop:
-                    progress.describe(self._log(done, window.close(self.cost, self.ceiling)))
+                    means = window.close(self.cost, self.ceiling)
+                    if not math.isfinite(means["loss"]):
+                        self._refuse_non_finite(done, window)
+                    progress.describe(self._log(done, means))
                     window = _Window()
 
                 # once in a while: dev
-                if self._is_evaluation(done):
+                evaluates = self._is_evaluation(done)
+                saves = done % self.record.save_every == 0 or done == self.total or stop
+                if evaluates or saves:
+                    self._refuse_non_finite(done, window)
+                if evaluates:
                     progress.describe(self._measure(done))
                     window = _Window()
 
                 # once in a while: checkpoint
-                if done % self.record.save_every == 0 or done == self.total or stop:
+                if saves:
                     self.checkpoints.save(self.engine, done, {"best": self.best})
                     window = _Window()
                 if stop:
@@ -181,12 +191,27 @@ class Trainer:
         own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)
         return float(sum_over_ranks(own))
 
+    def _refuse_non_finite(self, done: int, window: _Window) -> None:
+        """Raise ValueError, on all ranks together, where a step of the window had no finite loss; its batch
+        is saved.
+        """
+        if not window.losses:
+            return
+        losses = sum_over_ranks(torch.stack(window.losses).float())
+        bad = (~losses.isfinite()).nonzero()
+        if not len(bad):
+            return
+        loss, step = losses[bad[0]].item(), done - window.steps + int(bad[0])
+        path = self.folder / f"non_finite-{self.name}-step{step + 1}-rank{rank()}.safetensors"
+        save_batches(path, self.source.micro_batches(step), step + 1)
+        barrier()
+        every = path.name.replace(f"rank{rank()}", "rank*")
+        raise ValueError(
+            f"{self.name}: the loss is {loss} at step {step + 1}; its batch is in {self.folder / every}; "
+            "lower optimizer.lr and start anew, or mend the data"
+        )
+
     def _log(self, done: int, window: dict[str, float]) -> str:
-        if not math.isfinite(window["loss"]):
-            raise RuntimeError(
-                f"{self.name}: the loss is {window['loss']} before step {done}; lower "
-                "optimizer.lr, or resume from an earlier checkpoint"
-            )
         row = {"stage": self.name, "split": "train", **self._position(done), **window}
         row["peak_memory_mb"] = round(peak_memory_mb(self.engine.device), 1)
         row["lr"] = self.stage.optimizer.lr * factor(self.stage.schedule, done - 1, self.total)
@@ -234,11 +259,13 @@ class _Window:
         self.started = time.perf_counter()
         self.steps = 0
         self.terms: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []  # this rank's share in each step
         self.counts: Tensor | float = 0.0
 
     def add(self, terms: dict[str, Tensor], counts: Tensor) -> None:
         self.steps += 1
         self.counts = self.counts + counts
+        self.losses.append(terms["loss"])
         for name, term in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + term
 
@@ -284,6 +311,19 @@ class _Votes:
         if arrived is not None:
             arrived.synchronize()
         return before is not None and before.item() > 0
+
+
+def save_batches(path: Path, batches: list[Batch], step: int) -> None:
+    """Write a rank's micro-batches of a step: tensors `NUMBER.PART`, the parts as Batch names them."""
+    tensors = {
+        f"{number}.{name}": tensor.cpu().contiguous()
+        for number, batch in enumerate(batches)
+        for name, tensor in vars(batch).items()
+        if tensor is not None
+    }
+    partial = beside(path)
+    save_file(tensors, partial, {"step": str(step), "rank": str(rank())})
+    os.replace(partial, path)
 
 
 def _label(name: str) -> str:
