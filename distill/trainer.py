@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ from distill.progress import TrainingProgress
 from distill.run_folder import Metrics
 from distill.schedule import factor
 from distill.settings import EngineConfig, RecordConfig, StageConfig
+from distill.watchdog import Watchdog, end_process
 
 # Told of every measurement on dev, on every rank: the metrics, and the share of the training that is done.
 OnMeasure = Callable[[dict[str, float], float], None]
@@ -99,6 +101,13 @@ class Trainer:
         self.metrics = Metrics(self.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints" / self.name, self.record.keep)
         self.best: dict[str, float] = {}
+        self.watchdog = Watchdog(
+            f"{self.name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}",
+            rank(),
+            world_size(),
+            self.engine_config.patience,
+            end_process(self.name, self.folder),
+        )
 
     def fit(self) -> dict[str, float]:
         """Train to the end, from the newest checkpoint if there is one; returns the best metrics.
@@ -110,6 +119,7 @@ class Trainer:
         votes = _Votes()
         trace = self.folder / f"trace-{self.name}.json"
         with (
+            closing(self.watchdog),
             TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress,
             profiled(self.record.profile if rank() == 0 else 0, trace) as profile_step,
         ):
@@ -134,6 +144,7 @@ class Trainer:
                 evaluates = self._is_evaluation(done)
                 saves = done % self.record.save_every == 0 or done == self.total or stop
                 if evaluates or saves:
+                    self.watchdog.rest()
                     self._refuse_non_finite(done, window)
                 if evaluates:
                     progress.describe(self._measure(done))
@@ -151,6 +162,7 @@ class Trainer:
     def train_step(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step; returns the terms (this rank's share), and the global counts and votes."""
         batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
+        self.watchdog.move()
         own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
         vote = own.new_full((1,), asked(), dtype=torch.float)  # to stop
         counts = sum_over_ranks(torch.cat([own.sum(dim=0).float(), vote]))  # one all-reduce of five numbers
@@ -159,11 +171,13 @@ class Trainer:
         lr = self.stage.optimizer.lr * factor(self.stage.schedule, step, self.total)
         totals: dict[str, Tensor] = {}
         for batch in batches:
+            self.watchdog.move()
             terms = self.engine.forward(batch, self._signal(batch), counts)
             self.engine.backward(terms["loss"])
             self.engine.step(lr)  # updates the weights after the last micro-batch
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach()
+        self.watchdog.move()
         return totals, counts
 
     # -----------------------------------------------------------------------------------
