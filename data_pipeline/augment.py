@@ -23,6 +23,7 @@ from data_pipeline.chinese import segmenter
 from data_pipeline.noise import NoiseConfig
 from data_pipeline.stop_words import STOP_WORDS
 from data_pipeline.tasks import Examples, TaskConfig, read_examples
+from data_pipeline.untrusted import bounded_lines, parse_json
 from data_pipeline.whole import whole_file, write_whole
 
 
@@ -199,8 +200,15 @@ def begin_pieces(folder: Path, made_of: dict[str, str]) -> None:
     if not mark.is_file():
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_whole(mark, json.dumps(made_of))
-    elif json.loads(mark.read_text(encoding="utf-8")) != made_of:
+    elif _read_mark(mark) != made_of:
         raise ValueError(f"--resume: {folder} was begun with another text or model; give a new --run")
+
+
+def _read_mark(mark: Path) -> Any:
+    try:
+        return parse_json(mark.read_bytes())
+    except ValueError:
+        raise ValueError(f"--resume: {mark} is damaged; give a new --run") from None
 
 
 def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -> dict[str, int]:
@@ -212,8 +220,7 @@ def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -
     originals = original_rows(config, examples)
     written, duplicates, at = 0, 0, -1
     with whole_file(folder / "augmented.jsonl") as output:
-        for line in _variant_rows(folder, pieces):
-            fields = json.loads(line)
+        for line, fields in _variant_rows(folder, pieces, len(examples.firsts)):
             while at < fields["origin"]:
                 output.write(next(originals) + "\n")
                 at += 1
@@ -227,11 +234,20 @@ def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -
     return {"examples": len(examples.firsts), "variants": written, "duplicates": duplicates}
 
 
-def _variant_rows(folder: Path, pieces: int) -> Iterator[str]:
-    """The lines of every piece in order."""
+def _variant_rows(folder: Path, pieces: int, examples: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of every piece in order, and their fields. Raises ValueError where a piece is damaged."""
     for number in range(pieces):
-        with piece_path(folder, number).open(encoding="utf-8") as lines:
-            yield from lines
+        path, last = piece_path(folder, number), 0
+        try:
+            with path.open(encoding="utf-8", newline="\n") as file:
+                for line in bounded_lines(file, str(path)):
+                    fields = parse_json(line)
+                    if not last <= fields["origin"] < examples:
+                        raise ValueError("its examples are out of order")
+                    last = fields["origin"]
+                    yield line, fields
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"--resume: {path} is damaged ({error}); remove it and resume") from None
 
 
 def _hash(fields: dict[str, Any]) -> int:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
-import json
 import lzma
 import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
+from data_pipeline.untrusted import parse_json
 from data_pipeline.urls import file_system, is_url
 
 if sys.version_info >= (3, 14):
@@ -216,8 +217,8 @@ class Lines(_ByLines):
 
     def _json(self, line: str, position: int) -> str:
         try:
-            return _text(json.loads(line)[self.field])
-        except (json.JSONDecodeError, KeyError, TypeError):
+            return _text(parse_json(line)[self.field])
+        except (ValueError, KeyError, TypeError):
             earlier = takewhile(lambda line: line[0] < position, self.lines(0))
             number = 1 + sum(1 for _ in earlier)
             raise ValueError(
@@ -235,19 +236,17 @@ class Parquet:
     done: int = 0
 
     def _file(self):
-        from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
 
-        try:
+        with _damage_told(self.path):
             file = ParquetFile(_open(self.path))
-        except (ArrowInvalid, OSError) as error:
-            raise ValueError(f"corpus: {self.path} is no parquet file that can be read: {error}") from None
-        if self.field not in file.schema_arrow.names:
-            raise ValueError(_no_column(self.path, self.field, file.schema_arrow.names))
+            names = file.schema_arrow.names
+        if self.field not in names:
+            raise ValueError(_no_column(self.path, self.field, names))
         return file
 
     def pieces(self, size: int) -> list[Piece]:
-        with self._file() as file:
+        with self._file() as file, _damage_told(self.path):
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         columns = [[group.column(n) for n in range(group.num_columns)] for group in groups]
         sizes = [
@@ -260,13 +259,15 @@ class Parquet:
         self.done = 0
         with self._file() as file:
             stop = min(piece.stop, file.num_row_groups)
-            batches = file.iter_batches(ROWS, range(piece.start, stop), columns=[self.field])
-            try:
-                for batch in batches:
-                    yield from _texts(batch.column(0).to_pylist(), self.path, self.field)
-                    self.done += batch.nbytes
-            except OSError as error:
-                raise ValueError(f"corpus: {self.path} is damaged ({error}); fetch it again") from None
+            with _damage_told(self.path):
+                batches = file.iter_batches(ROWS, range(piece.start, stop), columns=[self.field])
+            while True:
+                with _damage_told(self.path):
+                    if (batch := next(batches, None)) is None:
+                        return
+                    values = batch.column(0).to_pylist()
+                yield from _texts(values, self.path, self.field)
+                self.done += batch.nbytes
 
 
 @dataclass
@@ -280,10 +281,11 @@ class SavedDataset:
     def _rows(self):
         from datasets import Dataset, load_from_disk
 
-        try:
-            rows = load_from_disk(self.path)
-        except FileNotFoundError:
-            raise ValueError(f"corpus: {self.path} is no folder saved by `datasets`") from None
+        with _damage_told(self.path):
+            try:
+                rows = load_from_disk(self.path)
+            except FileNotFoundError:
+                raise ValueError("it is no folder saved by `datasets`") from None
         if not isinstance(rows, Dataset):
             raise ValueError(f"corpus: {self.path} holds several splits; give the folder of one")
         if self.field not in rows.column_names:
@@ -292,7 +294,8 @@ class SavedDataset:
 
     def pieces(self, size: int) -> list[Piece]:
         rows = self._rows()
-        total = rows.data.nbytes if len(rows) else 0
+        with _damage_told(self.path):
+            total = rows.data.nbytes if len(rows) else 0
         count = max(1, round(total / size))
         ends = [len(rows) * number // count for number in range(count + 1)]
         return [Piece(a, b, total // count) for a, b in pairwise(ends)]
@@ -301,7 +304,9 @@ class SavedDataset:
         rows = self._rows()
         for start in range(piece.start, piece.stop, ROWS):
             stop = min(start + ROWS, piece.stop)
-            yield from _texts(rows[start:stop][self.field], self.path, self.field)
+            with _damage_told(self.path):
+                values = list(rows[start:stop][self.field])
+            yield from _texts(values, self.path, self.field)
             self.done = piece.size * (stop - piece.start) // (piece.stop - piece.start)
 
 
@@ -357,7 +362,7 @@ class WikipediaDump:
                 for markup in _articles(file):
                     self.done = raw.tell()
                     yield parser.parse(markup).strip_code()
-            except (ElementTree.ParseError, *DAMAGE) as error:
+            except (ElementTree.ParseError, LookupError, ValueError, *DAMAGE) as error:
                 raise ValueError(
                     f"corpus: {self.path} is damaged ({error}); fetch it again, or leave it out"
                 ) from None
@@ -388,6 +393,18 @@ def _articles(file: BinaryIO) -> Iterator[str]:
         if element.findtext(f"{namespace}ns") == "0" and element.find(f"{namespace}redirect") is None:
             yield markup or ""
         root.clear()
+
+
+@contextmanager
+def _damage_told(path: str) -> Iterator[None]:
+    """What a library says of a damaged file, of whatever kind, becomes a ValueError with its name."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"corpus: {path} can't be read ({reason}); fetch it again, or leave it out"
+        ) from None
 
 
 def _no_column(path: str, field: str, names: Iterable[str]) -> str:

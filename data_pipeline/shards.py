@@ -22,10 +22,12 @@ import numpy as np
 import xxhash
 
 from data_pipeline.packing import Row
+from data_pipeline.untrusted import parse_json
 from data_pipeline.whole import beside
 
 VERSION = 2
 MANIFEST = "manifest.json"
+LARGEST_BLOCK = 1 << 28  # token places of a block, padding included
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
     """A manifest from its bytes; `place` is for messages. Raises ValueError where it can't be used."""
     damaged = f"shards: {place} is damaged; run pregenerate again"
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         version = content["version"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(damaged) from None
@@ -191,12 +193,36 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
             raise ValueError(damaged)
         content["blocks"] = [Block(*entry) for entry in content["blocks"]]
         manifest = Manifest(**content)
-    except (ValueError, TypeError, KeyError):
+        if not _is_plausible(manifest):
+            raise ValueError(damaged)
+    except (ValueError, TypeError, LookupError, AttributeError):
         raise ValueError(damaged) from None
     for name in {block.shard for block in manifest.blocks}:
         if Path(name).name != name:
             raise ValueError(f"shards: {place} names a file outside its folder, {name}; don't use it")
     return manifest
+
+
+def _is_plausible(manifest: Manifest) -> bool:
+    """Whether a manifest's values are of their kinds, and no number is one that would take all memory."""
+    counts = [manifest.pad, manifest.seed, manifest.tokens, manifest.documents]
+    counts += [
+        n for block in manifest.blocks for n in (block.offset, block.size, block.xxh3, block.variant)
+    ]
+    sizes = [manifest.vocabulary_size, manifest.max_length, manifest.variants]
+    sizes += [block.rows for block in manifest.blocks]
+    texts = [manifest.vocabulary, *manifest.checksums, *manifest.checksums.values()]
+    texts += [block.shard for block in manifest.blocks]
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(type(size) is int and size > 0 for size in sizes)
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(manifest.packing, dict)
+        and manifest.rows == sum(block.rows for block in manifest.blocks)
+        and all(block.rows * manifest.max_length <= LARGEST_BLOCK for block in manifest.blocks)
+        and all(block.variant < manifest.variants for block in manifest.blocks)
+        and manifest.pad < manifest.vocabulary_size <= 1 << 32
+    )
 
 
 def parse_block(data: bytes, block: Block, manifest: Manifest) -> Rows:
@@ -207,4 +233,6 @@ def parse_block(data: bytes, block: Block, manifest: Manifest) -> Rows:
         raise ValueError("checksum differs")
     begin = 10 + int.from_bytes(data[8:10], "little")  # .npy format 1.0: magic, header's length, header
     array = np.frombuffer(data, ids_dtype(manifest.vocabulary_size), offset=begin)
+    if not len(array) or array[0] != block.rows:
+        raise ValueError("it is no block of rows")
     return decode_block(array, manifest.max_length, manifest.pad)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 
 from data_pipeline.readers import whole_characters
+from data_pipeline.untrusted import LONGEST_ROW, bounded_lines, parse_json
 from data_pipeline.vocabulary import Vocabulary
 
+csv.field_size_limit(LONGEST_ROW)  # its own limit, 128 KB, is less than some texts have
 ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
 
 Metric = Literal["accuracy", "f1", "f1_micro", "f1_macro", "matthews", "pearson_spearman"]
@@ -160,14 +161,20 @@ def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]
 
 def _file_rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
     form = Path(path).suffix[1:]
-    with open(path, encoding=ENCODING, newline=None if form == "jsonl" else "") as file:
+    with open(path, encoding=ENCODING, newline=line_ends(form)) as file:
         yield from rows_of(file, form, path, columns, task.header, task.separator)
 
 
+def line_ends(form: str) -> str:
+    """How a file of this form is opened: a carriage return within a line is text, but to csv."""
+    return "" if form == "csv" else "\n"
+
+
 def rows_of(
-    lines: Iterable[str], form: str, path: str, columns: list[str], header: bool, separator: str = ","
+    file: TextIO, form: str, path: str, columns: list[str], header: bool, separator: str = ","
 ) -> Iterator[list[str]]:
     """The columns of a tsv, csv or jsonl, row by row. Raises ValueError naming `path` and the line."""
+    lines = bounded_lines(file, f"task: {path}")
     if form == "jsonl":
         return _json_rows(lines, path, columns, separator)
     return _table_rows(lines, form, path, columns, header)
@@ -176,23 +183,32 @@ def rows_of(
 def _table_rows(
     lines: Iterable[str], form: str, path: str, columns: list[str], header: bool
 ) -> Iterator[list[str]]:
-    if form == "tsv":
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(lines)
-    names = next(reader, None) if header else []
+    rows = _tsv(lines) if form == "tsv" else _csv(lines)
+    _, names = next(rows, (0, None)) if header else (0, [])
     if names is None:
         return
     places = [_place(column, names, path, header) for column in columns]
-    for fields in reader:
-        if not fields:
-            continue
+    for number, fields in rows:
         if len(fields) <= max(places):
             raise ValueError(
-                f"task: {path} line {reader.line_num} has {len(fields)} columns and "
+                f"task: {path} line {number} has {len(fields)} columns and "
                 f"column {max(places)} is needed; is it cut off?"
             )
         yield [fields[place] for place in places]
+
+
+def _tsv(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """The fields of every line that has any, as GLUE's files are: no quoting."""
+    for number, line in enumerate(lines, 1):
+        if text := line.removesuffix("\n").removesuffix("\r"):
+            yield number, text.split("\t")
+
+
+def _csv(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(lines, strict=True)  # else a quotation mark left open takes all that follows
+    for fields in reader:
+        if fields:
+            yield reader.line_num, fields
 
 
 def _place(column: str, names: list[str], path: str, header: bool) -> int:
@@ -210,9 +226,9 @@ def _json_rows(lines: Iterable[str], path: str, columns: list[str], separator: s
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             missing = [column for column in columns if row.get(column) is None]
-        except (json.JSONDecodeError, AttributeError):
+        except (ValueError, AttributeError):
             raise ValueError(f"task: {path} line {number} is no JSON object") from None
         if missing:
             raise ValueError(f"task: {path} line {number} has no field '{missing[0]}'")

@@ -17,6 +17,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from data_pipeline.model_folder import model_folder
+from data_pipeline.untrusted import parse_json
 
 # The names that BERT and RoBERTa use, where the folder says none.
 SPECIAL = {
@@ -109,7 +110,7 @@ def _special_names(path: Path) -> dict[str, str]:
         if not (path / file).is_file():
             continue
         try:
-            entries = json.loads((path / file).read_text(encoding="utf-8")).items()
+            entries = parse_json((path / file).read_bytes()).items()
         except (ValueError, AttributeError):
             raise ValueError(f"{path}/{file} is damaged; save the tokenizer again") from None
         for key, value in entries:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import gzip
 import re
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, cast
@@ -28,7 +30,10 @@ from tokenizers import Tokenizer
 from data_pipeline.words import SPECIAL, known_words
 
 FASTTEXT_MAGIC = 793712314
-HEADER = re.compile(rb"(\d+) (\d+)\s*\n")
+HEADER = re.compile(rb"(\d{1,12}) (\d{1,6})\s*\n")
+LONGEST_LINE = 4 << 20  # bytes
+MOST_WIDE = 1 << 16
+LONGEST_GRAM = 100
 LONGEST_WORD = 4096  # bytes; a binary file without a space within so many is none
 Vectors = dict[str, np.ndarray]
 
@@ -38,7 +43,7 @@ def read_vectors(path: str, words: Iterable[str]) -> Vectors:
     kind, width = _kind(path)
     wanted = set(words)
     if kind == "fasttext":
-        return _FastText(path, wanted).vectors()
+        return _collected(path, _FastText(path, wanted).vectors().items(), width)
     found = _collected(path, (_binary if kind == "binary" else _text)(path, width, wanted), width)
     if not found:
         raise ValueError(
@@ -64,7 +69,7 @@ def first_vectors(path: str, count: int = 100_000) -> Vectors:
     if kind == "fasttext":
         model = _FastText(path, None)
         model.wanted = dict.fromkeys(islice(model.rows, count))
-        return model.vectors()
+        return _collected(path, model.vectors().items(), width)
     entries = (_binary if kind == "binary" else _text)(path, width, None)
     return _collected(path, islice(entries, count), width)
 
@@ -74,10 +79,15 @@ def check_vectors(path: str) -> int:
     return _kind(path)[1]
 
 
-def _open(path: str) -> IO[bytes]:
+@contextmanager
+def _open(path: str) -> Iterator[IO[bytes]]:
     if not Path(path).is_file():
         raise ValueError(f"words.vectors: {path} does not exist; give a file of word vectors, or null")
-    return cast(IO[bytes], gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb"))
+    with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+        try:
+            yield cast(IO[bytes], file)
+        except (EOFError, zlib.error, OSError) as error:
+            raise ValueError(f"words.vectors: {path} is damaged ({error}); fetch it again") from None
 
 
 def _kind(path: str) -> tuple[str, int]:
@@ -85,9 +95,10 @@ def _kind(path: str) -> tuple[str, int]:
     with _open(path) as file:
         begin = file.read(1 << 16)
     if begin[:4] == struct.pack("<i", FASTTEXT_MAGIC):
-        if len(begin) < 12:
+        width = struct.unpack_from("<i", begin, 8)[0] if len(begin) >= 12 else 0
+        if not 0 < width <= MOST_WIDE:
             raise ValueError(f"words.vectors: {path} is cut off or damaged")
-        return "fasttext", struct.unpack_from("<i", begin, 8)[0]
+        return "fasttext", width
     header = HEADER.match(begin)
     rest = begin[header.end() :] if header else begin
     line = rest.split(b"\n", 1)[0]
@@ -99,7 +110,7 @@ def _kind(path: str) -> tuple[str, int]:
         numbers = []
     if 0 < len(numbers) == width < len(parts):
         return "text", width
-    if header and width > 0 and b" " in rest[:LONGEST_WORD]:
+    if header and 0 < width <= MOST_WIDE and b" " in rest[:LONGEST_WORD]:
         return "binary", width
     raise ValueError(
         f"words.vectors: {path} is no file of word vectors (GloVe, word2vec or fastText, text or binary)"
@@ -108,7 +119,9 @@ def _kind(path: str) -> tuple[str, int]:
 
 def _text(path: str, width: int, wanted: set[str] | None) -> Iterator[tuple[str, np.ndarray]]:
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"words.vectors: {path} line {number} is longer than vectors are")
             if number == 1 and HEADER.fullmatch(line):
                 continue
             # From the right: a few words of GloVe 840B hold spaces.
@@ -163,6 +176,9 @@ class _FastText:
             size, self.count, _, _, pruned = struct.unpack("<iiiqq", file.read(28))
             if pruned > 0 or not 11 <= head[1] <= 12:
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
+            grams = self.bucket if self.most > 0 else 0  # rows of n-grams
+            if not (0 < self.count <= size and self.most <= LONGEST_GRAM and (grams > 0 or self.most <= 0)):
+                raise struct.error
             entries = enumerate(_entries(file, size))
             self.rows = {
                 word: row
@@ -174,8 +190,10 @@ class _FastText:
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
             rows, width = struct.unpack("<qq", file.read(16))
             begin = file.tell()
-        if width != self.width or Path(path).stat().st_size < begin + 4 * rows * width:
-            raise ValueError(f"words.vectors: {path} is cut off or damaged")
+        if width != self.width or rows < self.count + grams:
+            raise struct.error
+        if Path(path).stat().st_size < begin + 4 * rows * width:
+            raise struct.error
         self.matrix = np.memmap(path, "<f4", "r", begin, (rows, width))
 
     def vectors(self) -> Vectors:
@@ -202,8 +220,10 @@ def _entries(file: IO[bytes], size: int) -> Iterator[str]:
     """The words of a fastText model's dictionary: a zero-ended name, a count, a kind."""
     for _ in range(size):
         name = bytearray()
-        while (byte := file.read(1)) not in (b"\0", b""):
+        while (byte := file.read(1)) != b"\0":
             name += byte
+            if not byte or len(name) > LONGEST_WORD:
+                raise struct.error
         file.read(9)
         yield name.decode("utf-8", "replace")
 

@@ -48,14 +48,19 @@ class Checkpoints:
 
         Damaged ones are named and passed over. Raises ValueError where all are damaged.
         """
-        steps = self._steps()
-        newest = next((step for step in reversed(steps) if self._is_whole(step)), 0) if rank() == 0 else 0
-        step = int(sum_over_ranks(torch.tensor(float(newest), dtype=torch.float64, device=engine.device)))
-        if step:
-            return engine.load(self._path(step))
-        if steps:
+        newest = self.newest() if rank() == 0 else 0
+        found = torch.tensor(float(newest), dtype=torch.float64, device=engine.device)
+        step = int(sum_over_ranks(found))
+        if step < 0:
             raise ValueError(f"every checkpoint in {self.folder} is damaged; remove it to train anew")
-        return None
+        return engine.load(self._path(step)) if step else None
+
+    def newest(self) -> int:
+        """The step of the newest whole checkpoint, damaged ones named: 0 where there is none at all, -1
+        where all are damaged.
+        """
+        steps = self._steps()
+        return next((step for step in reversed(steps) if self._is_whole(step)), -1 if steps else 0)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

@@ -158,14 +158,29 @@ def deepspeed_config(
     }
 
 
-class _SafeCheckpoints(TorchCheckpointEngine):
-    """DeepSpeed's checkpoints, read without running anything that a file may hide."""
+SAFE = (OrderedDict, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, set)
 
-    SAFE = (OrderedDict, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, set)
+
+def load_safely(path: str, map_location: Any = None) -> Any:
+    """What torch saved in a file, read without running anything that it may hide.
+
+    Raises ValueError where it holds anything but tensors and plain values.
+    """
+    try:
+        with torch.serialization.safe_globals(list(SAFE)):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # of many kinds, as what torch stumbles over first
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the checkpoint {path} can't be read ({reason}); remove its folder and resume"
+        ) from None
+
+
+class _SafeCheckpoints(TorchCheckpointEngine):
+    """DeepSpeed's checkpoints, read safely."""
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(list(self.SAFE)):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        return load_safely(path, map_location)
 
 
 def precision_name(precision: str, optimizer: str = "adamw") -> str:

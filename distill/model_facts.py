@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from data_pipeline.model_folder import model_folder
+from data_pipeline.untrusted import parse_json
 
+SIZES = {"num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings"}
 WORDS = "distillery_words"  # the model type of students of whole words
 
 
@@ -16,9 +17,17 @@ def model_config(path: str, name: str) -> dict:
     if not file.is_file():
         raise ValueError(f"{name}: {path} is no model folder (no config.json there); give one")
     try:
-        config = dict(json.loads(file.read_text(encoding="utf-8")).items())
+        config = dict(parse_json(file.read_bytes()).items())
     except (ValueError, AttributeError):
         raise ValueError(f"{name}: {file} is damaged; save the model again") from None
+    labels = config.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(
+        key.isdecimal() and isinstance(label, str) for key, label in labels.items()
+    ):
+        raise ValueError(f"{name}: {file}: id2label must name each number's label")
+    for key in SIZES & config.keys():
+        if type(config[key]) is not int or config[key] < 1:
+            raise ValueError(f"{name}: {file}: {key} is {config[key]!r}; it must be 1 or more")
     for key in () if of_words(config) else ("num_hidden_layers", "num_attention_heads"):
         if key not in config:
             raise ValueError(

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.tasks import Examples, TaskConfig, read_examples
+from data_pipeline.untrusted import parse_json
 from data_pipeline.vocabulary import TOKENIZER_FILES
 from data_pipeline.whole import write_whole
 from distill.settings import TeacherConfig
@@ -73,7 +75,9 @@ class Split:
     def begin(self) -> None:
         """Make room; what another teacher or text left behind goes, what this one left stays."""
         mark = self.folder / "made_of.json"
-        if not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != self.identity:
+        if not mark.is_file() or mark.read_text(encoding="utf-8", errors="replace") != json.dumps(
+            self.identity
+        ):
             for old in self.folder.glob("*"):
                 old.unlink()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,7 @@ class Split:
         if not path.is_file():
             raise ValueError(f"teacher.outputs: {self.folder} holds no finished outputs; {again}")
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = parse_json(path.read_bytes())
             files = dict(manifest["files"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"teacher.outputs: {path} is damaged; {again}") from None
@@ -111,16 +115,32 @@ class Split:
             if manifest.get(key) != self.identity[key]:
                 raise ValueError(f"teacher.outputs: {self.folder} was made with another {what}; {again}")
         for name, checksum in files.items():
-            if not (self.folder / name).is_file() or _checksum(self.folder / name) != checksum:
+            if (
+                Path(name).name != name
+                or not (self.folder / name).is_file()
+                or _checksum(self.folder / name) != checksum
+            ):
                 raise ValueError(f"teacher.outputs: {self.folder / name} is missing or damaged; {again}")
 
     def read(self) -> np.ndarray:
-        """The logits, (rows, outputs)."""
-        parts = [load_file(path)["logits"] for path in sorted(self.folder.glob("*.safetensors"))]
-        logits = np.concatenate(parts)
-        if len(logits) != self.rows:
-            raise ValueError(f"teacher.outputs: {self.folder} holds {len(logits)} rows of {self.rows}")
-        return logits
+        """The logits, (rows, outputs). Raises ValueError where they are damaged."""
+        paths = sorted(self.folder.glob("*.safetensors"))
+        parts = [_logits(path) for path in paths]
+        if len({part.shape[1] for part in parts}) > 1:
+            raise ValueError(f"teacher.outputs: files in {self.folder} have other outputs than others")
+        if (rows := sum(map(len, parts))) != self.rows:
+            raise ValueError(f"teacher.outputs: {self.folder} holds {rows} rows of {self.rows}")
+        return np.concatenate(parts)
+
+
+def _logits(path: Path) -> np.ndarray:
+    try:
+        logits = load_file(path)["logits"]
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"teacher.outputs: {path} is damaged ({error})") from None
+    if logits.ndim != 2 or logits.dtype != np.float32:
+        raise ValueError(f"teacher.outputs: {path} holds no table of float32 numbers")
+    return logits
 
 
 def _checksum(path: Path) -> str:

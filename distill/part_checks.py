@@ -32,6 +32,7 @@ from distill.settings import (
     TeacherConfig,
 )
 
+LONGEST_PATIENCE = 1500  # seconds; collectives give up after 1800
 LAYERS = ("attention", "relation", "hidden")
 TASK_TERMS = (*LAYERS, "logits", "logits_mse", "labels")
 CORPUS_TERMS = (*LAYERS, "logits", "mlm")
@@ -280,6 +281,8 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
         raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
     if stage.optimizer.name == "lamb" and engine.zero:
         raise ValueError(f"{name}.optimizer: lamb sees whole tensors; give engine.zero 0, or adamw")
+    if not 0 <= engine.patience <= LONGEST_PATIENCE:
+        raise ValueError(f"engine.patience: {engine.patience}; give 1 to {LONGEST_PATIENCE}, or 0")
     micro_batch_size(stage.batch_size, engine, processes)
 
 

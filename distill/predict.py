@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.tasks import ENCODING, Encoded, Examples, TaskConfig, encode, rows_of
+from data_pipeline.tasks import ENCODING, Encoded, Examples, TaskConfig, encode, line_ends, rows_of
+from data_pipeline.untrusted import bounded_lines
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from distill.model_facts import model_config
 from distill.onnx_runtime import FILES, open_session, run_session
@@ -32,7 +33,7 @@ Forward = Callable[[dict[str, np.ndarray]], np.ndarray]  # ids, mask and segment
 def run(config: PredictConfig) -> int:
     """Answer every text; returns the exit code. Raises ValueError naming a line that can't be read."""
     try:
-        with _opened(config.input) as source, _written(config.output) as target:
+        with opened(config.input, form_of(config)) as source, _written(config.output) as target:
             answer(config, source, target)
     except KeyboardInterrupt:
         return 130
@@ -122,9 +123,10 @@ def form_of(config: PredictConfig) -> str:
     return ending if ending in ("tsv", "csv", "jsonl") else "lines"
 
 
-def _lines(source: Iterable[str], named: str, pairs: bool) -> Iterator[list[str]]:
-    for number, line in enumerate(source, 1):
-        fields = line.rstrip("\r\n").split("\t") if pairs else [line.rstrip("\r\n")]
+def _lines(source: TextIO, named: str, pairs: bool) -> Iterator[list[str]]:
+    for number, line in enumerate(bounded_lines(source, f"input: {named}"), 1):
+        text = line.rstrip("\r\n")
+        fields = text.split("\t") if pairs else [text]
         if pairs and len(fields) != 2:
             raise ValueError(
                 f"input: {named} line {number} has {len(fields) - 1} tabs; give TEXT, tab, TEXT"
@@ -133,14 +135,14 @@ def _lines(source: Iterable[str], named: str, pairs: bool) -> Iterator[list[str]
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[TextIO]:
+def opened(path: str, form: str) -> Iterator[TextIO]:
     """A file or standard input as UTF-8. Raises ValueError where it is something else."""
     try:
         if path != "-":
-            with open(path, encoding=ENCODING, newline="") as file:
+            with open(path, encoding=ENCODING, newline=line_ends(form)) as file:
                 yield file
             return
-        piped = io.TextIOWrapper(sys.stdin.buffer, encoding=ENCODING, newline="")
+        piped = io.TextIOWrapper(sys.stdin.buffer, encoding=ENCODING, newline=line_ends(form))
         try:
             yield piped
         finally:

@@ -150,11 +150,14 @@ class EngineConfig:
         precision: Of the student; `auto` is bf16 on a GPU and fp32 on a CPU.
         micro_batch_size: Sequences a process takes at once; the rest of its share is
             accumulated. By default its whole share.
+        patience: Seconds that ranks wait for one that does not come to a step's sums, until the run ends
+            and names it; 0 leaves that to the collectives, which give up after 30 minutes, nameless.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
     precision: Precision = "auto"
     micro_batch_size: int | None = None
+    patience: float = 600.0
 
 
 @dataclass

@@ -7,15 +7,19 @@ that was killed continues from a checkpoint exactly as if it had not been.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from data_pipeline.whole import beside
 from distill.accounting import (
     Cost,
     forward_cost,
@@ -34,6 +38,7 @@ from distill.progress import TrainingProgress
 from distill.run_folder import Metrics
 from distill.schedule import factor
 from distill.settings import EngineConfig, RecordConfig, StageConfig
+from distill.watchdog import Watchdog, end_process
 
 # Told of every measurement on dev, on every rank: the metrics, and the share of the training that is done.
 OnMeasure = Callable[[dict[str, float], float], None]
@@ -96,6 +101,13 @@ class Trainer:
         self.metrics = Metrics(self.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints" / self.name, self.record.keep)
         self.best: dict[str, float] = {}
+        self.watchdog = Watchdog(
+            f"{self.name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}",
+            rank(),
+            world_size(),
+            self.engine_config.patience,
+            end_process(self.name, self.folder),
+        )
 
     def fit(self) -> dict[str, float]:
         """Train to the end, from the newest checkpoint if there is one; returns the best metrics.
@@ -107,6 +119,7 @@ class Trainer:
         votes = _Votes()
         trace = self.folder / f"trace-{self.name}.json"
         with (
+            closing(self.watchdog),
             TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress,
             profiled(self.record.profile if rank() == 0 else 0, trace) as profile_step,
         ):
@@ -121,16 +134,24 @@ class Trainer:
 
                 # once in a while: metrics
                 if done % self.record.log_every == 0 or done == self.total or stop:
-                    progress.describe(self._log(done, window.close(self.cost, self.ceiling)))
+                    means = window.close(self.cost, self.ceiling)
+                    if not math.isfinite(means["loss"]):
+                        self._refuse_non_finite(done, window)
+                    progress.describe(self._log(done, means))
                     window = _Window()
 
                 # once in a while: dev
-                if self._is_evaluation(done):
+                evaluates = self._is_evaluation(done)
+                saves = done % self.record.save_every == 0 or done == self.total or stop
+                if evaluates or saves:
+                    self.watchdog.rest()
+                    self._refuse_non_finite(done, window)
+                if evaluates:
                     progress.describe(self._measure(done))
                     window = _Window()
 
                 # once in a while: checkpoint
-                if done % self.record.save_every == 0 or done == self.total or stop:
+                if saves:
                     self.checkpoints.save(self.engine, done, {"best": self.best})
                     window = _Window()
                 if stop:
@@ -141,6 +162,7 @@ class Trainer:
     def train_step(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step; returns the terms (this rank's share), and the global counts and votes."""
         batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
+        self.watchdog.move()
         own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
         vote = own.new_full((1,), asked(), dtype=torch.float)  # to stop
         counts = sum_over_ranks(torch.cat([own.sum(dim=0).float(), vote]))  # one all-reduce of five numbers
@@ -149,11 +171,13 @@ class Trainer:
         lr = self.stage.optimizer.lr * factor(self.stage.schedule, step, self.total)
         totals: dict[str, Tensor] = {}
         for batch in batches:
+            self.watchdog.move()
             terms = self.engine.forward(batch, self._signal(batch), counts)
             self.engine.backward(terms["loss"])
             self.engine.step(lr)  # updates the weights after the last micro-batch
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach()
+        self.watchdog.move()
         return totals, counts
 
     # -----------------------------------------------------------------------------------
@@ -184,12 +208,27 @@ class Trainer:
         own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)
         return float(sum_over_ranks(own))
 
+    def _refuse_non_finite(self, done: int, window: _Window) -> None:
+        """Raise ValueError, on all ranks together, where a step of the window had no finite loss; its batch
+        is saved.
+        """
+        if not window.losses:
+            return
+        losses = sum_over_ranks(torch.stack(window.losses).float())
+        bad = (~losses.isfinite()).nonzero()
+        if not len(bad):
+            return
+        loss, step = losses[bad[0]].item(), done - window.steps + int(bad[0])
+        path = self.folder / f"non_finite-{self.name}-step{step + 1}-rank{rank()}.safetensors"
+        save_batches(path, self.source.micro_batches(step), step + 1)
+        barrier()
+        every = path.name.replace(f"rank{rank()}", "rank*")
+        raise ValueError(
+            f"{self.name}: the loss is {loss} at step {step + 1}; its batch is in {self.folder / every}; "
+            "lower optimizer.lr and start anew, or mend the data"
+        )
+
     def _log(self, done: int, window: dict[str, float]) -> str:
-        if not math.isfinite(window["loss"]):
-            raise RuntimeError(
-                f"{self.name}: the loss is {window['loss']} before step {done}; lower "
-                "optimizer.lr, or resume from an earlier checkpoint"
-            )
         row = {"stage": self.name, "split": "train", **self._position(done), **window}
         row["peak_memory_mb"] = round(peak_memory_mb(self.engine.device), 1)
         row["lr"] = self.stage.optimizer.lr * factor(self.stage.schedule, done - 1, self.total)
@@ -237,11 +276,13 @@ class _Window:
         self.started = time.perf_counter()
         self.steps = 0
         self.terms: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []  # this rank's share in each step
         self.counts: Tensor | float = 0.0
 
     def add(self, terms: dict[str, Tensor], counts: Tensor) -> None:
         self.steps += 1
         self.counts = self.counts + counts
+        self.losses.append(terms["loss"])
         for name, term in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + term
 
@@ -287,6 +328,19 @@ class _Votes:
         if arrived is not None:
             arrived.synchronize()
         return before is not None and before.item() > 0
+
+
+def save_batches(path: Path, batches: list[Batch], step: int) -> None:
+    """Write a rank's micro-batches of a step: tensors `NUMBER.PART`, the parts as Batch names them."""
+    tensors = {
+        f"{number}.{name}": tensor.cpu().contiguous()
+        for number, batch in enumerate(batches)
+        for name, tensor in vars(batch).items()
+        if tensor is not None
+    }
+    partial = beside(path)
+    save_file(tensors, partial, {"step": str(step), "rank": str(rank())})
+    os.replace(partial, path)
 
 
 def _label(name: str) -> str:

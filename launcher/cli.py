@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
+from data_pipeline.untrusted import one_line
 from distill.preemption import EXIT_CODE
 from distill.run_folder import held
 from launcher import jobs, node, runs, submitted
@@ -57,8 +58,7 @@ def usage() -> str:
 
 def refuse(message: str, name: str = "") -> int:
     """Print one line about the user's mistake; returns exit code 2."""
-    line = " ".join(message.split())
-    print(f"distillery {name}".strip() + f": error: {line}", file=sys.stderr)
+    print(f"distillery {name}".strip() + f": error: {one_line(message)}", file=sys.stderr)
     return 2
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.untrusted import one_line
 from data_pipeline.whole import write_whole
 from distill import preemption
 from distill.run_folder import held, write_summary
@@ -60,8 +61,10 @@ def _run(job: str, folder: Path) -> int:
         if not isinstance(error, ValueError):
             raise
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        line = " ".join(str(error).split())
-        print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
+        print(
+            f"distillery {job}: error: {one_line(str(error))} (details: {folder}/error.txt)",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         if first():

@@ -15,6 +15,8 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from launcher.jobs import JOBS, load
 from launcher.places import PLACES
 
+MOST_VALUES = 1 << 20  # of a recipe, and its characters
+
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text such as 1e3, which jsonargparse would read as a number and PyYAML would not."""
@@ -80,6 +82,8 @@ class Recipe(ActionConfigFile):
     """A recipe on the command line; what is wrong in it is told with its name."""
 
     def __call__(self, parser, cfg, values, option_string=None):
+        if Path(values).is_file():
+            read_recipe(values)
         try:
             super().__call__(parser, cfg, values, option_string)
         except (ArgumentError, TypeError, UnicodeDecodeError) as error:
@@ -153,9 +157,35 @@ def _refuse_unread(launch: Launch) -> None:
             raise ValueError(f"--{flag} is for --on {' or '.join(places)}; this is --on {launch.on}")
 
 
+def read_recipe(path: str) -> Any:
+    """What a YAML file holds. Raises ValueError where it is none, or has aliases that make it enormous."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if len(text) > MOST_VALUES or _expanded(yaml.compose(text, yaml.SafeLoader), {}) > MOST_VALUES:
+            raise ValueError("it is too large for settings")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is no YAML file of settings: {error}") from None
+
+
+def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Values below a node, those of an alias counted wherever it stands. Raises ValueError for a circle."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise ValueError("it holds itself")
+        return known[id(node)]
+    known[id(node)] = 0  # under way
+    if isinstance(node, yaml.MappingNode):
+        below = [child for pair in node.value for child in pair]
+    else:
+        below = node.value if isinstance(node, yaml.SequenceNode) else []
+    known[id(node)] = 1 + sum(_expanded(child, known) for child in below)
+    return known[id(node)]
+
+
 def job_of(recipe: str) -> str:
     """The job that a recipe is for, told by its settings' names. Raises ValueError where none fits."""
-    content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    content = read_recipe(recipe)
     if isinstance(content, dict):
         fitting = [name for name, job in JOBS.items() if content.keys() <= _settings_of(job.config)]
         if len(fitting) == 1:

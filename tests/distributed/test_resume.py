@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import distill.general
@@ -323,6 +323,36 @@ def test_a_run_of_two_processes_can_be_resumed_by_one(tiny_model, tiny_shards, t
         assert (one[name] - weight).norm() <= 1e-5 * weight.norm(), name
 
 
+# ---- a loss that is not finite
+
+
+@pytest.mark.parametrize(("log_every", "save_every"), [(5, 100), (100, 5)])
+def test_a_loss_that_is_not_finite_leaves_its_batch(general, tmp_path, log_every, save_every):
+    """Seen with the next line of metrics or before a checkpoint, and told with the step that it was."""
+    train_step = Trainer.train_step
+    served = []
+
+    def spoilt(trainer: Trainer, number: int) -> Any:
+        terms, counts = train_step(trainer, number)
+        if number == 3:
+            served.extend(trainer.source.micro_batches(number))
+            terms["loss"] = terms["loss"] * float("nan")
+        return terms, counts
+
+    config = replace(general, record=RecordConfig(log_every, save_every))
+    message = r"the loss is nan at step 4; its batch is in \S+/non_finite-general-step4-rank\*\.safetensors"
+    with patch.object(Trainer, "train_step", spoilt), pytest.raises(ValueError, match=message):
+        run(config, tmp_path)
+    (file,) = tmp_path.glob("non_finite-*")
+    assert file.name == "non_finite-general-step4-rank0.safetensors"
+    with safe_open(file, "pt") as saved:
+        assert saved.metadata() == {"step": "4", "rank": "0"}
+        for number, batch in enumerate(served):
+            assert torch.equal(saved.get_tensor(f"{number}.ids"), batch.ids)
+            assert torch.equal(saved.get_tensor(f"{number}.mask"), batch.mask)
+    assert not list(tmp_path.glob("checkpoints/general/*"))
+
+
 # ---- checkpoints that are not ours
 
 
@@ -351,7 +381,9 @@ def test_a_checkpoint_that_hides_a_program_is_refused(general, tmp_path, zero):
         torch.save({"module": Trap(sprung)}, hidden)
         record = {path.name: checksum(path) for path in hidden.parent.glob("*.pt")}
         (hidden.parent / RECORD_FILE).write_text(json.dumps(record))  # who plants it covers it up
-        with pytest.raises(pickle.UnpicklingError):
+        with pytest.raises(
+            ValueError, match=rf"the checkpoint \S+{file.name} can't be read .*remove its folder"
+        ):
             run(config, folder)
         assert not sprung.exists()
         assert not (folder / "student").exists()

@@ -185,6 +185,29 @@ def test_a_distillation_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path, gene
     assert_as_undisturbed(tmp_path / "cut", whole)
 
 
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_named(tmp_path, general):
+    """The others wait no longer than asked; what is left continues."""
+    process = subprocess.Popen(
+        [*general, "--engine.patience", "2", "--run", "cut"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while not metrics.is_file() or metrics.read_text().count("\n") < 7:
+        assert process.poll() is None
+        time.sleep(0.005)
+    ranks = [n for n in children(process.pid) if b"RANK=1\0" in Path(f"/proc/{n}/environ").read_bytes()]
+    os.kill(ranks[0], signal.SIGSTOP)
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert said.count("did not arrive and gives no sign of life") == 1, said
+    assert f"general: rank 1 ({os.uname().nodename} process {ranks[0]}) did not arrive" in said
+    assert "continues from the last checkpoint" in said
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

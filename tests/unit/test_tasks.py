@@ -114,7 +114,11 @@ def test_only_line_feeds_end_a_row(tmp_path, mark):
     [
         ("a.tsv", "text\tlabel\none\t1\n", 'a.tsv has no column "sentence"; it has text, label'),
         ("a.tsv", "sentence\tlabel\none\t1\ntwo\n", "a.tsv line 3 has 1 columns and column 1 is needed"),
-        ("a.csv", 'sentence,label\n"one\n', "a.csv line 2 has 1 columns and column 1 is needed"),
+        (
+            "a.csv",
+            'sentence,label\n"one\n',
+            "a.csv is no table: unexpected end of data; is a quotation",
+        ),
         ("a.jsonl", '{"sentence": "one"}', "a.jsonl line 1 has no field 'label'"),
         ("a.jsonl", '{"sentence": null, "label": 1}', "a.jsonl line 1 has no field 'sentence'"),
         ("a.jsonl", '\n{"sentence": "one"', "a.jsonl line 2 is no JSON object"),

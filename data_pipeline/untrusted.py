@@ -1,0 +1,35 @@
+"""Text, JSON and messages of unknown origin: read within bounds, refused by ValueError alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+LONGEST_ROW = 8 << 20  # characters of a line or field of a table; it is some example's whole text
+LONGEST_MESSAGE = 2000
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value. Raises ValueError for whatever is none, values nested without end among it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def bounded_lines(file: TextIO, path: str) -> Iterator[str]:
+    """The lines of a file. Raises ValueError at one that is longer than LONGEST_ROW."""
+    number = 0
+    while line := file.readline(LONGEST_ROW):
+        number += 1
+        if len(line) == LONGEST_ROW:
+            most = f"{LONGEST_ROW >> 20} million characters"
+            raise ValueError(f"{path} line {number} has more than {most}; is it a text of lines?")
+        yield line
+
+
+def one_line(message: str) -> str:
+    """A message that quotes what was read: on one line, bounded, and without what a terminal acts on."""
+    line = "".join(sign if sign.isprintable() else "?" for sign in " ".join(message.split()))
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
