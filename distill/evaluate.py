@@ -19,6 +19,7 @@ from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, encode_texts, l
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import write_whole
 from distill.charts import confusion_chart, standalone
+from distill.encoders import model_class
 from distill.engine import start_processes
 from distill.measure import by_class, dev_scores, flops, latencies, parameter_count, predict
 from distill.model_facts import model_config, own_labels
@@ -28,11 +29,13 @@ from distill.settings import EvaluateConfig
 def run(config: EvaluateConfig, folder: Path) -> dict:
     """Measure every row; returns them as `rows`."""
     device = start_processes()
+    for each in config.classes:
+        model_class("classes", each)
     rows, timed, data = [], {}, {}
     for name, paths in config.models.items():
         scores = []
         for path in paths:
-            labels = label_set(config.task, own_labels(model_config(path, name)))
+            labels = label_set(config.task, own_labels(model_config(path, name, config.classes)))
             dev = encode_dev(config.task, load_vocabulary(path), labels)
             model = AutoModelForSequenceClassification.from_pretrained(model_folder(path)).to(device).eval()
             logits = {split: predict(model, part, config.batch_size) for split, part in dev.items()}

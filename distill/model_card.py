@@ -88,11 +88,11 @@ def _results(config: ExportConfig, rows: list[dict[str, Any]]) -> list[EvalResul
 
 def _what(model: PretrainedConfig, teacher: str | None) -> str:
     kind = getattr(model, "kind", None)
-    shape = (
-        f"a student of whole words, `{kind}`"
-        if kind
-        else f"{model.model_type}, {model.num_hidden_layers} layers of width {model.hidden_size}"
-    )
+    shape = model.model_type
+    if kind:
+        shape = f"a student of whole words, `{kind}`"
+    elif hasattr(model, "num_hidden_layers"):
+        shape = f"{model.model_type}, {model.num_hidden_layers} layers of width {model.hidden_size}"
     source = f" Distilled by Distillery from `{_shown(teacher)}`." if teacher else " Trained by Distillery."
     return f"A text classifier: {shape}.{source}"
 

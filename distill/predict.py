@@ -45,7 +45,7 @@ def answer(config: PredictConfig, source: TextIO, target: TextIO) -> None:
     """Write an answer for each text of `source`, in order, a window at a time."""
     task = TaskConfig(train="", dev="", text_pair=config.text_pair, max_length=config.max_length)
     vocabulary = load_vocabulary(config.model)
-    model = model_config(config.model, "model")
+    model = model_config(config.model, "model", config.classes)
     writer = Writer(config, model, target)
     rows = texts(config, source)
     forward: Forward | None = None
@@ -84,8 +84,10 @@ def load(config: PredictConfig) -> Forward:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from distill.encoders import Batch, model_inputs
+    from distill.encoders import Batch, model_class, model_inputs
 
+    for each in config.classes:
+        model_class("classes", each)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
 

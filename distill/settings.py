@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.masking import MaskingConfig
 from data_pipeline.stream import StreamConfig
 from data_pipeline.tasks import TaskConfig
 from data_pipeline.words import WordsConfig
+from distill.custom import Named
 from distill.schedule import ScheduleConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -32,6 +33,9 @@ class StudentConfig:
         intermediate_size: Width of the feed-forward layer.
         dropout: Dropout in training. Distillation of a small student gains by 0; the originals
             use 0.1.
+        cls: A model class of one's own instead of a kind, `my_module.MyStudent` or from Python the class
+            itself: docs/own_student.md. It reads the teacher's tokens and learns from logits and labels.
+        arguments: Arguments of its configuration.
     """
 
     kind: Kind = "transformer"
@@ -42,6 +46,8 @@ class StudentConfig:
     heads: int = 12
     intermediate_size: int = 1200
     dropout: float = 0.0
+    cls: Named | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,6 +95,9 @@ class ObjectiveConfig:
         labels: Cross-entropy with the labels, of each label by itself where there may be several;
             squared error for regression.
         mlm: Cross-entropy of masked tokens (Devlin et al. 2019).
+        custom: Terms of one's own with their weights, {my_module.my_term: 1.0}, or from Python the
+            functions or module classes themselves as keys: docs/own_student.md.
+        custom_layers: Give them hidden states too, of the layers that the layer map names.
         temperature: Softens the logits of both sides.
         layer_map: `uniform`, `last`, or the teacher layer for each student layer.
         projection: One projection for every layer, or one for each.
@@ -104,6 +113,8 @@ class ObjectiveConfig:
     logits_mse: float = 0.0
     labels: float = 0.0
     mlm: float = 0.0
+    custom: dict[Named, float] = field(default_factory=dict)
+    custom_layers: bool = False
     temperature: float = 1.0
     layer_map: Literal["uniform", "last"] | list[int] = "uniform"
     projection: Literal["per_layer", "shared"] = "per_layer"
@@ -401,6 +412,7 @@ class EvaluateConfig:
         predictions: Write RUN/predictions-NAME.jsonl with logits of the row's first model.
         submit: Files without labels, {NAME: FILE, ...}: the first model of each row answers them in
             RUN/submission-ROW/NAME.tsv as GLUE's server takes them, such as {AX: diagnostic.tsv}.
+        classes: Model classes of one's own that folders hold, [my_module.MyStudent].
     """
 
     models: dict[str, list[str]]
@@ -412,6 +424,7 @@ class EvaluateConfig:
     latency: bool = True
     predictions: bool = True
     submit: dict[str, str] = field(default_factory=dict)
+    classes: list[Named] = field(default_factory=list)
 
 
 @dataclass
@@ -427,6 +440,7 @@ class ExportConfig:
         latency_repeats: Timed forwards of each form, at each batch size.
         latency_batches: Batch sizes that are timed.
         seed: Seed of the sequences that ONNX is compared with torch on.
+        classes: Model classes of one's own that the folder may hold, [my_module.MyStudent].
     """
 
     model: str
@@ -437,6 +451,7 @@ class ExportConfig:
     latency_repeats: int = 100
     latency_batches: list[int] = field(default_factory=lambda: [1, 32])
     seed: int = 0
+    classes: list[Named] = field(default_factory=list)
 
 
 @dataclass
@@ -457,6 +472,7 @@ class PredictConfig:
         max_length: Longest sequence in tokens; longer ones are cut.
         batch_size: Sequences of a step.
         window: Texts that are read ahead and sorted by length; a terminal is answered line by line.
+        classes: Model classes of one's own that the folder may hold, [my_module.MyStudent].
     """
 
     model: str
@@ -471,3 +487,4 @@ class PredictConfig:
     max_length: int = 128
     batch_size: int = 32
     window: int = 1024
+    classes: list[Named] = field(default_factory=list)
