@@ -32,6 +32,7 @@ from distill.settings import (
     TaskDistillConfig,
     TeacherConfig,
 )
+from distill.trackers import check_trackers
 
 LAYERS = ("attention", "relation", "hidden")
 TASK_TERMS = (*LAYERS, "logits", "logits_mse", "labels", "custom")
@@ -267,12 +268,13 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
 
 
 def check_record(record: RecordConfig) -> None:
-    """Refuse numbers of steps or checkpoints below 1."""
+    """Refuse numbers of steps or checkpoints below 1, and trackers that are not installed."""
     for name in ("log_every", "save_every", "keep"):
         if getattr(record, name) < 1:
             raise ValueError(f"record.{name}: {getattr(record, name)}; give 1 or more")
     if record.profile < 0:
         raise ValueError(f"record.profile: {record.profile}; give a number of steps, 0 for none")
+    check_trackers(record.trackers)
 
 
 def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...]) -> None:

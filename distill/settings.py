@@ -173,12 +173,15 @@ class RecordConfig:
         keep: Checkpoints kept.
         profile: Steps to profile, after the first two, into RUN/trace-STAGE.json, which
             ui.perfetto.dev and chrome://tracing open.
+        trackers: Where metrics go besides RUN/metrics.jsonl: [tensorboard, wandb, mlflow] or some of
+            them; each needs its package.
     """
 
     log_every: int = 20
     save_every: int = 500
     keep: int = 2
     profile: int = 0
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
 
 
 @dataclass
