@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,52 +161,56 @@ def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]
 
 def _file_rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
     form = Path(path).suffix[1:]
-    with open(path, encoding=ENCODING, newline=None if form == "jsonl" else "") as file:
-        yield from rows_of(file, form, path, columns, task.header, task.separator)
+    with open(path, encoding=ENCODING, newline="\n") as file:  # a lone carriage return ends no row
+        yield from rows_of(file, form, f"task: {path}", columns, task.header, task.separator)
 
 
 def rows_of(
-    lines: Iterable[str], form: str, path: str, columns: list[str], header: bool, separator: str = ","
+    lines: Iterable[str], form: str, named: str, columns: list[str], header: bool, separator: str = ","
 ) -> Iterator[list[str]]:
-    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError naming `path` and the line."""
+    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError: `named`, the line."""
     if form == "jsonl":
-        return _json_rows(lines, path, columns, separator)
-    return _table_rows(lines, form, path, columns, header)
+        return _json_rows(lines, named, columns, separator)
+    return _table_rows(lines, form, named, columns, header)
 
 
 def _table_rows(
-    lines: Iterable[str], form: str, path: str, columns: list[str], header: bool
+    lines: Iterable[str], form: str, named: str, columns: list[str], header: bool
 ) -> Iterator[list[str]]:
     if form == "tsv":
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        whole = (re.sub(r"\r(?!\n)", " ", line) for line in lines)  # csv takes it for the end of a row
+        reader = csv.reader(whole, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.reader(lines)
     names = next(reader, None) if header else []
     if names is None:
         return
-    places = [_place(column, names, path, header) for column in columns]
+    places = [_place(column, names, named, header) for column in columns]
+    width = len(names)
     for fields in reader:
-        if not fields:
+        width = width or max(1, len(fields))
+        if not fields and width > 1:
             continue
+        fields = fields or [""]  # an empty text is a row too
         if len(fields) <= max(places):
             raise ValueError(
-                f"task: {path} line {reader.line_num} has {len(fields)} columns and "
+                f"{named} line {reader.line_num} has {len(fields)} columns and "
                 f"column {max(places)} is needed; is it cut off?"
             )
         yield [fields[place] for place in places]
 
 
-def _place(column: str, names: list[str], path: str, header: bool) -> int:
+def _place(column: str, names: list[str], named: str, header: bool) -> int:
     if not header:
         if not column.isdecimal():
-            raise ValueError(f'task: {path} has no header, so "{column}" must be a column number')
+            raise ValueError(f'{named} has no header, so "{column}" must be a column number')
         return int(column)
     if column not in names:
-        raise ValueError(f'task: {path} has no column "{column}"; it has {", ".join(names)}')
+        raise ValueError(f'{named} has no column "{column}"; it has {", ".join(names)}')
     return names.index(column)
 
 
-def _json_rows(lines: Iterable[str], path: str, columns: list[str], separator: str) -> Iterator[list[str]]:
+def _json_rows(lines: Iterable[str], named: str, columns: list[str], separator: str) -> Iterator[list[str]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -213,9 +218,9 @@ def _json_rows(lines: Iterable[str], path: str, columns: list[str], separator: s
             row = json.loads(line)
             missing = [column for column in columns if row.get(column) is None]
         except (json.JSONDecodeError, AttributeError):
-            raise ValueError(f"task: {path} line {number} is no JSON object") from None
+            raise ValueError(f"{named} line {number} is no JSON object") from None
         if missing:
-            raise ValueError(f"task: {path} line {number} has no field '{missing[0]}'")
+            raise ValueError(f"{named} line {number} has no field '{missing[0]}'")
         yield [_plain(row[column], separator) for column in columns]
 
 

@@ -309,9 +309,10 @@ def check_objective(
         return
     for model, whose in ((student, "student"), (teacher, "teacher")):
         if "num_hidden_layers" not in model:
+            what = "of whole words" if of_words(model) else "a class of your own"
             raise ValueError(
-                f"{name}.objective: the {whose} has no layers to compare (whole words, or a class of your "
-                f"own); set {', '.join(LAYERS)} to 0 and custom_layers to false"
+                f"{name}.objective: the {whose} is {what} and has no layers to compare; set "
+                f"{', '.join(LAYERS)} to 0 and custom_layers to false"
             )
     layer_map(objective.layer_map, student["num_hidden_layers"], teacher["num_hidden_layers"])
     heads = student["num_attention_heads"], teacher["num_attention_heads"]

@@ -111,7 +111,7 @@ def texts(config: PredictConfig, source: TextIO) -> Iterator[list[str]]:
         return
     columns = [config.text, *([config.text_pair] if config.text_pair else [])]
     try:
-        yield from rows_of(source, form, named, columns, config.header)
+        yield from rows_of(source, form, f"input: {named}", columns, config.header)
     except csv.Error as error:
         raise ValueError(f"input: {named} is no table: {error}; is a quotation mark left open?") from None
 
@@ -139,10 +139,10 @@ def _opened(path: str) -> Iterator[TextIO]:
     """A file or standard input as UTF-8. Raises ValueError where it is something else."""
     try:
         if path != "-":
-            with open(path, encoding=ENCODING, newline="") as file:
+            with open(path, encoding=ENCODING, newline="\n") as file:
                 yield file
             return
-        piped = io.TextIOWrapper(sys.stdin.buffer, encoding=ENCODING, newline="")
+        piped = io.TextIOWrapper(sys.stdin.buffer, encoding=ENCODING, newline="\n")
         try:
             yield piped
         finally:

@@ -155,7 +155,7 @@ def test_a_term_is_a_sum_so_that_micro_batches_change_nothing(teacher):
         (
             "--student.cls my_student.ConvStudent --prediction.objective.custom_layers "
             "--prediction.objective.custom '{my_student.confident: 1}'",
-            "the student has no layers to compare",
+            "the student is a class of your own and has no layers to compare",
         ),
         ("--student.cls my_student.ConvStudent --student.path TEACHER", "holds no my_student.ConvStudent"),
     ],
