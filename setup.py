@@ -50,7 +50,7 @@ setup(
         "gpu": ['triton>=3.5; platform_system == "Linux"'],
         # `export`, and `predict --runtime onnx`.
         "export": ["onnx>=1.19", "onnxruntime>=1.22", "onnxscript>=0.5"],
-        "track": ["tensorboard"],
+        "track": ["mlflow-skinny", "tensorboard", "wandb"],
         # Corpora and shards behind http(s), s3 and gs URLs.
         "urls": ["aiohttp", "requests", "s3fs", "gcsfs"],
         # `--on ray`; its default extra holds `ray job submit` and the dashboard.
@@ -61,13 +61,14 @@ setup(
         # Parts of speech for `augment --method noise`.
         "augment": ["textblob"],
         "wikipedia": ["mwparserfromhell"],
-        # What `make test` needs; moto and flask are the S3 server that shards are streamed from.
+        # What `make test` and `make docs` need; moto and flask are the S3 server of streamed shards.
         "dev": [
             "aiohttp",
             "flask",
             "flask-cors",
             "hypothesis",
             "jieba",
+            "mkdocs-material",
             "moto[s3]",
             "mwparserfromhell",
             "mypy",
@@ -76,6 +77,7 @@ setup(
             "requests",
             "ruff",
             "s3fs",
+            "tensorboard",
             "textblob",
             "types-PyYAML",
         ],

@@ -162,7 +162,7 @@ def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]
 def _file_rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
     form = Path(path).suffix[1:]
     with open(path, encoding=ENCODING, newline=line_ends(form)) as file:
-        yield from rows_of(file, form, path, columns, task.header, task.separator)
+        yield from rows_of(file, form, f"task: {path}", columns, task.header, task.separator)
 
 
 def line_ends(form: str) -> str:
@@ -171,57 +171,61 @@ def line_ends(form: str) -> str:
 
 
 def rows_of(
-    file: TextIO, form: str, path: str, columns: list[str], header: bool, separator: str = ","
+    file: TextIO, form: str, named: str, columns: list[str], header: bool, separator: str = ","
 ) -> Iterator[list[str]]:
-    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError naming `path` and the line."""
-    lines = bounded_lines(file, f"task: {path}")
+    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError: `named`, the line."""
+    lines = bounded_lines(file, named)
     if form == "jsonl":
-        return _json_rows(lines, path, columns, separator)
-    return _table_rows(lines, form, path, columns, header)
+        return _json_rows(lines, named, columns, separator)
+    return _table_rows(lines, form, named, columns, header)
 
 
 def _table_rows(
-    lines: Iterable[str], form: str, path: str, columns: list[str], header: bool
+    lines: Iterable[str], form: str, named: str, columns: list[str], header: bool
 ) -> Iterator[list[str]]:
     rows = _tsv(lines) if form == "tsv" else _csv(lines)
     _, names = next(rows, (0, None)) if header else (0, [])
     if names is None:
         return
-    places = [_place(column, names, path, header) for column in columns]
+    places = [_place(column, names, named, header) for column in columns]
+    width = len(names)
     for number, fields in rows:
+        width = width or max(1, len(fields))
+        if not fields and width > 1:
+            continue
+        fields = fields or [""]  # an empty text is a row too
         if len(fields) <= max(places):
             raise ValueError(
-                f"task: {path} line {number} has {len(fields)} columns and "
+                f"{named} line {number} has {len(fields)} columns and "
                 f"column {max(places)} is needed; is it cut off?"
             )
         yield [fields[place] for place in places]
 
 
 def _tsv(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """The fields of every line that has any, as GLUE's files are: no quoting."""
+    """The fields of every line, as GLUE's files are: no quoting."""
     for number, line in enumerate(lines, 1):
-        if text := line.removesuffix("\n").removesuffix("\r"):
-            yield number, text.split("\t")
+        text = line.removesuffix("\n").removesuffix("\r")
+        yield number, text.split("\t") if text else []
 
 
 def _csv(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(lines, strict=True)  # else a quotation mark left open takes all that follows
     for fields in reader:
-        if fields:
-            yield reader.line_num, fields
+        yield reader.line_num, fields
 
 
-def _place(column: str, names: list[str], path: str, header: bool) -> int:
+def _place(column: str, names: list[str], named: str, header: bool) -> int:
     if not header:
         if not column.isdecimal():
-            raise ValueError(f'task: {path} has no header, so "{column}" must be a column number')
+            raise ValueError(f'{named} has no header, so "{column}" must be a column number')
         return int(column)
     if column not in names:
-        raise ValueError(f'task: {path} has no column "{column}"; it has {", ".join(names)}')
+        raise ValueError(f'{named} has no column "{column}"; it has {", ".join(names)}')
     return names.index(column)
 
 
-def _json_rows(lines: Iterable[str], path: str, columns: list[str], separator: str) -> Iterator[list[str]]:
+def _json_rows(lines: Iterable[str], named: str, columns: list[str], separator: str) -> Iterator[list[str]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -229,9 +233,9 @@ def _json_rows(lines: Iterable[str], path: str, columns: list[str], separator: s
             row = parse_json(line)
             missing = [column for column in columns if row.get(column) is None]
         except (ValueError, AttributeError):
-            raise ValueError(f"task: {path} line {number} is no JSON object") from None
+            raise ValueError(f"{named} line {number} is no JSON object") from None
         if missing:
-            raise ValueError(f"task: {path} line {number} has no field '{missing[0]}'")
+            raise ValueError(f"{named} line {number} has no field '{missing[0]}'")
         yield [_plain(row[column], separator) for column in columns]
 
 

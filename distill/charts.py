@@ -159,13 +159,17 @@ def confusion_chart(title: str, labels: Sequence[str], counts: Sequence[Sequence
     """A figure of a confusion matrix: a row for each true class, shaded by its share of the row."""
     cell = max(18, min(64, 420 // len(labels)))
     room = 12 + 7 * max(min(len(label), 14) for label in labels)
-    left, top = max(room, 36), room + 18  # above the columns' names stands what they are
+    flat = room <= cell  # names of columns that fit stand upright
+    left, top = max(room, 36), (18 if flat else room) + 18  # above them stands what they are
     marks = [_text(left, 12, "predicted", "start"), _text(0, top - 6, "true", "start")]
     for row, (label, line) in enumerate(zip(labels, counts, strict=True)):
         y, short = top + row * cell, label if len(label) <= 14 else label[:13] + "…"
         marks.append(_text(left - 6, y + cell / 2 + 4, short, "end", "name"))
-        turn = f"translate({left + (row + 0.5) * cell + 4:.0f} {top - 6}) rotate(-90)"
-        marks.append(f'<g transform="{turn}">{_text(0, 0, short, "start", "name")}</g>')
+        if flat:
+            marks.append(_text(left + (row + 0.5) * cell, top - 6, short, "middle", "name"))
+        else:
+            turn = f"translate({left + (row + 0.5) * cell + 4:.0f} {top - 6}) rotate(-90)"
+            marks.append(f'<g transform="{turn}">{_text(0, 0, short, "start", "name")}</g>')
         for column, count in enumerate(line):
             x, share = left + column * cell, count / max(1, sum(line))
             marks.append(

@@ -59,18 +59,22 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     teacher = model_config(config.teacher.path, "teacher")
     if config.teacher.ensemble or config.teacher.outputs:
         raise ValueError("teacher: general distillation runs one teacher; leave ensemble and outputs out")
-    if of_words(teacher) or is_of_words(config.student):
+    if of_words(teacher) or is_of_words(config.student) or config.student.cls:
         raise ValueError(
-            "general distillation compares layers, which models of whole words have not; distil them on a "
-            "task (distillery task)"
+            "general distillation compares layers, which models of whole words and of your own classes "
+            "have not; distil them on a task (distillery task)"
         )
     student = check_student(config.student, config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     objective = config.stage.objective
     check_objective("stage", objective, student, teacher, CORPUS_TERMS)
-    if not any(getattr(objective, term) for term in (*LAYERS, "logits")):
+    if not any(getattr(objective, term) for term in (*LAYERS, "logits", "custom")):
         raise ValueError("stage.objective: mlm alone asks no teacher; run distillery pretrain")
+    if objective.custom and not (objective.custom_layers or objective.logits):
+        raise ValueError(
+            "stage.objective.custom: there are no logits here; set custom_layers, or leave it out"
+        )
     check_shards(config, config.teacher.path, min(positions(teacher), positions(student)), processes)
     if objective.logits:
         check_masked_head(config.teacher.path, "teacher")
@@ -83,7 +87,7 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
     model, shape = model_config(config.model, "model"), config.shape
     if of_words(model):
         raise ValueError(f"model: {config.model} is of whole words; give an encoder such as BERT")
-    if shape and (shape.path or shape.kind != "transformer"):
+    if shape and (shape.path or shape.cls or shape.kind != "transformer"):
         raise ValueError("shape: give layers, hidden_size, heads and intermediate_size of a transformer")
     if shape:
         model = check_student(shape, config.model)
@@ -116,7 +120,9 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     check_pair((shape.path if shape else None) or config.model or "", model, config.task.text_pair)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
-    check_terms("stage", config.stage.objective, ("labels",))
+    check_terms("stage", config.stage.objective, ("labels", "custom"))
+    if config.stage.objective.custom_layers:
+        raise ValueError("stage.objective.custom_layers: there is no teacher to compare with; leave it out")
     check_task(config.task, own_labels(base), positions(model), config.stage.batch_size)
 
 
@@ -203,7 +209,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
         if not paths or Path(name).name != name:
             raise ValueError(f"models.{name}: give a plain name and one folder or more")
         for path in paths:
-            check_measured(f"models.{name}", path, config.task)
+            check_measured(f"models.{name}", path, config.task, config.classes)
 
 
 def check_export(config: ExportConfig) -> None:
@@ -216,16 +222,16 @@ def check_export(config: ExportConfig) -> None:
         raise ValueError(f"opset: {config.opset}; give 18 to 20")
     check_latency_batches(config.latency_batches)
     if config.task:
-        check_measured("model", config.model, config.task)
+        check_measured("model", config.model, config.task, config.classes)
     else:
-        check_head(config.model, model_config(config.model, "model"))
+        check_head(config.model, model_config(config.model, "model", config.classes), config.classes)
         load_vocabulary(config.model)
 
 
 def check_predict(config: PredictConfig) -> None:
     """Refuse a model, a file or sizes that can't be used."""
-    model = model_config(config.model, "model")
-    check_head(config.model, model)
+    model = model_config(config.model, "model", config.classes)
+    check_head(config.model, model, config.classes)
     load_vocabulary(config.model)
     check_pair(config.model, model, config.text_pair)
     if config.runtime != "torch":

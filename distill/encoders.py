@@ -26,6 +26,7 @@ from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
 from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.attention import Collector, Heads, collecting, install
+from distill.custom import Named, load, name_of
 from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
 from distill.int8 import quantise
@@ -196,6 +197,28 @@ def has_bf16_units(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return torch.cpu._is_amx_tile_supported()
+
+
+def model_class(setting: str, thing: Named) -> type[PreTrainedModel]:
+    """A model class of the user's own, from now on known to `from_pretrained`.
+
+    Raises ValueError where it is none, or where its configuration is not its own.
+    """
+    cls = load(setting, thing)
+    shape = getattr(cls, "config_class", None)
+    if not isinstance(cls, type) or not issubclass(cls, PreTrainedModel) or shape is None:
+        raise ValueError(
+            f"{setting}: {name_of(thing)} is no PreTrainedModel with a config_class; docs/own_student.md "
+            "has one"
+        )
+    kind = shape.model_type
+    if not kind or shape.__module__.startswith("transformers."):
+        raise ValueError(
+            f"{setting}: {name_of(thing)} needs a config_class of its own, with a model_type of its own"
+        )
+    AutoConfig.register(kind, shape, exist_ok=True)
+    AutoModelForSequenceClassification.register(shape, cls, exist_ok=True)
+    return cls
 
 
 def read_config(path: str) -> PretrainedConfig:

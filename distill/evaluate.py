@@ -1,6 +1,7 @@
 """Job `evaluate`: quality, size and speed of models on one task's dev file, as one table.
 
 RUN/predictions-NAME.jsonl   logits, and labels, of every example     RUN/confusion-NAME.svg
+RUN/disagreements.json       examples that models answer otherwise than the reference
 RUN/submission-NAME/FILE.tsv answers to files without labels, as GLUE's server takes them
 """
 
@@ -19,6 +20,8 @@ from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, encode_texts, l
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import write_whole
 from distill.charts import confusion_chart, standalone
+from distill.disagreements import answer_of, write_disagreements
+from distill.encoders import model_class
 from distill.engine import start_processes
 from distill.measure import by_class, dev_scores, flops, latencies, parameter_count, predict
 from distill.model_facts import model_config, own_labels
@@ -28,11 +31,13 @@ from distill.settings import EvaluateConfig
 def run(config: EvaluateConfig, folder: Path) -> dict:
     """Measure every row; returns them as `rows`."""
     device = start_processes()
-    rows, timed, data = [], {}, {}
+    for each in config.classes:
+        model_class("classes", each)
+    rows, timed, data, answers = [], {}, {}, {}
     for name, paths in config.models.items():
         scores = []
         for path in paths:
-            labels = label_set(config.task, own_labels(model_config(path, name)))
+            labels = label_set(config.task, own_labels(model_config(path, name, config.classes)))
             dev = encode_dev(config.task, load_vocabulary(path), labels)
             model = AutoModelForSequenceClassification.from_pretrained(model_folder(path)).to(device).eval()
             logits = {split: predict(model, part, config.batch_size) for split, part in dev.items()}
@@ -40,10 +45,13 @@ def run(config: EvaluateConfig, folder: Path) -> dict:
             scores.append(dev_scores(logits, targets, config.task))
             if name not in timed:
                 timed[name], data[name] = model, dev["dev"]
+                answers[name] = logits["dev"], labels
                 first = _of_first(config, folder, name, path, model, logits["dev"], dev["dev"], labels)
         rows.append({"name": name, **summarise(scores, config.task.selection), **first})
+    reference = config.reference or rows[0]["name"]
+    if len(answers) > 1:
+        write_disagreements(folder, config.task, answers, reference)
     if config.latency:
-        reference = config.reference or rows[0]["name"]
         add_latency(rows, timed, data, reference, config.latency_batches, config.latency_repeats)
     return {"rows": rows}
 
@@ -108,29 +116,19 @@ def add_latency(
             row[f"speedup{of_batch}"] = round(middle[reference] / p50, 2)
 
 
-def _answer(values: list[float], labels: list[str], task: TaskConfig) -> str:
-    """What logits say: a label, the labels that hold, or a number."""
-    if task.kind == "regression":
-        return f"{values[0]:.3f}"
-    if task.kind == "multi_label":
-        chosen = [label for label, value in zip(labels, values, strict=True) if value > 0]
-        return task.separator.join(chosen)
-    return labels[max(range(len(values)), key=values.__getitem__)]
-
-
 def _write_predictions(path: Path, logits: torch.Tensor, labels: list[str], task: TaskConfig) -> None:
     """One JSON line an example: its logits and, for classification, the label they give."""
     lines = []
     for values in logits.tolist():
         line = {"logits": values}
         if labels:
-            line["label"] = _answer(values, labels, task)
+            line["label"] = answer_of(values, labels, task)
         lines.append(json.dumps(line, ensure_ascii=False))
     write_whole(path, "\n".join(lines) + "\n")
 
 
 def _write_submission(path: Path, logits: torch.Tensor, labels: list[str], task: TaskConfig) -> None:
     path.parent.mkdir(exist_ok=True)
-    answers = [_answer(values, labels, task) for values in logits.tolist()]
+    answers = [answer_of(values, labels, task) for values in logits.tolist()]
     lines = [f"{number}\t{answer}" for number, answer in enumerate(answers)]
     write_whole(path, "\n".join(["index\tprediction", *lines]) + "\n")

@@ -21,7 +21,7 @@ from data_pipeline.tasks import TaskConfig, encode_dev, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from data_pipeline.whole import write_whole
 from distill import nezha, word_students  # noqa: F401  (their model types become known)
-from distill.encoders import replace_folder
+from distill.encoders import model_class, replace_folder
 from distill.evaluate import add_latency, size, summarise
 from distill.measure import dev_scores, predict
 from distill.model_card import write_card
@@ -51,6 +51,8 @@ class OnnxModel:
 
 def run(config: ExportConfig, folder: Path) -> dict:
     """Write RUN/model; returns its files' sizes and, where there is a task, a row for each form of it."""
+    for each in config.classes:
+        model_class("classes", each)
     model = load(config.model)
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -99,7 +101,7 @@ def onnx_models(folder: Path, config: PretrainedConfig) -> dict[str, OnnxModel]:
 
 def measure(forms: dict[str, Any], task: TaskConfig, config: ExportConfig) -> list[dict[str, Any]]:
     """A row for torch and for each ONNX file: scores on dev, size, latency."""
-    labels = label_set(task, own_labels(model_config(config.model, "model")))
+    labels = label_set(task, own_labels(model_config(config.model, "model", config.classes)))
     dev = encode_dev(task, load_vocabulary(config.model), labels)
     targets = {name: part.labels for name, part in dev.items()}
     rows = []

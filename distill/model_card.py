@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from data_pipeline.model_folder import model_folder
 from distill.settings import ExportConfig
 
 TASK = "text-classification"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[str, Any]]) -> str:
@@ -35,7 +33,6 @@ def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[st
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["onnx", "knowledge-distillation" if teacher else TASK],
-        base_model=teacher if teacher and is_hub_name(teacher) else None,
         model_name=name,
         eval_results=_results(config, rows) or None,
     )
@@ -50,11 +47,6 @@ def teacher_of(model: str) -> str | None:
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     teacher = settings.get("teacher") if isinstance(settings, dict) else None
     return teacher.get("path") if isinstance(teacher, dict) else None
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a model is one of the hub's and no folder here."""
-    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
 
 
 def _shown(path: str) -> str:
@@ -88,11 +80,11 @@ def _results(config: ExportConfig, rows: list[dict[str, Any]]) -> list[EvalResul
 
 def _what(model: PretrainedConfig, teacher: str | None) -> str:
     kind = getattr(model, "kind", None)
-    shape = (
-        f"a student of whole words, `{kind}`"
-        if kind
-        else f"{model.model_type}, {model.num_hidden_layers} layers of width {model.hidden_size}"
-    )
+    shape = model.model_type
+    if kind:
+        shape = f"a student of whole words, `{kind}`"
+    elif hasattr(model, "num_hidden_layers"):
+        shape = f"{model.model_type}, {model.num_hidden_layers} layers of width {model.hidden_size}"
     source = f" Distilled by Distillery from `{_shown(teacher)}`." if teacher else " Trained by Distillery."
     return f"A text classifier: {shape}.{source}"
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.untrusted import parse_json
+from distill.custom import Named, name_of
 
 SIZES = {"num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings"}
 WORDS = "distillery_words"  # the model type of students of whole words
 
 
-def model_config(path: str, name: str) -> dict:
-    """A model folder's config.json."""
+def model_config(path: str, name: str, classes: Iterable[Named] = ()) -> dict:
+    """A model folder's config.json; of the user's own `classes` it need not be that of an encoder."""
     file = Path(model_folder(path)) / "config.json"
     if not file.is_file():
         raise ValueError(f"{name}: {path} is no model folder (no config.json there); give one")
@@ -28,7 +30,8 @@ def model_config(path: str, name: str) -> dict:
     for key in SIZES & config.keys():
         if type(config[key]) is not int or config[key] < 1:
             raise ValueError(f"{name}: {file}: {key} is {config[key]!r}; it must be 1 or more")
-    for key in () if of_words(config) else ("num_hidden_layers", "num_attention_heads"):
+    shapeless = of_words(config) or is_custom(config, classes)
+    for key in () if shapeless else ("num_hidden_layers", "num_attention_heads"):
         if key not in config:
             raise ValueError(
                 f"{name}: {path} is of type {config.get('model_type')}, without {key}; give an encoder "
@@ -48,8 +51,8 @@ def own_labels(model: dict) -> list[str] | None:
 
 def positions(model: dict) -> int:
     """Longest sequence that a model takes; models of words take any."""
-    if of_words(model):
-        return 1 << 20
+    if of_words(model) or "num_hidden_layers" not in model:
+        return model.get("max_position_embeddings", 1 << 20)
     reserved = 2 if model.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
     return model.get("max_position_embeddings", 512) - reserved
 
@@ -57,6 +60,12 @@ def positions(model: dict) -> int:
 def of_words(model: dict) -> bool:
     """Whether a config.json is that of a model of whole words."""
     return model.get("model_type") == WORDS
+
+
+def is_custom(model: dict, classes: Iterable[Named]) -> bool:
+    """Whether a config.json is that of one of these classes."""
+    names = {name_of(each).rpartition(".")[2] for each in classes}
+    return not names.isdisjoint(model.get("architectures") or [])
 
 
 def has_weights(model: str) -> bool:

@@ -7,11 +7,14 @@ that padding, micro-batches and the number of processes change nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.attention import Collector
+from distill.custom import load, name_of
 from distill.encoders import Batch, Signal, run_encoder
 from distill.layer_map import LayerMap
 from distill.losses import (
@@ -67,11 +70,19 @@ class Objective(nn.Module):
         for _ in range(projected if config.hidden else 0):
             std = student.config.initializer_range
             self.projections.append(HiddenProjection(student.config.hidden_size, teacher_width, std))
+        self.custom: dict[str, Callable[[Signal, Signal, Batch], Tensor]] = {}
+        self.custom_modules = nn.ModuleList()  # what they learn trains with the student
+        for thing in config.custom:
+            term = load("objective.custom", thing)
+            if isinstance(term, type):
+                term = term(getattr(student.config, "hidden_size", 0), teacher_width)
+                self.custom_modules.append(term)
+            self.custom[name_of(thing)] = term
 
     @property
     def hidden_layers(self) -> LayerMap:
         """Pairs of layers whose hidden states are compared."""
-        return self.layers if self.config.hidden else []
+        return self.layers if self.config.hidden or self.config.custom_layers else []
 
     @property
     def attention_layers(self) -> LayerMap:
@@ -122,12 +133,14 @@ class Objective(nn.Module):
                 min=1
             )  # of short rows none
         weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
+        for (name, term), weight in zip(self.custom.items(), self.config.custom.values(), strict=True):
+            weighted[name] = weight * term(own, signal, batch) / counts[0]
         return {"loss": torch.stack(list(weighted.values())).sum(), **weighted}
 
     @property
     def projected_flops(self) -> float:
         """FLOPs for each token of projecting hidden states once."""
-        if not self.hidden_layers:
+        if not self.config.hidden:
             return 0.0
         return 2.0 * self.student.config.hidden_size * self.teacher_width * len(self.hidden_layers)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.augment import AugmentConfig
@@ -17,8 +18,9 @@ from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import METRICS, TaskConfig, check_labels, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
+from distill.custom import Named, check_name, name_of
 from distill.layer_map import layer_map
-from distill.model_facts import WORDS, has_weights, model_config, of_words, own_labels, positions
+from distill.model_facts import WORDS, has_weights, is_custom, model_config, of_words, own_labels, positions
 from distill.settings import (
     EngineConfig,
     EvaluateConfig,
@@ -31,12 +33,13 @@ from distill.settings import (
     TaskDistillConfig,
     TeacherConfig,
 )
+from distill.trackers import check_trackers
 
 LONGEST_PATIENCE = 1500  # seconds; collectives give up after 1800
 LAYERS = ("attention", "relation", "hidden")
-TASK_TERMS = (*LAYERS, "logits", "logits_mse", "labels")
-CORPUS_TERMS = (*LAYERS, "logits", "mlm")
-TERMS = (*TASK_TERMS, "mlm")
+TASK_TERMS = (*LAYERS, "logits", "logits_mse", "labels", "custom")
+CORPUS_TERMS = (*LAYERS, "logits", "mlm", "custom")
+TERMS = (*LAYERS, "logits", "logits_mse", "labels", "mlm")
 
 
 def check_shards(
@@ -127,14 +130,15 @@ def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
 def stages_of(config: TaskDistillConfig) -> dict[str, StageConfig]:
     """The stages of a task distillation that run, in order."""
     stages = {"intermediate": config.intermediate, "prediction": config.prediction}
-    if is_of_words(config.student):
+    if is_of_words(config.student) or config.student.cls:
         del stages["intermediate"]  # it has no layers to compare
     return {name: stage for name, stage in stages.items() if stage.epochs}
 
 
 def compares_layers(stage: StageConfig) -> bool:
     """Whether a stage's loss needs the teacher's layers and not its logits alone."""
-    return any(getattr(stage.objective, term) for term in LAYERS)
+    objective = stage.objective
+    return any(getattr(objective, term) for term in LAYERS) or objective.custom_layers
 
 
 def runs_beside(config: TaskDistillConfig) -> bool:
@@ -149,6 +153,8 @@ def runs_beside(config: TaskDistillConfig) -> bool:
 
 def is_of_words(student: StudentConfig) -> bool:
     """Whether a student reads whole words."""
+    if student.cls:
+        return False
     if student.path:
         return of_words(model_config(student.path, "student.path"))
     return student.kind != "transformer"
@@ -194,10 +200,10 @@ def check_submit(config: EvaluateConfig) -> None:
         read_examples(path, config.task, labelled=False)
 
 
-def check_measured(name: str, path: str, task: TaskConfig) -> None:
+def check_measured(name: str, path: str, task: TaskConfig, classes: Sequence[Named] = ()) -> None:
     """Refuse a model that can't be measured on a task's files."""
-    model = model_config(path, name)
-    check_classifier(path, model, task)
+    model = model_config(path, name, classes)
+    check_classifier(path, model, task, classes)
     check_reading(task, positions(model))
     load_vocabulary(path)
     labels = label_set(task, own_labels(model))
@@ -208,6 +214,8 @@ def check_measured(name: str, path: str, task: TaskConfig) -> None:
 
 def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) -> dict:
     """Refuse an impossible shape, or another vocabulary where layers are compared; returns its config."""
+    if student.cls or student.arguments:
+        return check_own(student, teacher)
     check_start(student, teacher)
     if student.path:
         shape = model_config(student.path, "student.path")
@@ -227,6 +235,16 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
             f"student: {teacher}, the teacher, is of whole words, and a new transformer takes family and "
             "vocabulary from its teacher; give student.path, or another student.kind"
         )
+    _check_shape(student)
+    return {
+        **model_config(teacher, "teacher"),
+        "num_hidden_layers": student.layers,
+        "hidden_size": student.hidden_size,
+        "num_attention_heads": student.heads,
+    }
+
+
+def _check_shape(student: StudentConfig) -> None:
     for name in ("layers", "hidden_size", "heads", "intermediate_size"):
         if getattr(student, name) < 1:
             raise ValueError(f"student.{name}: {getattr(student, name)}; give 1 or more")
@@ -237,12 +255,27 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
         )
     if not 0 <= student.dropout < 1:
         raise ValueError(f"student.dropout: {student.dropout}; give 0 or more, below 1")
-    return {
-        **model_config(teacher, "teacher"),
-        "num_hidden_layers": student.layers,
-        "hidden_size": student.hidden_size,
-        "num_attention_heads": student.heads,
-    }
+
+
+def check_own(student: StudentConfig, teacher: str) -> dict:
+    """Refuse a class of the user's own that can't be found, or settings beside it; returns its config."""
+    if student.cls is None:
+        raise ValueError("student.arguments: of a class given by student.cls; leave it out")
+    check_name("student.cls", student.cls)
+    load_vocabulary(student.path or teacher)
+    if student.kind != "transformer" or student.start != "random":
+        raise ValueError("student: a cls is given; leave kind and start out")
+    if not student.path:
+        return {}
+    if student.arguments:
+        raise ValueError(f"student.arguments: {student.path} has its shape already; leave them out")
+    model = model_config(student.path, "student.path", [student.cls])
+    if not is_custom(model, [student.cls]):
+        raise ValueError(
+            f"student.path: {student.path} holds no {name_of(student.cls)}; leave student.cls out, or give "
+            "another folder"
+        )
+    return model
 
 
 def check_start(student: StudentConfig, teacher: str | None) -> None:
@@ -287,12 +320,13 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
 
 
 def check_record(record: RecordConfig) -> None:
-    """Refuse numbers of steps or checkpoints below 1."""
+    """Refuse numbers of steps or checkpoints below 1, and trackers that are not installed."""
     for name in ("log_every", "save_every", "keep"):
         if getattr(record, name) < 1:
             raise ValueError(f"record.{name}: {getattr(record, name)}; give 1 or more")
     if record.profile < 0:
         raise ValueError(f"record.profile: {record.profile}; give a number of steps, 0 for none")
+    check_trackers(record.trackers)
 
 
 def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...]) -> None:
@@ -303,7 +337,16 @@ def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...])
             raise ValueError(
                 f"{name}.objective.{term}: {weight}; this job takes {', '.join(allowed)}, 0 or more"
             )
-    if not any(weights.values()):
+    for thing, weight in objective.custom.items():
+        check_name(f"{name}.objective.custom", thing)
+        if not weight > 0 or "custom" not in allowed:
+            raise ValueError(
+                f"{name}.objective.custom: {name_of(thing)} with {weight}; this job takes "
+                f"{', '.join(allowed)}, above 0"
+            )
+    if objective.custom_layers and not objective.custom:
+        raise ValueError(f"{name}.objective.custom_layers: there is no custom term; leave it out")
+    if not any(weights.values()) and not objective.custom:
         raise ValueError(f"{name}.objective: every term is 0; give {' or '.join(allowed)} a weight")
     if objective.temperature <= 0:
         raise ValueError(f"{name}.objective.temperature: {objective.temperature}; give above 0")
@@ -314,13 +357,14 @@ def check_objective(
 ) -> None:
     """Refuse terms that this student can't learn from this teacher."""
     check_terms(name, objective, allowed)
-    if not any(getattr(objective, term) for term in LAYERS):
+    if not any(getattr(objective, term) for term in LAYERS) and not objective.custom_layers:
         return
     for model, whose in ((student, "student"), (teacher, "teacher")):
-        if of_words(model):
+        if "num_hidden_layers" not in model:
+            what = "of whole words" if of_words(model) else "a class of your own"
             raise ValueError(
-                f"{name}.objective: the {whose} is of whole words and has no layers to compare; set "
-                f"{', '.join(LAYERS)} to 0"
+                f"{name}.objective: the {whose} is {what} and has no layers to compare; set "
+                f"{', '.join(LAYERS)} to 0 and custom_layers to false"
             )
     layer_map(objective.layer_map, student["num_hidden_layers"], teacher["num_hidden_layers"])
     heads = student["num_attention_heads"], teacher["num_attention_heads"]
@@ -352,9 +396,9 @@ def check_relations(name: str, objective: ObjectiveConfig, student: dict, teache
         )
 
 
-def check_classifier(path: str, model: dict, task: TaskConfig) -> None:
+def check_classifier(path: str, model: dict, task: TaskConfig, classes: Sequence[Named] = ()) -> None:
     """Refuse a folder without a classification head for the task."""
-    check_head(path, model)
+    check_head(path, model, classes)
     check_pair(path, model, task.text_pair)
     outputs = len(model.get("id2label") or {0: "", 1: ""})
     needed = 1 if task.kind == "regression" else len(label_set(task, own_labels(model)))
@@ -362,10 +406,12 @@ def check_classifier(path: str, model: dict, task: TaskConfig) -> None:
         raise ValueError(f"{path} has {outputs} outputs and the task needs {needed}; is it another task's?")
 
 
-def check_head(path: str, model: dict) -> None:
-    """Refuse a folder without a classification head."""
+def check_head(path: str, model: dict, classes: Sequence[Named] = ()) -> None:
+    """Refuse a folder without a classification head; the user's own classes have one."""
+    for each in classes:
+        check_name("classes", each)
     heads = model.get("architectures") or []
-    if not any("SequenceClassification" in head for head in heads):
+    if not is_custom(model, classes) and not any("SequenceClassification" in head for head in heads):
         raise ValueError(f"{path} has no classification head; fine-tune it first (distillery finetune)")
 
 

@@ -46,7 +46,7 @@ def answer(config: PredictConfig, source: TextIO, target: TextIO) -> None:
     """Write an answer for each text of `source`, in order, a window at a time."""
     task = TaskConfig(train="", dev="", text_pair=config.text_pair, max_length=config.max_length)
     vocabulary = load_vocabulary(config.model)
-    model = model_config(config.model, "model")
+    model = model_config(config.model, "model", config.classes)
     writer = Writer(config, model, target)
     rows = texts(config, source)
     forward: Forward | None = None
@@ -85,8 +85,10 @@ def load(config: PredictConfig) -> Forward:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from distill.encoders import Batch, model_inputs
+    from distill.encoders import Batch, model_class, model_inputs
 
+    for each in config.classes:
+        model_class("classes", each)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
 
@@ -110,7 +112,7 @@ def texts(config: PredictConfig, source: TextIO) -> Iterator[list[str]]:
         return
     columns = [config.text, *([config.text_pair] if config.text_pair else [])]
     try:
-        yield from rows_of(source, form, named, columns, config.header)
+        yield from rows_of(source, form, f"input: {named}", columns, config.header)
     except csv.Error as error:
         raise ValueError(f"input: {named} is no table: {error}; is a quotation mark left open?") from None
 

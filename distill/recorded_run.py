@@ -22,6 +22,7 @@ class RecordedRun:
     versions: Row = field(default_factory=dict)
     written: str = ""
     notes: list[str] = field(default_factory=list)
+    disagreements: Row = field(default_factory=dict)
     parts: list["RecordedRun"] = field(default_factory=list)
 
 
@@ -49,6 +50,7 @@ def read_run(path: Path, name: str, with_parts: bool = True) -> RecordedRun:
         versions=_read_json(path / "versions.json") or {},
         written=datetime.fromtimestamp(date, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         notes=notes,
+        disagreements=_read_json(path / "disagreements.json") or {},
         parts=[read_run(p, p.name, False) for p in parts_of(path)] if with_parts else [],
     )
 

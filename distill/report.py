@@ -181,6 +181,32 @@ def _classes(runs: Sequence[RecordedRun]) -> str:
     return f"<section><h2>By class</h2>{''.join(parts)}</section>" if parts else ""
 
 
+def _disagreements(folders: Folders) -> str:
+    """Examples that a model answers otherwise than the row that it is compared with."""
+    parts = []
+    for name, run in folders:
+        reference, models = run.disagreements.get("reference"), run.disagreements.get("models")
+        for model in models if isinstance(models, list) else []:
+            of_whom = f"{name}: {model['name']}" if len(folders) > 1 else model["name"]
+            share = f"{count(model['count'])} of {count(model['of'])} examples"
+            head = f"{of_whom} answers otherwise than {reference}: {share}"
+            columns = [
+                Column("text", "Text"),
+                Column("second", "Second text"),
+                Column("label", "Label"),
+                Column("reference", str(reference)),
+                Column("answer", str(model["name"])),
+            ]
+            table = html_table(columns, model["examples"]) if model["examples"] else ""
+            pairs = any(row.get("second") is not None for row in model["examples"])
+            kind = "texts pairs" if pairs else "texts"
+            parts.append(f'<h4>{escape(head)}</h4><div class="{kind}">{table}</div>')
+    if not parts:
+        return ""
+    note = '<p class="note">At most 20 of each, those first that the model is surest of.</p>'
+    return f"<section><h2>Where they disagree</h2>{''.join(parts)}{note}</section>"
+
+
 def _searches(runs: Sequence[RecordedRun]) -> list[str]:
     found = [(run.summary or {}).get("search") for run in runs]
     return [search_section(search) for search in found if isinstance(search, dict)]
@@ -244,6 +270,8 @@ def _keys(folders: Folders, stage: str, split: str) -> list[str]:
 def _losses(folders: Folders, stage: str) -> list[str]:
     """The loss and its terms: together for a lone run, otherwise one chart each."""
     keys = [key for key in _keys(folders, stage, "train") if key.split("/")[0] == "loss"]
+    if len(keys) == 2:  # a loss with one term is that term
+        keys = keys[:1]
     lines = {key: _lines(folders, stage, "train", key) for key in keys}
     if len(folders) > 1:
         titles = {key: "Training loss" + key[4:].replace("/", ": ") for key in keys}
@@ -253,8 +281,6 @@ def _losses(folders: Folders, stage: str) -> list[str]:
         ]
     named = [(key[5:] or "total", lines[key][0].points) for key in keys if lines[key]]
     terms = [Line(name, points, style) for style, (name, points) in enumerate(named)]
-    if len(terms) == 2 and terms[0].name == "total":  # a loss with one term is that term
-        terms = terms[:1]
     if len(terms) < 2:
         return [line_chart("Training loss", terms, "loss", scale="decades")]
     chart = line_chart("Training loss and its terms", terms, "loss", scale="decades")
@@ -363,7 +389,14 @@ def _reproduce(folders: Folders) -> str:
 def render(runs: list[RecordedRun]) -> str:
     """The whole page."""
     folders = _with_parts(runs)
-    body = [_header(runs), _results(runs), *_searches(runs), _classes(runs), _notes(folders)]
+    body = [
+        _header(runs),
+        _results(runs),
+        *_searches(runs),
+        _classes(runs),
+        _disagreements(folders),
+        _notes(folders),
+    ]
     body.append(_stages(folders))
     body.append(_cost(folders))
     body.append(_reproduce(folders))
@@ -401,6 +434,8 @@ th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: basel
 th { font-weight: 500; color: var(--soft); border-color: var(--rule); font-size: .85rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--page);
   white-space: normal; min-width: 6.5rem; max-width: 16rem; }
+.texts td:first-child, .pairs td:nth-child(2) { position: static;
+  white-space: normal; min-width: 12rem; max-width: 30rem; }
 .n { text-align: right; font-variant-numeric: tabular-nums; } b { font-weight: 650; }
 .sd { display: inline-block; width: 3.1em; text-align: left; color: var(--soft); white-space: pre; }
 .charts { display: grid; gap: 1.4rem 2rem; margin-top: .8rem; align-items: end;

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.masking import MaskingConfig
 from data_pipeline.stream import StreamConfig
 from data_pipeline.tasks import TaskConfig
 from data_pipeline.words import WordsConfig
+from distill.custom import Named
 from distill.schedule import ScheduleConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -34,6 +35,9 @@ class StudentConfig:
         intermediate_size: Width of the feed-forward layer.
         dropout: Dropout in training. Distillation of a small student gains by 0; the originals
             use 0.1.
+        cls: A model class of one's own instead of a kind, `my_module.MyStudent` or from Python the class
+            itself: docs/own_student.md. It reads the teacher's tokens and learns from logits and labels.
+        arguments: Arguments of its configuration.
     """
 
     kind: Kind = "transformer"
@@ -45,6 +49,8 @@ class StudentConfig:
     heads: int = 12
     intermediate_size: int = 1200
     dropout: float = 0.0
+    cls: Named | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,6 +100,9 @@ class ObjectiveConfig:
         labels: Cross-entropy with the labels, of each label by itself where there may be several;
             squared error for regression.
         mlm: Cross-entropy of masked tokens (Devlin et al. 2019).
+        custom: Terms of one's own with their weights, {my_module.my_term: 1.0}, or from Python the
+            functions or module classes themselves as keys: docs/own_student.md.
+        custom_layers: Give them hidden states too, of the layers that the layer map names.
         temperature: Softens the logits of both sides.
         layer_map: `uniform`, `last`, or the teacher layer for each student layer.
         projection: One projection for every layer, or one for each.
@@ -109,6 +118,8 @@ class ObjectiveConfig:
     logits_mse: float = 0.0
     labels: float = 0.0
     mlm: float = 0.0
+    custom: dict[Named, float] = field(default_factory=dict)
+    custom_layers: bool = False
     temperature: float = 1.0
     layer_map: Literal["uniform", "last"] | list[int] = "uniform"
     projection: Literal["per_layer", "shared"] = "per_layer"
@@ -170,12 +181,15 @@ class RecordConfig:
         keep: Checkpoints kept.
         profile: Steps to profile, after the first two, into RUN/trace-STAGE.json, which
             ui.perfetto.dev and chrome://tracing open.
+        trackers: Where metrics go besides RUN/metrics.jsonl: [tensorboard, wandb, mlflow] or some of
+            them; each needs its package.
     """
 
     log_every: int = 20
     save_every: int = 500
     keep: int = 2
     profile: int = 0
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
 
 
 @dataclass
@@ -421,6 +435,7 @@ class EvaluateConfig:
         predictions: Write RUN/predictions-NAME.jsonl with logits of the row's first model.
         submit: Files without labels, {NAME: FILE, ...}: the first model of each row answers them in
             RUN/submission-ROW/NAME.tsv as GLUE's server takes them, such as {AX: diagnostic.tsv}.
+        classes: Model classes of one's own that folders hold, [my_module.MyStudent].
     """
 
     models: dict[str, list[str]]
@@ -432,6 +447,7 @@ class EvaluateConfig:
     latency: bool = True
     predictions: bool = True
     submit: dict[str, str] = field(default_factory=dict)
+    classes: list[Named] = field(default_factory=list)
 
 
 @dataclass
@@ -447,6 +463,7 @@ class ExportConfig:
         latency_repeats: Timed forwards of each form, at each batch size.
         latency_batches: Batch sizes that are timed.
         seed: Seed of the sequences that ONNX is compared with torch on.
+        classes: Model classes of one's own that the folder may hold, [my_module.MyStudent].
     """
 
     model: str
@@ -457,6 +474,7 @@ class ExportConfig:
     latency_repeats: int = 100
     latency_batches: list[int] = field(default_factory=lambda: [1, 32])
     seed: int = 0
+    classes: list[Named] = field(default_factory=list)
 
 
 @dataclass
@@ -477,6 +495,7 @@ class PredictConfig:
         max_length: Longest sequence in tokens; longer ones are cut.
         batch_size: Sequences of a step.
         window: Texts that are read ahead and sorted by length; a terminal is answered line by line.
+        classes: Model classes of one's own that the folder may hold, [my_module.MyStudent].
     """
 
     model: str
@@ -491,3 +510,4 @@ class PredictConfig:
     max_length: int = 128
     batch_size: int = 32
     window: int = 1024
+    classes: list[Named] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer, known_words, write_vocabulary
-from distill.encoders import build_classifier, read_config, set_labels, student_shape, with_dropout
+from distill.encoders import (
+    build_classifier,
+    model_class,
+    read_config,
+    set_labels,
+    student_shape,
+    with_dropout,
+)
 from distill.engine import barrier, rank
 from distill.inherit import inherit
 from distill.model_facts import model_config, of_words
@@ -45,6 +53,10 @@ def build_student(
         folder: The run folder: a new vocabulary is written into it.
         dropout: Of a transformer, instead of the configuration's.
     """
+    if config.cls:
+        source = config.path or base
+        assert source is not None
+        return _own(config, source, labels, task.kind), source
     if config.path or config.kind == "transformer":
         source = base or config.path
         assert source is not None
@@ -80,6 +92,22 @@ def build_student(
     with torch.no_grad():
         model.embeddings.weight.copy_(torch.from_numpy(vectors))
     return model, str(vocabulary)
+
+
+def _own(config: StudentConfig, source: str, labels: list[str], kind: str) -> PreTrainedModel:
+    """A model of the user's class, of `source`'s vocabulary. Raises ValueError where it can't be made."""
+    assert config.cls is not None
+    cls = model_class("student.cls", config.cls)
+    if config.path:
+        return build_classifier(config.path, read_config(config.path), labels, kind)
+    vocabulary = load_vocabulary(source)
+    given = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad, **config.arguments}
+    known = inspect.signature(cls.config_class.__init__).parameters
+    if unknown := [name for name in config.arguments if name not in known]:
+        raise ValueError(f"student.arguments: {cls.config_class.__name__} takes no {unknown[0]}")
+    shape = cls.config_class(**given)
+    set_labels(shape, labels, kind)
+    return cls(shape).float()
 
 
 def _words(config: WordsConfig, base: str | None, task: TaskConfig) -> tuple[Tokenizer, np.ndarray]:

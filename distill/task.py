@@ -123,6 +123,7 @@ class _Stages:
         load_projections(config.student.path, objective.projections)
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
         answers = any(getattr(stage.objective, term) for term in ("logits", "logits_mse", "labels"))
+        answers = answers or bool(stage.objective.custom and not stage.objective.custom_layers)
         trainer = Trainer(
             name=name,
             objective=objective,

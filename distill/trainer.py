@@ -38,6 +38,7 @@ from distill.progress import TrainingProgress
 from distill.run_folder import Metrics
 from distill.schedule import factor
 from distill.settings import EngineConfig, RecordConfig, StageConfig
+from distill.trackers import tracked
 from distill.watchdog import Watchdog, end_process
 
 # Told of every measurement on dev, on every rank: the metrics, and the share of the training that is done.
@@ -118,7 +119,9 @@ class Trainer:
         self.engine.train()
         votes = _Votes()
         trace = self.folder / f"trace-{self.name}.json"
+        trackers = self.record.trackers if rank() == 0 else []
         with (
+            tracked(trackers, self.folder, self.name, start) as self.track,
             closing(self.watchdog),
             TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress,
             profiled(self.record.profile if rank() == 0 else 0, trace) as profile_step,
@@ -232,10 +235,14 @@ class Trainer:
         row = {"stage": self.name, "split": "train", **self._position(done), **window}
         row["peak_memory_mb"] = round(peak_memory_mb(self.engine.device), 1)
         row["lr"] = self.stage.optimizer.lr * factor(self.stage.schedule, done - 1, self.total)
-        if rank() == 0:
-            self.metrics.append(row)
+        self._record(row)
         speed = f"{window['sequences_per_s']:.0f} seq/s  {100 * window['mfu']:.0f} % MFU"
         return f"loss {window['loss']:.4g}  {speed}"
+
+    def _record(self, row: dict[str, Any]) -> None:
+        if rank() == 0:
+            self.metrics.append(row)
+            self.track(row)
 
     def _position(self, done: int) -> dict[str, float]:
         return {"step": done, "epoch": round(done / self.source.steps_per_epoch, 4)}
@@ -249,9 +256,7 @@ class Trainer:
         self.engine.eval()
         scores = self.evaluate()
         self.engine.train()
-        if rank() == 0:
-            row = {"stage": self.name, "split": "dev", **self._position(done), **scores}
-            self.metrics.append(row)
+        self._record({"stage": self.name, "split": "dev", **self._position(done), **scores})
         if not self.best or scores[self.selection] > self.best[self.selection]:
             self.best = {**scores, "step": done}
             if self.on_best:

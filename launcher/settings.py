@@ -7,11 +7,13 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
 from pathlib import Path
+from types import FunctionType
 from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
+from distill.custom import name_of
 from launcher.jobs import JOBS, load
 from launcher.places import PLACES
 
@@ -25,6 +27,11 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+# A class or function of the user's own, given from Python, is its name in a recipe.
+_Dumper.add_multi_representer(type, lambda dumper, thing: dumper.represent_str(name_of(thing)))
+_Dumper.add_representer(FunctionType, lambda dumper, thing: dumper.represent_str(name_of(thing)))
 
 
 @dataclass

@@ -441,7 +441,7 @@ def test_a_layer_map_that_does_not_fit(refused, general, layers):
 
 def test_an_objective_of_nothing(refused, general):
     flags = {**general, "stage.objective.attention": 0, "stage.objective.hidden": 0}
-    refused("general", flags, "every term is 0; give attention or relation or hidden a weight")
+    refused("general", flags, "every term is 0; give attention or relation or hidden or custom a weight")
 
 
 def test_a_model_folder_without_a_config(refused, general, tiny_model, tmp_path):

@@ -89,7 +89,8 @@ def test_the_card_holds_the_figures(run_folder):
     rows = json.loads((run_folder / "summary.json").read_text())["rows"]
     (result,) = card["model-index"][0]["results"]
     assert card["pipeline_tag"] == result["task"]["type"] == "text-classification"
-    assert card["base_model"] == "some/teacher"
+    assert "base_model" not in card  # the teacher is no such thing
+    assert "Distilled by Distillery from `some/teacher`" in text
     assert result["metrics"][0]["value"] == pytest.approx(rows[0]["accuracy_mean"], abs=1e-4)
     for row in rows:
         assert f"| {row['name']} | {100 * row['accuracy_mean']:.2f} |" in text
@@ -165,6 +166,8 @@ def test_runtimes_agree_and_the_order_is_the_files(run_folder, task, capsys, tmp
             "1\tthe soup was good\n0\t\n0\tthe waiter was rude\n",
             ["--text", "1", "--header", "false"],
         ),
+        ("b.tsv", "sentence\nthe soup was good\n\nthe waiter was rude\n", []),
+        ("b.csv", "the soup was good\r\n\r\nthe waiter was rude\r\n", ["--text", "0", "--header", "false"]),
         (
             "a.jsonl",
             '{"a": "the soup was good"}\n{"a": ""}\n{"a": "the waiter was rude"}\n',
@@ -184,6 +187,18 @@ def test_every_form_of_input_gives_the_same(run_folder, tmp_path, capsys, name, 
         assert label == LABELS[int(float(values[1]) > float(values[0]))]
     (tmp_path / "lines").write_text("the soup was good\n\nthe waiter was rude\n")
     assert predict(capsys, *common, "--input", tmp_path / "lines")[0] == out
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.tsv"])
+def test_a_lone_carriage_return_ends_no_row(run_folder, tmp_path, capsys, name):
+    heading = "sentence\n" if name == "a.tsv" else ""
+    (tmp_path / name).write_bytes(f"{heading}the soup\rwas good\nthe waiter was rude\r\n".encode())
+    out, _ = predict(
+        capsys, "--model", run_folder / "model", "--runtime", "onnx", "--input", tmp_path / name
+    )
+    first, second = map(json.loads, out.splitlines())
+    assert first["text"].split() == ["the", "soup", "was", "good"]
+    assert second["text"] == "the waiter was rude"
 
 
 def test_numbers_and_several_labels(tmp_path, tiny_tokenizer, capsys):
@@ -232,6 +247,7 @@ def test_a_wrong_input_is_one_line(run_folder, tmp_path, capsys, content, option
     _, err = predict(capsys, *common, *options, code=2)
     assert says in err
     assert err.count("\n") == 1
+    assert "task" not in err.partition("error: ")[2]
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

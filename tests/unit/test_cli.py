@@ -269,7 +269,7 @@ def dotted(content: dict, prefix: str = "") -> list[str]:
     """The dotted names of nested mappings."""
     names = []
     for key, value in content.items():
-        names += dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+        names += dotted(value, f"{prefix}{key}.") if value and isinstance(value, dict) else [prefix + key]
     return names
 
 

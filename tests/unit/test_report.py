@@ -10,8 +10,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
+from data_pipeline.tasks import TaskConfig
 from distill.charts import LIMIT, confusion_chart, down_sample, linear_axis, log_axis, standalone
+from distill.disagreements import MOST, write_disagreements
 from distill.recorded_run import read_metrics, read_run
 from distill.report import ReportConfig, check, render, run
 
@@ -250,3 +253,66 @@ def test_classes_and_confusions_of_a_measured_model_are_shown(tmp_path):
     marks = ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}rect")
     shares = [float(mark.get("fill-opacity", "nan")) for mark in marks]
     assert shares == pytest.approx([0.75 * s for s in (7 / 8, 1 / 8, 2 / 32, 30 / 32)], abs=1e-3)
+
+
+# ---- where they disagree
+
+
+def answers(path: Path) -> TaskConfig:
+    (path / "dev.csv").write_text(
+        '"sentence","label"\n' + "".join(f'"text {i}","{"ab"[i % 2]}"\n' for i in range(50))
+    )
+    return TaskConfig(train="", dev=str(path / "dev.csv"))
+
+
+def test_where_a_model_parts_from_the_teacher_the_surest_first(tmp_path):
+    task = answers(tmp_path)
+    teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(25, 1)  # always right
+    student = teacher.clone()
+    student[10], student[21], student[30] = (
+        torch.tensor(row) for row in ([0.0, 3.0], [1.0, 0.0], [0.0, 9.0])
+    )
+    swapped = student.flip(1)  # the same answers of a model whose labels stand the other way round
+    models = {"teacher": (teacher, ["a", "b"]), "one": (student, ["a", "b"]), "two": (swapped, ["b", "a"])}
+    write_disagreements(tmp_path, task, models, "teacher")
+    found = json.loads((tmp_path / "disagreements.json").read_text())
+    for model in found["models"]:
+        assert (model["count"], model["of"]) == (3, 50)
+        assert [row["text"] for row in model["examples"]] == ["text 30", "text 10", "text 21"]
+        assert model["examples"][0] == {
+            "text": "text 30",
+            "second": None,
+            "label": "a",
+            "reference": "a",
+            "answer": "b",
+        }
+    write_disagreements(tmp_path, task, {"t": (teacher, ["a", "b"]), "o": (-teacher, ["a", "b"])}, "t")
+    (model,) = json.loads((tmp_path / "disagreements.json").read_text())["models"]
+    assert (model["count"], len(model["examples"])) == (50, MOST)
+
+
+def test_disagreements_are_shown_and_escaped(tmp_path):
+    example = {
+        "text": f"one {EVIL}",
+        "second": f"two {EVIL}",
+        "label": EVIL,
+        "reference": "<i>",
+        "answer": EVIL,
+    }
+    model = {"name": f"student {EVIL}", "count": 1, "of": 40, "examples": [example]}
+    content = {"reference": f"teacher {EVIL}", "kind": "classification", "models": [model]}
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "disagreements.json").write_text(json.dumps(content))
+    page = render([read_run(tmp_path, "run")])
+    assert "Where they disagree" in page
+    assert "1 of 40 examples" in page
+    assert "<script" not in page
+    assert "<i>" not in page
+
+
+def test_a_loss_of_one_term_is_drawn_once_for_several_runs_too(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, training("finetune", 40, ["labels"], 0.9, 0))
+    page = render([read_run(tmp_path / name, name) for name in ("a", "b")])
+    assert "Training loss" in page
+    assert "Training loss: labels" not in page
