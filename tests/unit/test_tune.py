@@ -15,7 +15,7 @@ from launcher.settings import from_yaml, parse, to_yaml
 from tests.integration.test_students import random_teacher
 from tests.processes import join_group_of_one
 from tune.checks import check_candidate, check_scheduler, check_search, check_workers, over_budget
-from tune.proposals import Optuna, proposals
+from tune.proposals import Grid, Optuna, proposals
 from tune.record import Record, Trial
 from tune.result import best, front, result
 from tune.search import _Past, _scheduler, _tell_past
@@ -284,6 +284,19 @@ def test_the_best_trials_recipe_is_a_run_of_task(tmp_path):
     assert found["search"]["best"] == record.trials[2].title
     assert found["search"]["front"] == [record.trials[2].title]
     assert [trial["reason"] for trial in found["search"]["trials"]][-1] == "no memory"
+
+
+def test_a_grid_that_is_stopped_early_is_in_a_seeded_order():
+    plain = search()
+    early = replace(plain, scheduler=SchedulerConfig("asha"))
+    whole, mixed, again, other = (
+        Grid(config).candidates for config in (plain, early, early, replace(early, seed=1))
+    )
+    assert whole == list(combinations(read_space(SPACE), BASE))
+    assert mixed == again
+    assert mixed != whole
+    assert mixed != other
+    assert sorted(map(str, mixed)) == sorted(map(str, whole))
 
 
 def test_one_and_one_point_nothing_are_the_same_candidate():
