@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from benchmarks.startup import COMMAND, SETTINGS, make_input
 STEPS = 60
 PROCESSES = 2
 SAVE_EVERY = 5
+LARGEST_FILE = 50_000  # bytes: less than a checkpoint, more than metrics and what is said
 PATIENCE = 600  # seconds after which a command hangs
 ATTEMPTS = 12  # of --resume, a few seconds apart: what a dead launcher left behind ends first
 SETTINGS_HERE = [*SETTINGS, "--student.dropout=0.1", f"--record.save_every={SAVE_EVERY}"]
@@ -172,6 +174,27 @@ def cut_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Rand
     return len(saved) > 1
 
 
+def fill_disk(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
+    """No rank can write a file as large as a checkpoint."""
+    found = ranks(process.pid)
+    for rank in found:
+        limit(rank, resource.RLIMIT_FSIZE, LARGEST_FILE)
+    return bool(found)
+
+
+def exhaust_memory(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
+    """A rank gets no more memory."""
+    if found := ranks(process.pid):
+        limit(rng.choice(found), resource.RLIMIT_AS, 1)
+    return bool(found)
+
+
+def limit(process: int, kind: int, value: int) -> None:
+    """Set a limit of another process, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process, kind, (value, value))
+
+
 # Each returns whether it befell the run.
 Fault = Callable[["subprocess.Popen[bytes]", Path, random.Random], bool]
 FAULTS: dict[str, Fault] = {
@@ -182,6 +205,8 @@ FAULTS: dict[str, Fault] = {
     "asked to stop": ask_to_stop,
     "checkpoint damaged": damage_checkpoint,
     "checkpoint cut": cut_checkpoint,
+    "disk full": fill_disk,
+    "memory exhausted": exhaust_memory,
 }
 OF_CHECKPOINTS = ("checkpoint damaged", "checkpoint cut")  # come when there are two
 

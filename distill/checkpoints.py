@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import xxhash
 
+from data_pipeline.untrusted import parse_json
 from data_pipeline.whole import write_whole
 from distill.encoders import replace_folder
 from distill.engine import Engine, barrier, rank, sum_over_ranks
@@ -73,7 +74,7 @@ class Checkpoints:
     def _is_whole(self, step: int) -> bool:
         path = self._path(step)
         try:
-            recorded = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            recorded = parse_json((path / RECORD).read_bytes())
             damage = [name for name, said in recorded.items() if checksum(path / name) != said]
         except FileNotFoundError as error:
             damage = [f"{Path(error.filename).name} is missing"]

@@ -4,6 +4,7 @@ a process that tokenises is without torch.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ from launcher.jobs import JOBS, load
 from launcher.settings import from_yaml
 
 LEASE = 100.0  # seconds: somewhat more than an NFS server keeps the lock of a node that has died
+# A disk that is full, over its quota, too large a file, read-only, or fails.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Cannot allocate memory",
+)  # torch's
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "triton", "numpy")
 
 
@@ -58,13 +67,11 @@ def _run(job: str, folder: Path) -> int:
         if preemption.asked():
             traceback.print_exc()
             raise preemption.Stopped("stopped, as asked") from None
-        if not isinstance(error, ValueError):
+        if not (line := one_line(told(error))):
             raise
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        print(
-            f"distillery {job}: error: {one_line(str(error))} (details: {folder}/error.txt)",
-            file=sys.stderr,
-        )
+        with suppress(OSError):  # of a full disk
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if first():
@@ -75,6 +82,21 @@ def _run(job: str, folder: Path) -> int:
         if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def told(error: Exception) -> str:
+    """What a user can mend, in words; empty for what is a mistake of ours."""
+    said = str(error)
+    if isinstance(error, ValueError):
+        return said
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{said}; make room or give a folder that can be written, and continue with --resume"
+    if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
+        return (
+            f"out of memory ({said[:300]}); lower engine.micro_batch_size or batch_size, and continue "
+            "with --resume"
+        )
+    return ""
 
 
 def _tell_stopped() -> int:
