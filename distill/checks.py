@@ -221,6 +221,10 @@ def check_export(config: ExportConfig) -> None:
     if config.opset is not None and not 18 <= config.opset <= 20:
         raise ValueError(f"opset: {config.opset}; give 18 to 20")
     check_latency_batches(config.latency_batches)
+    if config.torch_export and of_words(model_config(config.model, "model", config.classes)):
+        raise ValueError(
+            "torch_export: it can't follow a model of whole words; leave it out, for the ONNX file can"
+        )
     if config.task:
         check_measured("model", config.model, config.task, config.classes)
     else:

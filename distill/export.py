@@ -3,6 +3,7 @@
 RUN/model/                       loads in transformers, with tokenizer files and README.md, its model card
 RUN/model/onnx/model.onnx        the same in fp32 for onnxruntime, any batch size and length
 RUN/model/onnx/model_int8.onnx   the same with int8 weights
+RUN/model/model.pt2              the same as a program of torch.export, where it is asked for
 """
 
 from __future__ import annotations
@@ -26,11 +27,18 @@ from distill.evaluate import add_latency, size, summarise
 from distill.measure import dev_scores, predict
 from distill.model_card import write_card
 from distill.model_facts import model_config, own_labels
-from distill.onnx_graph import largest_difference, quantise, write_graph
+from distill.onnx_graph import (
+    largest_difference,
+    program_difference,
+    quantise,
+    write_graph,
+    write_program,
+)
 from distill.onnx_runtime import FILES, open_session
 from distill.settings import ExportConfig
 
 TORCH = "torch fp32"
+PROGRAM = "model.pt2"
 NAMES = {"onnx": "onnxruntime fp32", "onnx_int8": "onnxruntime int8"}
 
 
@@ -90,6 +98,12 @@ def write_files(model: PreTrainedModel, folder: Path, config: ExportConfig) -> f
         )
     if config.int8:
         quantise(plain, folder / FILES["onnx_int8"])
+    if config.torch_export:
+        write_program(model, folder / PROGRAM)
+        if (away := program_difference(model, folder / PROGRAM, config.seed)) > 1:
+            raise RuntimeError(
+                f"{config.model}: the program's logits are {away:.3g} times the limit away from torch's"
+            )
     return difference
 
 

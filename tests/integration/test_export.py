@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from benchmarks import export as benchmark
 from data_pipeline.tasks import TaskConfig, encode_split, read_examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import export, onnx_runtime
 from distill.measure import predict as logits_of
+from distill.onnx_graph import program_difference, write_program
 from distill.settings import ExportConfig
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 from launcher import cli, jobs, runs
@@ -105,6 +106,30 @@ def test_the_card_says_how_to_use_it(run_folder):
         said.append(np.asarray(names["logits"].tolist()))
     assert len(said) == 2
     np.testing.assert_allclose(*said, atol=1e-4)
+
+
+def test_a_program_of_torch_export_answers_as_the_model(tmp_path, tiny_tokenizer):
+    shape = BertConfig(
+        vocab_size=len(tiny_tokens()),
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=128,
+    )
+    BertForSequenceClassification(shape).save_pretrained(tmp_path / "bert")
+    model = export.load(str(tmp_path / "bert"))
+    write_program(model, tmp_path / "model.pt2")
+    assert program_difference(model, tmp_path / "model.pt2", seed=1) < 1
+    with torch.no_grad():
+        model.classifier.bias.add_(torch.tensor([0.0, 0.1]))
+    assert program_difference(model, tmp_path / "model.pt2", seed=1) > 1
+
+
+def test_a_model_of_words_has_no_such_program(run_folder):
+    config = ExportConfig(str(run_folder / "model"), torch_export=True)
+    with pytest.raises(ValueError, match="torch_export: it can't follow a model of whole words"):
+        jobs.check("export", config, 1)
 
 
 def test_a_graph_that_answers_otherwise_is_not_kept(run_folder, tmp_path, tiny_tokenizer, monkeypatch):
