@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
@@ -72,8 +73,20 @@ def run(config: ExportConfig, folder: Path) -> dict:
     rows = measure({TORCH: model, **forms}, config.task, config) if config.task else []
     write_whole(partial / "README.md", write_card(config, model.config, rows))
     replace_folder(partial, folder / "model")
+    if config.push_to_hub:
+        upload(folder / "model", config.push_to_hub)
     sizes = {name: form.size for name, form in forms.items()}
     return {"rows": rows, "bytes": sizes, "largest_difference": difference}
+
+
+def upload(folder: Path, name: str) -> None:
+    """Upload a folder to the hub. Raises ValueError where the hub or the network refuses it."""
+    try:
+        hub = HfApi()
+        hub.create_repo(name, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by Distillery")
+    except Exception as error:  # of the hub's answers, and of its network client
+        raise ValueError(f"push_to_hub: {name} was not uploaded, {folder} is whole: {error}") from error
 
 
 def load(path: str) -> PreTrainedModel:
