@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-cluster test-gpu test-real check audit clean
+.PHONY: help setup demo test test-slow test-cluster test-gpu test-real check docs audit clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+.*:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ check: $(STAMP) ## Lint, format, types, and the direction of imports
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PYTEST) tests/unit/test_imports.py
+
+docs: $(STAMP) ## Write the reference of settings and build the site, build/site
+	$(PY) -m launcher.reference docs/reference.md
+	$(PY) -m mkdocs build --strict
 
 audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 	$(PY) -m pip install -q -c $(VENV)/constraints.txt pip-audit

@@ -5,6 +5,7 @@ Every check raises ValueError with one line: what is wrong, where, and what to d
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from data_pipeline.augment import AugmentConfig, read
@@ -221,11 +222,29 @@ def check_export(config: ExportConfig) -> None:
     if config.opset is not None and not 18 <= config.opset <= 20:
         raise ValueError(f"opset: {config.opset}; give 18 to 20")
     check_latency_batches(config.latency_batches)
+    if config.push_to_hub:
+        check_hub(config.push_to_hub)
+    if config.torch_export and of_words(model_config(config.model, "model", config.classes)):
+        raise ValueError(
+            "torch_export: it can't follow a model of whole words; leave it out, for the ONNX file can"
+        )
     if config.task:
         check_measured("model", config.model, config.task, config.classes)
     else:
         check_head(config.model, model_config(config.model, "model", config.classes), config.classes)
         load_vocabulary(config.model)
+
+
+def check_hub(name: str) -> None:
+    """Refuse a name that the hub doesn't take, and to upload without a login."""
+    from huggingface_hub import get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"push_to_hub: {name}; give OWNER/NAME")
+    if not get_token():
+        raise ValueError(
+            "push_to_hub: you are not logged in to the hub; run hf auth login, or set HF_TOKEN"
+        )
 
 
 def check_predict(config: PredictConfig) -> None:

@@ -3,6 +3,7 @@
 RUN/model/                       loads in transformers, with tokenizer files and README.md, its model card
 RUN/model/onnx/model.onnx        the same in fp32 for onnxruntime, any batch size and length
 RUN/model/onnx/model_int8.onnx   the same with int8 weights
+RUN/model/model.pt2              the same as a program of torch.export, where it is asked for
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
@@ -26,11 +28,18 @@ from distill.evaluate import add_latency, size, summarise
 from distill.measure import dev_scores, predict
 from distill.model_card import write_card
 from distill.model_facts import model_config, own_labels
-from distill.onnx_graph import largest_difference, quantise, write_graph
+from distill.onnx_graph import (
+    largest_difference,
+    program_difference,
+    quantise,
+    write_graph,
+    write_program,
+)
 from distill.onnx_runtime import FILES, open_session
 from distill.settings import ExportConfig
 
 TORCH = "torch fp32"
+PROGRAM = "model.pt2"
 NAMES = {"onnx": "onnxruntime fp32", "onnx_int8": "onnxruntime int8"}
 
 
@@ -64,8 +73,20 @@ def run(config: ExportConfig, folder: Path) -> dict:
     rows = measure({TORCH: model, **forms}, config.task, config) if config.task else []
     write_whole(partial / "README.md", write_card(config, model.config, rows))
     replace_folder(partial, folder / "model")
+    if config.push_to_hub:
+        upload(folder / "model", config.push_to_hub)
     sizes = {name: form.size for name, form in forms.items()}
     return {"rows": rows, "bytes": sizes, "largest_difference": difference}
+
+
+def upload(folder: Path, name: str) -> None:
+    """Upload a folder to the hub. Raises ValueError where the hub or the network refuses it."""
+    try:
+        hub = HfApi()
+        hub.create_repo(name, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by Distillery")
+    except Exception as error:  # of the hub's answers, and of its network client
+        raise ValueError(f"push_to_hub: {name} was not uploaded, {folder} is whole: {error}") from error
 
 
 def load(path: str) -> PreTrainedModel:
@@ -90,6 +111,12 @@ def write_files(model: PreTrainedModel, folder: Path, config: ExportConfig) -> f
         )
     if config.int8:
         quantise(plain, folder / FILES["onnx_int8"])
+    if config.torch_export:
+        write_program(model, folder / PROGRAM)
+        if (away := program_difference(model, folder / PROGRAM, config.seed)) > 1:
+            raise RuntimeError(
+                f"{config.model}: the program's logits are {away:.3g} times the limit away from torch's"
+            )
     return difference
 
 

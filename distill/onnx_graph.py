@@ -1,4 +1,4 @@
-"""A classifier of any kind to an ONNX graph, the proof that both answer alike, and quantisation.
+"""A classifier to an ONNX graph or a program of torch.export, proof that it answers alike, quantisation.
 
 torch's exporter writes nearly all of it. Two things it can't do are done here: an LSTM over padded
 sequences, which ONNX has as one operator with the lengths as an input, and what onnxruntime's quantiser
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from distill.encoders import Batch, model_inputs
 from distill.model_facts import positions
-from distill.onnx_runtime import open_session, run_session
+from distill.onnx_runtime import INPUTS, open_session, run_session
 from distill.word_students import PaddedLstm, WordModelForSequenceClassification
 
 OPSET = 20
@@ -166,22 +166,45 @@ def random_batch(model: PreTrainedModel, rows: int, length: int, rng: np.random.
     return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(segments))
 
 
-@torch.no_grad()
+def write_program(model: PreTrainedModel, file: Path) -> None:
+    """Write a transformer as a program of torch.export, with any batch size and length from 2."""
+    example = model_inputs(model, random_batch(model, 2, 7, np.random.default_rng(0)))
+    axes = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    sizes = {name: axes if name in example else None for name in INPUTS.values()}
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(_Logits(model).eval(), (), kwargs=example, dynamic_shapes=sizes)
+        torch.export.save(program, file)
+
+
+def program_difference(model: PreTrainedModel, file: Path, seed: int) -> float:
+    """As `largest_difference`, of a program of torch.export."""
+    program = torch.export.load(file).module()
+    return _largest(model, lambda batch: program(**model_inputs(model, batch)).numpy(), seed)
+
+
 def largest_difference(model: PreTrainedModel, file: Path, seed: int) -> float:
     """How far onnxruntime's logits are from torch's at most, over batches of many shapes and paddings.
 
     In units of what is tolerated: above 1 the graph is wrong.
     """
-    rng = np.random.default_rng(seed)
     session = open_session(file, torch.get_num_threads())
+
+    def answer(batch: Batch) -> np.ndarray:
+        parts = {name: part.numpy() for name, part in vars(batch).items() if part is not None}
+        return run_session(session, parts)
+
+    return _largest(model, answer, seed)
+
+
+@torch.no_grad()
+def _largest(model: PreTrainedModel, answer: Callable[[Batch], np.ndarray], seed: int) -> float:
+    rng = np.random.default_rng(seed)
     longest = positions(model.config.to_dict())
     worst = 0.0
     for rows, length in SHAPES:
         batch = random_batch(model, rows, min(length, longest), rng)
         ours = model(**model_inputs(model, batch)).logits.numpy()
-        theirs = run_session(
-            session, {name: part.numpy() for name, part in vars(batch).items() if part is not None}
-        )
+        theirs = answer(batch)
         allowed = TOLERANCE * (1 + np.abs(ours).max())
         difference = float(np.abs(ours - theirs).max() / allowed)
         worst = max(worst, difference if np.isfinite(difference) else np.inf)

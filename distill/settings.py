@@ -458,6 +458,10 @@ class ExportConfig:
         model: Model folder of any kind: a student, a teacher, whole words or NEZHA.
         task: The labelled data that accuracy is measured on, and latency with it.
         int8: Write a dynamically quantised file too.
+        torch_export: Write RUN/model/model.pt2 too, which torch.export.load reads without transformers;
+            of transformers alone.
+        push_to_hub: Upload RUN/model under this name, OWNER/NAME, to the Hugging Face hub, where you are
+            logged in; a new repository is private.
         opset: ONNX operator set, 18 to 20; by default 20.
         batch_size: Sequences of a step while accuracy is measured.
         latency_repeats: Timed forwards of each form, at each batch size.
@@ -469,6 +473,8 @@ class ExportConfig:
     model: str
     task: TaskConfig | None = None
     int8: bool = True
+    torch_export: bool = False
+    push_to_hub: str | None = None
     opset: int | None = None
     batch_size: int = 64
     latency_repeats: int = 100

@@ -1,5 +1,6 @@
 """`export` and `predict` by the user's door: files that answer alike, texts in order, quiet ends."""
 
+import base64
 import json
 import os
 import re
@@ -7,19 +8,22 @@ import signal
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from benchmarks import export as benchmark
 from data_pipeline.tasks import TaskConfig, encode_split, read_examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import export, onnx_runtime
 from distill.measure import predict as logits_of
+from distill.onnx_graph import program_difference, write_program
 from distill.settings import ExportConfig
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 from launcher import cli, jobs, runs
@@ -105,6 +109,109 @@ def test_the_card_says_how_to_use_it(run_folder):
         said.append(np.asarray(names["logits"].tolist()))
     assert len(said) == 2
     np.testing.assert_allclose(*said, atol=1e-4)
+
+
+def test_a_program_of_torch_export_answers_as_the_model(tmp_path, tiny_tokenizer):
+    shape = BertConfig(
+        vocab_size=len(tiny_tokens()),
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=128,
+    )
+    BertForSequenceClassification(shape).save_pretrained(tmp_path / "bert")
+    model = export.load(str(tmp_path / "bert"))
+    write_program(model, tmp_path / "model.pt2")
+    assert program_difference(model, tmp_path / "model.pt2", seed=1) < 1
+    with torch.no_grad():
+        model.classifier.bias.add_(torch.tensor([0.0, 0.1]))
+    assert program_difference(model, tmp_path / "model.pt2", seed=1) > 1
+
+
+def test_a_model_of_words_has_no_such_program(run_folder):
+    config = ExportConfig(str(run_folder / "model"), torch_export=True)
+    with pytest.raises(ValueError, match="torch_export: it can't follow a model of whole words"):
+        jobs.check("export", config, 1)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the hub's protocol needs for an upload of small files, kept in `files`."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    tokens: ClassVar[set[str | None]] = set()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        address = f"http://{self.headers['Host']}/owner/name"
+        self.tokens.add(self.headers["Authorization"])
+        if self.path.endswith("/create"):
+            self.answer({"url": address})
+        elif self.path.endswith("/validate-yaml"):
+            self.answer({"errors": [], "warnings": []})
+        elif "forbidden" in self.path:
+            self.answer({"error": "not yours"}, 403)
+        elif "/preupload/" in self.path:
+            names = [each["path"] for each in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            self.answer({"files": modes})
+        else:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer({"commitUrl": f"{address}/commit/1", "commitOid": "1"})
+
+    def do_GET(self) -> None:
+        self.answer({"id": "owner/name", "siblings": [], "sha": "0", "tags": []})
+
+    def answer(self, content: dict, code: int = 200) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from distill.export import upload
+upload(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_folder_is_uploaded_where_one_is_logged_in(run_folder):
+    """To a server on this machine; the library reads the hub's address when it is imported."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    own = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_TOKEN": "hf_word",
+        "HF_HUB_OFFLINE": "0",
+    }
+    words = [sys.executable, "-c", PUSH, str(run_folder / "model")]
+    try:
+        common = {"cwd": ROOT, "env": {**os.environ, **own}, "capture_output": True, "text": True}
+        done = subprocess.run([*words, "owner/name"], check=False, timeout=120, **common)
+        assert done.returncode == 0, done.stderr
+        refused = subprocess.run([*words, "owner/forbidden"], check=False, timeout=120, **common)
+    finally:
+        server.shutdown()
+    assert "push_to_hub: owner/forbidden was not uploaded" in refused.stderr
+    assert Hub.tokens == {"Bearer hf_word"}
+    assert Hub.files == tree(run_folder / "model")
+
+
+def test_nothing_is_uploaded_without_a_login(run_folder, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    for name, says in (("owner/name", "you are not logged in"), ("name", "give OWNER/NAME")):
+        with pytest.raises(ValueError, match=f"push_to_hub: .*{says}"):
+            jobs.check("export", ExportConfig(str(run_folder / "model"), push_to_hub=name), 1)
 
 
 def test_a_graph_that_answers_otherwise_is_not_kept(run_folder, tmp_path, tiny_tokenizer, monkeypatch):

@@ -2,11 +2,14 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from launcher import reference
 from launcher.jobs import JOBS
 from launcher.settings import parse, parser
 
@@ -82,6 +85,24 @@ def test_commands_are_found_and_wrong_ones_too():
     for wrong in ("make tset", "distillery tsk", "distillery task --no 1", "distillery general ... --no 1"):
         with pytest.raises(Exception):  # noqa: B017, PT011  (of several kinds)
             check(shlex.split(wrong))
+
+
+def test_the_reference_is_what_the_dataclasses_say():
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert text == reference.page(), "run `make docs`, or `python -m launcher.reference docs/reference.md`"
+    assert "| `batch_size` | `int` | `32` | Sequences of a step over all processes. |" in text
+    assert "|  |\n" not in text  # every setting says what it is
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip("material")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= {
+        path.stem for path in (tmp_path / "site").glob("*.html")
+    }
 
 
 def slug(heading: str) -> str:
