@@ -29,7 +29,7 @@ from distill.attention import Collector, Heads, collecting, install
 from distill.custom import Named, load, name_of
 from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
-from distill.int8 import quantise
+from distill.int8 import check_int8, quantise
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
 
@@ -155,8 +155,7 @@ class Teacher:
         dtype = torch.float32 if small else precision_of(config.precision, device)
         self.products = dtype  # of its matrices
         if config.precision == "int8":
-            if device.type != "cpu":
-                raise ValueError("teacher.precision: int8 is for CPUs; give bf16 or auto on this GPU")
+            check_int8(device)
             quantise(model.base_model)
             self.products = torch.int8
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)

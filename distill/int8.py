@@ -19,6 +19,17 @@ ZERO = 128  # activations are unsigned, which is what VNNI multiplies with signe
 CHUNK = 256  # tokens
 
 
+def check_int8(device: torch.device) -> None:
+    """Refuse hardware that would be slow, or wrong: without VNNI products are summed in 16 bits."""
+    if device.type != "cpu":
+        raise ValueError("teacher.precision: int8 is for CPUs; give bf16 or auto on this GPU")
+    if not torch.cpu._is_vnni_supported():
+        raise ValueError(
+            "teacher.precision: int8 needs a CPU with AVX-512 VNNI (avx512_vnni in /proc/cpuinfo); "
+            "give auto"
+        )
+
+
 class Rounding:
     """Activations in 8 bits; the last ones are kept, for queries, keys and values are made of the same."""
 

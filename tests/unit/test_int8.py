@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from distill.accounting import forward_cost, matrix_ceiling
 from distill.encoders import Batch, Teacher, run_encoder
-from distill.int8 import LEVELS, Int8Linear, Rounding, quantise
+from distill.int8 import LEVELS, Int8Linear, Rounding, check_int8, quantise
 from distill.settings import TeacherConfig
 
 CPU = torch.device("cpu")
+vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX-512 VNNI")
 
 
 def formula(linear: nn.Linear, inputs: Tensor) -> Tensor:
@@ -23,6 +24,7 @@ def formula(linear: nn.Linear, inputs: Tensor) -> Tensor:
     return product if linear.bias is None else product + linear.bias.double()
 
 
+@vnni
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 48), (3, 7, 48), (600, 48)], ids=str)
 def test_the_product_is_the_formula(shape: tuple[int, ...], bias: bool) -> None:
@@ -41,6 +43,7 @@ def test_the_product_is_the_formula(shape: tuple[int, ...], bias: bool) -> None:
     assert 1e-4 * exact.norm() < (got - exact).norm() < 0.02 * exact.norm()
 
 
+@vnni
 def test_rows_of_zeros_give_the_bias() -> None:
     linear = nn.Linear(16, 8)
     with torch.no_grad():
@@ -48,6 +51,7 @@ def test_rows_of_zeros_give_the_bias() -> None:
     torch.testing.assert_close(got, linear.bias.detach().expand(2, 8))
 
 
+@vnni
 def test_a_token_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(0)
     layer = Int8Linear(nn.Linear(32, 24), Rounding())
@@ -59,6 +63,7 @@ def test_a_token_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(whole, alone)
 
 
+@vnni
 def test_inputs_changed_in_place_are_rounded_anew() -> None:
     torch.manual_seed(0)
     rounding = Rounding()
@@ -71,6 +76,7 @@ def test_inputs_changed_in_place_are_rounded_anew() -> None:
         assert torch.equal(again, second(inputs.clone()))
 
 
+@vnni
 def test_a_teacher_in_int8_gives_nearly_the_same_signal_at_the_same_cost(tiny_model: str) -> None:
     torch.manual_seed(0)
     ids = torch.randint(5, 90, (4, 12))
@@ -94,6 +100,7 @@ def test_a_teacher_in_int8_gives_nearly_the_same_signal_at_the_same_cost(tiny_mo
     assert cost(fast) == cost(plain)
 
 
+@vnni
 def test_the_ceiling_of_int8_products_is_measured() -> None:
     assert matrix_ceiling(CPU, torch.int8) > 1e9
 
@@ -103,6 +110,13 @@ def test_int8_on_a_gpu_is_refused(tiny_model: str) -> None:
         Teacher(TeacherConfig(str(tiny_model), precision="int8"), torch.device("cuda"))
 
 
+def test_int8_without_vnni_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ValueError, match="needs a CPU with AVX-512 VNNI"):
+        check_int8(CPU)
+
+
+@vnni
 def test_only_linear_layers_are_replaced() -> None:
     class Narrow(nn.Linear):
         pass
