@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +17,80 @@ import xxhash
 from data_pipeline.untrusted import parse_json
 from data_pipeline.whole import write_whole
 from distill.encoders import replace_folder
-from distill.engine import Engine, barrier, rank, sum_over_ranks
+from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
 
 RECORD = "checksums.json"  # written last: a folder without it is not whole
+LOOK_EVERY = 0.05  # seconds between looks for the other ranks' marks
+LAST_WAIT = 10.0  # seconds for them where this run ends by an error
 
 
 class Checkpoints:
-    """The checkpoints below a folder, `keep` of them. Every rank calls its methods together."""
+    """The checkpoints below a folder, `keep` of them. Every rank calls its methods together.
+
+    A checkpoint is copied to host memory at once and written while training goes on: each rank writes its
+    files and, last, a mark with their checksums; rank 0 waits for all marks and gives the folder its name.
+    """
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder
         self.keep = keep
+        self._writing: _Writing | None = None
 
-    def save(self, engine: Engine, done: int, state: dict[str, Any]) -> None:
-        """Write what the engine holds and `state`, as step `done`; older ones beyond `keep` go."""
+    def save(self, engine: Engine, done: int, state: dict[str, Any], wait: bool = False) -> None:
+        """Begin to write what the engine holds and `state`, as step `done`; older ones beyond `keep` go.
+
+        Raises ValueError where the one before could not be written; with `wait`, where this one can't.
+        """
+        self.finish(engine.device)  # one at a time
         target = self._path(done)
         partial = target.with_suffix(".partial")
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _told(partial, lambda: partial.mkdir(parents=True))
         barrier()
-        engine.save(partial, {"step": done, **state})
-        barrier()
-        if rank() == 0:
-            write_whole(partial / RECORD, json.dumps(_checksums(partial), indent=2) + "\n")
-            replace_folder(partial, target)
-            steps = self._steps()
-            for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
-                shutil.rmtree(self._path(old))  # later ones are damaged, or this would not be their past
-        barrier()
+        files = engine.snapshot(partial, {"step": done, **state})
+        whole = (lambda: self._complete(partial, target, done)) if rank() == 0 else None
+        self._writing = _Writing(partial, files, whole)
+        if wait:
+            self.finish(engine.device)
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank knows that what is being written will not be whole."""
+        return self._writing is not None and self._writing.error is not None
+
+    def finish(self, device: torch.device) -> None:
+        """Wait for what is being written. Raises ValueError, on all ranks, where it can't be."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        for wait in (writing.written.wait, writing.thread.join):  # a rank's own part, then all of it
+            wait()
+            if sum_over_ranks(torch.tensor(float(writing.error is not None), device=device)):
+                writing.give_up.set()
+                raise writing.error or ValueError(
+                    f"{writing.folder}: another rank could not write its part"
+                )
+
+    def close(self) -> None:
+        """Let what is being written come to its end, if it can without the other ranks' help."""
+        if self._writing:
+            self._writing.written.wait()
+            self._writing.thread.join(None if world_size() == 1 else LAST_WAIT)
+            self._writing.give_up.set()
+            self._writing = None
+
+    def _complete(self, partial: Path, target: Path, done: int) -> None:
+        marks = [partial / _mark(number) for number in range(world_size())]
+        record: dict[str, str] = {}
+        for mark in marks:
+            record |= json.loads(mark.read_text(encoding="utf-8"))
+            mark.unlink()
+        write_whole(partial / RECORD, json.dumps(record, indent=2) + "\n")
+        replace_folder(partial, target)
+        steps = self._steps()
+        for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
+            shutil.rmtree(self._path(old))  # later ones are damaged, or this would not be their past
 
     def load(self, engine: Engine) -> dict[str, Any] | None:
         """Read the newest whole checkpoint; returns its state, None where none was ever written.
@@ -87,9 +135,65 @@ class Checkpoints:
         return not damage
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
-    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+class _Writing:
+    """A checkpoint that a thread writes: this rank's files and mark, and on rank 0 what makes it whole."""
+
+    def __init__(self, folder: Path, files: dict[Path, bytes], complete: Callable[[], None] | None):
+        self.folder, self.files, self.complete = folder, files, complete
+        self.error: BaseException | None = None
+        self.written, self.give_up = threading.Event(), threading.Event()
+        self.world, self.rank = world_size(), rank()
+        self.thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            _told(self.folder, lambda: write_files(self.folder, self.files, self.rank))
+            self.files = {}
+            self.written.set()
+            if self.complete and self._all_marked():
+                _told(self.folder, self.complete)
+        except BaseException as error:  # told by the main thread, to all ranks
+            self.error = error
+        finally:
+            self.written.set()
+
+    def _all_marked(self) -> bool:
+        """Wait until every rank has written its part."""
+        while not all((self.folder / _mark(number)).is_file() for number in range(self.world)):
+            if self.give_up.wait(LOOK_EVERY):
+                return False
+        return True
+
+
+def _mark(number: int) -> str:
+    return f"rank-{number:05d}.json"
+
+
+def write_files(folder: Path, files: dict[Path, bytes], number: int) -> None:
+    """Write a rank's files to the disk, and then its mark, which holds their checksums."""
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    sums = {
+        path.relative_to(folder).as_posix(): xxhash.xxh3_128_hexdigest(content)
+        for path, content in files.items()
+    }
+    write_whole(folder / _mark(number), json.dumps(sums))
+
+
+def _told(folder: Path, write: Callable[[], None]) -> None:
+    """Call `write`; where the disk is full or the like, say it as a ValueError."""
+    try:
+        write()
+    except OSError as error:
+        raise ValueError(
+            f"the checkpoint {folder} can't be written ({error.strerror}); make room and continue with "
+            "--resume, from the newest whole one"
+        ) from None
 
 
 def checksum(path: Path) -> str:

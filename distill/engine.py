@@ -59,7 +59,8 @@ class Engine:
             optimizer=build_optimizer(module, replace(optimizer, lr=0.0)),
             config=deepspeed_config(optimizer, config.zero, precision, accumulation, micro_batch_size),
         )
-        self.engine.checkpoint_engine = _SafeCheckpoints()
+        self.files = _SafeCheckpoints()
+        self.engine.checkpoint_engine = self.files
         _forget_steps(getattr(self.optimizer, "optimizer", self.optimizer))
 
     @property
@@ -109,9 +110,13 @@ class Engine:
         with gathered:
             return {name: tensor.detach().cpu().clone() for name, tensor in part.state_dict().items()}
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Write a checkpoint into `folder`, made of every rank's part. Every rank calls."""
+    def snapshot(self, folder: Path, state: dict[str, Any]) -> dict[Path, bytes]:
+        """This rank's files of a checkpoint in `folder`, as bytes that training no longer changes.
+
+        Every rank calls.
+        """
         self.engine.save_checkpoint(str(folder.parent), folder.name, state, save_latest=False)
+        return self.files.taken()
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read a checkpoint; returns the state that was saved with it. Every rank calls."""
@@ -177,7 +182,21 @@ def load_safely(path: str, map_location: Any = None) -> Any:
 
 
 class _SafeCheckpoints(TorchCheckpointEngine):
-    """DeepSpeed's checkpoints, read safely."""
+    """DeepSpeed's checkpoints: kept in memory for who writes them, read safely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[Path, bytes] = {}
+
+    def save(self, state_dict: Any, path: str) -> None:
+        buffer = io.BytesIO()
+        torch.save(state_dict, buffer, _use_new_zipfile_serialization=self.zipfile_serialization)
+        self.kept[Path(path)] = buffer.getvalue()
+
+    def taken(self) -> dict[Path, bytes]:
+        """What was saved since the last call."""
+        kept, self.kept = self.kept, {}
+        return kept
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return load_safely(path, map_location)

@@ -123,6 +123,7 @@ class Trainer:
         with (
             tracked(trackers, self.folder, self.name, start) as self.track,
             closing(self.watchdog),
+            closing(self.checkpoints),
             TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress,
             profiled(self.record.profile if rank() == 0 else 0, trace) as profile_step,
         ):
@@ -155,7 +156,8 @@ class Trainer:
 
                 # once in a while: checkpoint
                 if saves:
-                    self.checkpoints.save(self.engine, done, {"best": self.best})
+                    last = done == self.total or stop
+                    self.checkpoints.save(self.engine, done, {"best": self.best}, wait=last)
                     window = _Window()
                 if stop:
                     raise Stopped(f"{self.name}: stopped after step {done} of {self.total}, as asked")
@@ -167,7 +169,8 @@ class Trainer:
         batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
         self.watchdog.move()
         own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
-        vote = own.new_full((1,), asked(), dtype=torch.float)  # to stop
+        stop = asked() or self.checkpoints.failed  # which the end then tells
+        vote = own.new_full((1,), stop, dtype=torch.float)
         counts = sum_over_ranks(torch.cat([own.sum(dim=0).float(), vote]))  # one all-reduce of five numbers
         torch.manual_seed(hash((self.seed, step, rank())))  # dropout as a function of the step
 

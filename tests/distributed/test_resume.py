@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from safetensors.torch import load_file
 import distill.general
 import distill.task
 from data_pipeline.tasks import TaskConfig
+from distill import checkpoints
 from distill.checkpoints import RECORD as RECORD_FILE
 from distill.checkpoints import checksum
 from distill.encoders import build_classifier, read_config, save_model
-from distill.engine import Engine, rank, start_processes, world_size
+from distill.engine import rank, start_processes, world_size
 from distill.preemption import Stopped
 from distill.settings import (
     EngineConfig,
@@ -114,16 +116,18 @@ def killed_at(stage: str, step: int) -> Iterator[None]:
 
 @contextmanager
 def killed_while_saving(step: int) -> Iterator[None]:
-    """The process dies when a checkpoint is written but for one file."""
-    save = Engine.save
+    """The process dies when a checkpoint is written but for its mark."""
+    write = checkpoints.write_files
 
-    def save_half(engine: Engine, folder: Path, state: dict[str, Any]) -> None:
-        save(engine, folder, state)
-        if state["step"] == step:
-            next(folder.rglob("*.pt")).unlink()
-            raise Killed
+    def write_half(folder: Path, files: dict[Path, bytes], number: int) -> None:
+        if f"{step:08d}" not in folder.name:
+            return write(folder, files, number)
+        folder.mkdir(exist_ok=True)
+        for path, content in files.items():
+            path.write_bytes(content)
+        raise Killed
 
-    with patch.object(Engine, "save", save_half), pytest.raises(Killed):
+    with patch.object(checkpoints, "write_files", write_half), pytest.raises(Killed):
         yield
 
 
@@ -321,6 +325,34 @@ def test_a_run_of_two_processes_can_be_resumed_by_one(tiny_model, tiny_shards, t
     )
     for name, weight in two.items():
         assert (one[name] - weight).norm() <= 1e-5 * weight.norm(), name
+
+
+# ---- a full disk
+
+
+def test_a_checkpoint_that_finds_no_room_ends_the_run_and_costs_nothing(
+    general, undisturbed_general, tmp_path
+):
+    """The last whole one stays, the thread's error surfaces in the main one, and --resume goes on."""
+    train_step = Trainer.train_step
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(trainer: Trainer, number: int) -> Any:
+        if number == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        return train_step(trainer, number)
+
+    message = r"step-00000004\.partial can't be written \(File too large\); make room"
+    try:
+        with patch.object(Trainer, "train_step", fill), pytest.raises(ValueError, match=message):
+            run(general, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "checkpoints" / "general").glob("step-*[0-9]")] == [
+        "step-00000002"
+    ]
+    run(general, tmp_path)
+    assert_same(tmp_path, undisturbed_general)
 
 
 # ---- a loss that is not finite
