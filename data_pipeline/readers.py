@@ -281,11 +281,13 @@ class SavedDataset:
     def _rows(self):
         from datasets import Dataset, load_from_disk
 
-        with _damage_told(self.path):
-            try:
+        try:
+            with _damage_told(self.path, FileNotFoundError):
                 rows = load_from_disk(self.path)
-            except FileNotFoundError:
-                raise ValueError("it is no folder saved by `datasets`") from None
+        except FileNotFoundError:
+            raise ValueError(
+                f"corpus: {self.path} is no folder saved by `datasets`; give one, or a file of texts"
+            ) from None
         if not isinstance(rows, Dataset):
             raise ValueError(f"corpus: {self.path} holds several splits; give the folder of one")
         if self.field not in rows.column_names:
@@ -396,10 +398,12 @@ def _articles(file: BinaryIO) -> Iterator[str]:
 
 
 @contextmanager
-def _damage_told(path: str) -> Iterator[None]:
-    """What a library says of a damaged file, of whatever kind, becomes a ValueError with its name."""
+def _damage_told(path: str, known: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """What a library says of a damaged file, but for `known`, becomes a ValueError with its name."""
     try:
         yield
+    except known:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(

@@ -172,7 +172,7 @@ def read_recipe(path: str) -> Any:
             raise ValueError("it is too large for settings")
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is no YAML file of settings: {error}") from None
+        raise ValueError(f"{path} is no YAML file of settings ({error}); give a YAML file") from None
 
 
 def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:

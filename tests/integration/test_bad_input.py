@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.packing import Row
 from launcher import cli, jobs, local
 from launcher.settings import parse
 from tests.helpers import tiny_tokens, tree, write_shards
@@ -355,7 +356,7 @@ def test_a_damaged_tokenizer(refused, pregenerate, tiny_tokenizer, tmp_path):
 
 def test_shards_of_another_vocabulary(refused, general, tmp_path):
     (tmp_path / "shards").mkdir()
-    write_shards(tmp_path / "shards", [[]], size=201)
+    write_shards(tmp_path / "shards", [[Row([2, 5, 3], 2)]], size=201)
     flags = {**general, "shards": tmp_path / "shards"}
     refused("general", flags, "made with another vocabulary", "run pregenerate with --tokenizer")
 
@@ -441,7 +442,11 @@ def test_a_layer_map_that_does_not_fit(refused, general, layers):
 
 def test_an_objective_of_nothing(refused, general):
     flags = {**general, "stage.objective.attention": 0, "stage.objective.hidden": 0}
-    refused("general", flags, "every term is 0; give attention or relation or hidden or custom a weight")
+    refused(
+        "general",
+        flags,
+        "every term is 0; give attention or relation or hidden or logits or mlm or",
+    )
 
 
 def test_a_model_folder_without_a_config(refused, general, tiny_model, tmp_path):
@@ -714,7 +719,7 @@ def test_a_weight_below_nothing(refused, task, classifier, tmp_path):
     [
         ({"logits": 1}, "has no masked-language-model head; train one (distillery pretrain)"),
         ({"mlm": 1, "attention": 0, "hidden": 0}, "mlm alone asks no teacher; run distillery pretrain"),
-        ({"logits_mse": 1}, "this job takes attention, relation, hidden, logits, mlm, 0 or more"),
+        ({"logits_mse": 1}, "this job takes attention, relation, hidden, logits, mlm, custom, 0 or more"),
     ],
 )
 def test_masked_tokens_that_can_not_be_learnt(refused, general, flags, says):
