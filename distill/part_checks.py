@@ -263,8 +263,9 @@ def check_own(student: StudentConfig, teacher: str) -> dict:
         raise ValueError("student.arguments: of a class given by student.cls; leave it out")
     check_name("student.cls", student.cls)
     load_vocabulary(student.path or teacher)
-    if student.kind != "transformer" or student.start != "random":
-        raise ValueError("student: a cls is given; leave kind and start out")
+    for name in ("kind", "start"):
+        if getattr(student, name) != getattr(StudentConfig(), name):
+            raise ValueError(f"student.{name}: student.cls is given instead; leave it out")
     if not student.path:
         return {}
     if student.arguments:

@@ -163,7 +163,7 @@ def test_a_wrong_reference_is_one_line_and_exit_2(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--rounds", "0"], ["--batch", "x"], ["--teacher-precision", "int8"]]
+    "arguments", [["--rounds", "0"], ["--batch", "x"], ["--teacher-precision", "int4"]]
 )
 def test_a_wrong_option_is_exit_2(arguments):
     with pytest.raises(SystemExit) as ended:
