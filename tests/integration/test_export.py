@@ -184,6 +184,7 @@ upload(Path(sys.argv[1]), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_folder_is_uploaded_where_one_is_logged_in(run_folder):
     """To a server on this machine; the library reads the hub's address when it is imported."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
