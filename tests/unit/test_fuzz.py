@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fuzz
+from benchmarks.fuzz_changes import BOMB
 from data_pipeline.tasks import TaskConfig, read_examples
 from data_pipeline.untrusted import LONGEST_MESSAGE, LONGEST_ROW, one_line
 from distill import predict
@@ -66,7 +67,7 @@ def test_a_carriage_return_within_a_line_is_text(tmp_path):
 
 def test_aliases_that_stand_for_too_much_are_refused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_bytes(fuzz.BOMB)
+    recipe.write_bytes(BOMB)
     with pytest.raises(ValueError, match=r"recipe\.yaml is no YAML file of settings \(it is too large"):
         read_recipe(str(recipe))
     recipe.write_text("a: &a [*a]\n")
