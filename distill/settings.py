@@ -61,7 +61,7 @@ class TeacherConfig:
         path: Model folder (or hub name where there is a network).
         precision: `auto` is bf16 where the hardware multiplies bf16 matrices, else fp32; models of
             whole words are too small to gain by it. `int8`, for a transformer on a CPU: 8-bit products,
-            about twice as fast as fp32; the signal is then a few percent off (docs/benchmarks.md).
+            1.6 times as fast as fp32 where measured; the signal is a few percent off (docs/benchmarks.md).
         dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
         ensemble: Further teachers with their weights, {FOLDER: WEIGHT, ...}: logits are averaged with
             those of `path`, whose weight is 1. Each reads the texts with its own tokenizer.
