@@ -59,6 +59,10 @@ class Engine:
             optimizer=build_optimizer(module, replace(optimizer, lr=0.0)),
             config=deepspeed_config(optimizer, config.zero, precision, accumulation, micro_batch_size),
         )
+        # Alone, its sum over processes only copies every gradient to and fro.
+        self.alone = world_size() == 1 and config.zero == 0 and precision == "fp32"
+        if self.alone:
+            self.engine.enable_backward_allreduce = False
         self.files = _SafeCheckpoints()
         self.engine.checkpoint_engine = self.files
         _forget_steps(getattr(self.optimizer, "optimizer", self.optimizer))
@@ -93,6 +97,10 @@ class Engine:
         """Update the weights, at the end of a step's micro-batches, with learning rate `lr`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self.alone:  # as the sum does: what had no part in the loss decays all the same
+            for parameter in self.module.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         self.engine.step()
 
     def train(self) -> None:

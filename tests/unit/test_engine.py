@@ -112,3 +112,26 @@ def test_steps_are_the_optimizers_own(name, zero, precision, tolerance):
         rounding = 2**-8 * expected.norm() if precision == "bf16" else 0.0
         assert (found - expected).norm() <= tolerance * moved + rounding, key
     ours.close()
+
+
+def test_alone_steps_as_with_others():
+    """One process leaves out the sum over processes, not what else it does: the same bits."""
+    join_group_of_one()
+    config = OptimizerConfig(lr=0.02, weight_decay=0.1, clip=0.5)
+    states = []
+    for alone in (True, False):
+        module = Small()
+        module.idle = torch.nn.Linear(16, 1)  # no part in the loss
+        ours = Engine(module, config, EngineConfig(zero=0, precision="fp32"), 2, 8)
+        assert ours.alone
+        if not alone:
+            ours.alone, ours.engine.enable_backward_allreduce = False, True
+        start = module.idle.weight.detach().clone()
+        for step in range(4):
+            ours.backward(ours.forward(some_rows(step))["loss"])
+            ours.step(config.lr)
+        assert not torch.equal(module.idle.weight, start)
+        states.append({key: tensor.clone() for key, tensor in module.state_dict().items()})
+        ours.close()
+    for key, expected in states[1].items():
+        assert torch.equal(states[0][key], expected), key
