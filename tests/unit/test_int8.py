@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from distill.accounting import forward_cost, matrix_ceiling
 from distill.encoders import Batch, Teacher, run_encoder
-from distill.int8 import LEVELS, Int8Linear, Rounding, check_int8, quantise
+from distill.int8 import LEVELS, WORTH, Int8Linear, Rounding, check_int8, quantise, round_rows
 from distill.settings import TeacherConfig
 
 CPU = torch.device("cpu")
@@ -41,6 +41,17 @@ def test_the_product_is_the_formula(shape: tuple[int, ...], bias: bool) -> None:
     assert (got - expected).abs().max() < 0.02 * exact.abs().max()
     assert (got - expected).norm() < 1e-3 * expected.norm()
     assert 1e-4 * exact.norm() < (got - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("width", [96, 768])
+def test_one_pass_rounds_as_several_do(width: int) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(WORTH // width + 3, width) * torch.rand(WORTH // width + 3, 1) * 100
+    rows[5], rows[6] = 0, rows[6] * 1e6
+    rounded, scale = Rounding()(rows)  # large enough for the compiled form
+    assert rounded.dtype == torch.uint8
+    for got, expected in zip((rounded, scale), round_rows(rows), strict=True):
+        assert torch.equal(got, expected)
 
 
 @vnni
