@@ -55,14 +55,12 @@ class _OnnxLstm(nn.Module):
 
     def __init__(self, padded: PaddedLstm):
         super().__init__()
-        lstm = padded.lstm
-        self.size = lstm.hidden_size
-        parts = {name: _onnx_gates(value) for name, value in lstm.state_dict().items()}
+        ways = padded.onward, padded.back
+        self.size = padded.onward.hidden_size
+        parts = [{name: _onnx_gates(value) for name, value in way.state_dict().items()} for way in ways]
         for name in ("weight_ih", "weight_hh"):  # (2, 4 size, width)
-            self.register_buffer(name, torch.stack([parts[f"{name}_l0{way}"] for way in ("", "_reverse")]))
-        biases = [
-            torch.cat([parts[f"bias_ih_l0{way}"], parts[f"bias_hh_l0{way}"]]) for way in ("", "_reverse")
-        ]
+            self.register_buffer(name, torch.stack([part[f"{name}_l0"] for part in parts]))
+        biases = [torch.cat([part["bias_ih_l0"], part["bias_hh_l0"]]) for part in parts]
         self.register_buffer("bias", torch.stack(biases))
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -55,18 +54,35 @@ class WordModelConfig(PretrainedConfig):
 
 
 class PaddedLstm(nn.Module):
-    """A BiLSTM over the real positions of padded sequences."""
+    """A BiLSTM over the real positions of padded sequences, which come before the padding.
+
+    Either direction is an LSTM of its own over the padded batch, the second over rows turned around up to
+    their last token: packed sequences would go step by step, at a backward cost quadratic in the length on
+    a CPU, and would need the lengths on the host.
+    """
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.lstm = nn.LSTM(width, hidden, batch_first=True, bidirectional=True)
+        self.onward = nn.LSTM(width, hidden, batch_first=True)
+        self.back = nn.LSTM(width, hidden, batch_first=True)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs (batch, length, 2 hidden) and both directions' last states (batch, 2 hidden)."""
-        packed = pack_padded_sequence(x, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-        outputs, (last, _) = self.lstm(packed)
-        padded = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0]
-        return padded, torch.cat([last[0], last[1]], dim=-1)
+        """Outputs (batch, length, 2 hidden) and both directions' last states (batch, 2 hidden).
+
+        Args:
+            x: (batch, length, width).
+            mask: (batch, length), 1 at real positions, at least one a row; outputs elsewhere mean nothing.
+        """
+        last = mask.sum(1, keepdim=True) - 1
+        turned = (last - torch.arange(x.shape[1], device=x.device)).clamp(min=0)
+        onward, back = self.onward(x)[0], self.back(_at(x, turned))[0]
+        ends = torch.cat([_at(onward, last), _at(back, last)], dim=-1)[:, 0]
+        return torch.cat([onward, _at(back, turned)], dim=-1), ends
+
+
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """Each row of (batch, length, width) at its places, (batch, number): (batch, number, width)."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class _Encoder(nn.Module, ABC):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoModelForSequenceClassification
 
 from data_pipeline.tasks import Encoded
@@ -10,6 +11,7 @@ from distill.encoders import build_classifier, read_config, set_labels
 from distill.measure import flops
 from distill.word_students import (
     ENCODERS,
+    PaddedLstm,
     WordModelConfig,
     WordModelForSequenceClassification,
     dynamic_attention,
@@ -95,6 +97,29 @@ def test_every_weight_that_trains_gets_a_gradient(kind):
     assert without == []
 
 
+def test_a_padded_lstm_is_torchs_over_packed_rows():
+    torch.manual_seed(0)
+    ours, packed = PaddedLstm(6, 5), torch.nn.LSTM(6, 5, batch_first=True, bidirectional=True)
+    weights = ours.onward.state_dict()
+    packed.load_state_dict(
+        weights | {f"{name}_reverse": part for name, part in ours.back.state_dict().items()}
+    )
+    lengths = torch.tensor([3, 9, 1, 6])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    x = torch.randn(4, 9, 6)
+    theirs, (last, _) = packed(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+    theirs = pad_packed_sequence(theirs, batch_first=True)[0]
+    outputs, ends = ours(x, mask)
+    torch.testing.assert_close(outputs * mask[..., None], theirs)
+    torch.testing.assert_close(ends, torch.cat([last[0], last[1]], dim=-1))
+    weight = torch.randn(4, 9, 10)
+    ((outputs * weight * mask[..., None]).sum() + ends.square().sum()).backward()
+    ((theirs * weight).sum() + last.square().sum()).backward()
+    for way, suffix in ((ours.onward, ""), (ours.back, "_reverse")):
+        for name, parameter in way.named_parameters():
+            torch.testing.assert_close(parameter.grad, getattr(packed, name + suffix).grad)
+
+
 def test_dynamic_attention_is_routing_by_agreement():
     torch.manual_seed(0)
     x, lengths = torch.randn(2, 3, 5, 4).double() - 0.5, [5, 3]
@@ -126,7 +151,8 @@ def test_shapes_are_the_published_ones():
         }
 
     bilstm, cnn, dense, dsa = (shapes(k) for k in ("bilstm", "cnn", "densenet_cnn", "densenet_dsa"))
-    assert bilstm["encoder.lstm.lstm.weight_hh_l0"] == (1200, 300)
+    for way in ("onward", "back"):
+        assert bilstm[f"encoder.lstm.{way}.weight_hh_l0"] == (1200, 300)
     assert bilstm["encoder.dense.weight"] == (400, 600)
     kernels = [cnn[f"encoder.convolutions.convolutions.{i}.weight"] for i in range(5)]
     assert kernels == [(256, 300, width) for width in (2, 3, 4, 5, 6)]
