@@ -26,6 +26,8 @@ from data_pipeline.tasks import Examples, TaskConfig, read_examples
 from data_pipeline.untrusted import bounded_lines, parse_json
 from data_pipeline.whole import whole_file, write_whole
 
+SURE = "teacher's probability"  # of a row in a piece, where a teacher judges
+
 
 @dataclass
 class AugmentConfig:
@@ -51,6 +53,8 @@ class AugmentConfig:
         vectors: `tinybert`: file of word vectors that gives candidates for words of several pieces; by
             default the model's own embeddings do.
         noise: Settings of `noise`.
+        teacher: A fine-tuned classifier that judges every variant; with `confidence`.
+        confidence: Least probability of the teacher's likeliest label; less sure variants are left out.
         batch_size: Masked texts of one step of the model. No output depends on it.
         examples_per_piece: Examples that a killed run loses at most, of each process.
         seed: Seed of the draws.
@@ -70,6 +74,8 @@ class AugmentConfig:
     candidates: int = 15
     vectors: str | None = None
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    teacher: str | None = None
+    confidence: float | None = None
     batch_size: int = 64
     examples_per_piece: int = 512
     seed: int = 0
@@ -215,15 +221,22 @@ def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -
     """Write RUN/augmented.jsonl from whole pieces; returns how many rows it has and why.
 
     A variant that is an example itself, or another's variant, is left out: a hash of every row is kept.
+    So is one that the teacher is less sure of than it should be.
     """
+    judged = config.confidence is not None
     known = {_hash(json.loads(line)) for line in original_rows(config, examples)}
     originals = original_rows(config, examples)
-    written, duplicates, at = 0, 0, -1
+    written, duplicates, unsure, at = 0, 0, 0, -1
     with whole_file(folder / "augmented.jsonl") as output:
-        for line, fields in _variant_rows(folder, pieces, len(examples.firsts)):
+        for line, fields in _variant_rows(folder, pieces, len(examples.firsts), judged):
             while at < fields["origin"]:
                 output.write(next(originals) + "\n")
                 at += 1
+            if judged:
+                if fields.pop(SURE) < config.confidence:
+                    unsure += 1
+                    continue
+                line = json.dumps(fields, ensure_ascii=False) + "\n"
             if (key := _hash(fields)) in known:
                 duplicates += 1
                 continue
@@ -231,10 +244,13 @@ def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -
             output.write(line)
             written += 1
         output.writelines(line + "\n" for line in originals)
-    return {"examples": len(examples.firsts), "variants": written, "duplicates": duplicates}
+    counts = {"examples": len(examples.firsts), "variants": written, "duplicates": duplicates}
+    return {**counts, "unsure": unsure} if judged else counts
 
 
-def _variant_rows(folder: Path, pieces: int, examples: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _variant_rows(
+    folder: Path, pieces: int, examples: int, judged: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of every piece in order, and their fields. Raises ValueError where a piece is damaged."""
     for number in range(pieces):
         path, last = piece_path(folder, number), 0
@@ -244,6 +260,8 @@ def _variant_rows(folder: Path, pieces: int, examples: int) -> Iterator[tuple[st
                     fields = parse_json(line)
                     if not last <= fields["origin"] < examples:
                         raise ValueError("its examples are out of order")
+                    if judged and not 0 <= fields[SURE] <= 1:
+                        raise ValueError("a row's judgement is no probability")
                     last = fields["origin"]
                     yield line, fields
         except (ValueError, TypeError, LookupError) as error:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipeline import augment as files
 from data_pipeline.augment import AugmentConfig, Word, replaced_variants, words_of
 from data_pipeline.noise import noisy_variants, tagger, words_by_tag
-from data_pipeline.tasks import Examples
+from data_pipeline.tasks import Examples, encode
 from data_pipeline.vocabulary import load_vocabulary
 from distill.candidates import MaskedWords, Neighbours, is_maskable, name_of
+from distill.encoders import Teacher
 from distill.engine import barrier, rank, start_processes, world_size
+from distill.measure import own_predictions
+from distill.model_facts import model_config, positions
 from distill.outputs import examples_fingerprint, teacher_fingerprint
 from distill.progress import TrainingProgress
 from distill.settings import TeacherConfig
@@ -35,6 +40,7 @@ def run(config: AugmentConfig, folder: Path) -> dict[str, Any]:
     if rank() == 0:
         files.begin_pieces(folder, _made_of(config, examples))
     variants = METHODS[config.method](config, examples, device)
+    judge = _Judge(config, device) if config.teacher else None
     size = config.examples_per_piece
     pieces = -(-len(examples.firsts) // size)
     missing = [number for number in range(pieces) if not files.piece_path(folder, number).is_file()]
@@ -43,7 +49,7 @@ def run(config: AugmentConfig, folder: Path) -> dict[str, Any]:
     with TrainingProgress("augment", 0, len(mine), show=rank() == 0) as progress:
         for number in mine:
             lines = list(piece_rows(config, examples, range(number * size, (number + 1) * size), variants))
-            files.write_piece(folder, number, lines)
+            files.write_piece(folder, number, judge(lines) if judge else lines)
             progress.advance()
     barrier()
     counts = files.join(folder, config, examples, pieces) if rank() == 0 else {}
@@ -59,6 +65,7 @@ def _made_of(config: AugmentConfig, examples: Examples) -> dict[str, str]:
         "examples": examples_fingerprint(examples, 0),
         "labels": examples_fingerprint(Examples(examples.labels, [], []), 0),
         "model": teacher_fingerprint(TeacherConfig(config.model)),
+        "teacher": teacher_fingerprint(TeacherConfig(config.teacher)) if config.teacher else "",
     }
 
 
@@ -138,6 +145,29 @@ def _by_noise(config: AugmentConfig, examples: Examples, device: torch.device) -
         ]
 
     return variants
+
+
+class _Judge:
+    """A teacher that says of every row how likely its likeliest label is."""
+
+    BATCH = 64  # a constant: the last bits of a probability depend on a batch's other rows
+
+    def __init__(self, config: AugmentConfig, device: torch.device):
+        assert config.teacher
+        self.config = config
+        self.vocabulary = load_vocabulary(config.teacher)
+        longest = positions(model_config(config.teacher, "teacher"))
+        self.task = replace(config.task, max_length=min(config.task.max_length, longest))
+        self.model = Teacher(TeacherConfig(config.teacher), device).model
+
+    def __call__(self, lines: list[str]) -> list[str]:
+        rows = [json.loads(line) for line in lines]
+        columns = self.config.text, self.config.text_pair
+        firsts, seconds = ([row[name] for row in rows] if name else [] for name in columns)
+        data = encode(Examples(firsts, seconds, []), np.zeros(len(rows)), self.task, self.vocabulary)
+        sure = own_predictions(self.model, data, self.BATCH).softmax(-1).amax(-1).tolist()
+        judged = ({**row, files.SURE: value} for row, value in zip(rows, sure, strict=True))
+        return [json.dumps(row, ensure_ascii=False) for row in judged]
 
 
 METHODS = {"tinybert": _by_model, "noise": _by_noise}

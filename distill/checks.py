@@ -193,7 +193,25 @@ def check_augment(config: AugmentConfig, processes: int) -> None:
             raise ValueError("vectors: read by the method tinybert alone; leave it out")
         config.noise.check()
         tagger(config.noise, config.unit)
+    _check_judge(config)
     read(config)
+
+
+def _check_judge(config: AugmentConfig) -> None:
+    """Refuse a teacher that can't judge variants, or is not told how sure it must be."""
+    if (config.teacher is None) != (config.confidence is None):
+        raise ValueError("teacher and confidence: either needs the other; give both or neither")
+    if config.teacher is None or config.confidence is None:
+        return
+    if not 0 < config.confidence <= 1:
+        raise ValueError(f"confidence: {config.confidence} is no probability; give 0.9, say")
+    model = model_config(config.teacher, "teacher")
+    check_head(config.teacher, model)
+    check_pair(config.teacher, model, config.text_pair)
+    several = model.get("problem_type") == "multi_label_classification"
+    if several or len(model.get("id2label") or "01") < 2:
+        raise ValueError(f"teacher: {config.teacher} does not choose one label of several; leave it out")
+    load_vocabulary(config.teacher)
 
 
 def check_evaluate(config: EvaluateConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,18 +35,31 @@ def predict(model: PreTrainedModel, data: Encoded, batch_size: int = 64) -> Tens
     Every rank runs as many batches as the others (ZeRO 3 gathers weights in step): the examples
     are sorted by length and the last rows repeated where they don't come out even.
     """
-    device = model.device
     order = np.argsort(data.lengths, kind="stable")
     steps = -(-len(order) // (batch_size * world_size()))
     padded = np.pad(order, (0, steps * batch_size * world_size() - len(order)), mode="edge")
     mine = padded.reshape(steps, world_size(), batch_size)[:, rank()]
-    results = torch.zeros(len(data), model.config.num_labels + 1, device=device)  # last: times seen
-    for step in mine:
-        batch = task_batch(data, step).to(device)
-        logits = model(**model_inputs(model, batch)).logits
-        results[torch.from_numpy(step).to(device)] = functional.pad(logits.float(), (0, 1), value=1.0)
-    results = sum_over_ranks(results)
+    results = sum_over_ranks(_counted_logits(model, data, mine))
     return (results[:, :-1] / results[:, -1:]).cpu()
+
+
+@torch.no_grad()
+def own_predictions(model: PreTrainedModel, data: Encoded, batch_size: int) -> Tensor:
+    """Logits of every example, (examples, classes), on the CPU; this rank's affair alone."""
+    order = np.argsort(data.lengths, kind="stable")
+    steps = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    return _counted_logits(model, data, steps)[:, :-1].cpu()
+
+
+def _counted_logits(model: PreTrainedModel, data: Encoded, steps: Iterable[np.ndarray]) -> Tensor:
+    """Logits of the examples in `steps`, then how often each was seen: (examples, classes + 1)."""
+    results = torch.zeros(len(data), model.config.num_labels + 1, device=model.device)
+    for step in steps:
+        batch = task_batch(data, step).to(model.device)
+        logits = model(**model_inputs(model, batch)).logits
+        index = torch.from_numpy(step).to(model.device)
+        results[index] = functional.pad(logits.float(), (0, 1), value=1.0)
+    return results
 
 
 def measure_dev(model: PreTrainedModel, dev: dict[str, Encoded], task: TaskConfig) -> dict[str, float]:

@@ -771,3 +771,25 @@ def test_files_to_answer_that_are_not_there(refused, evaluate):
 
 def test_a_graph_of_pairs(refused, task_files):
     refused("textgcn", {**task_files, "task.text_pair": "label"}, "textgcn takes single texts of one class")
+
+
+# --- augment -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"teacher": "{classifier}"}, "teacher and confidence: either needs the other"),
+        ({"confidence": 0.9}, "teacher and confidence: either needs the other"),
+        ({"teacher": "{classifier}", "confidence": 1.5}, "confidence: 1.5 is no probability"),
+        ({"teacher": "{headless}", "confidence": 0.9}, "has no classification head"),
+        ({"teacher": "{regression}", "confidence": 0.9}, "does not choose one label of several"),
+    ],
+)
+def test_a_judge_that_can_not_judge(refused, classifier, tiny_model, tiny_task, tmp_path, flags, told):
+    regression = copy(classifier, tmp_path / "regression")
+    change_config(regression, id2label={"0": "LABEL_0"}, problem_type="regression")
+    folders = {"classifier": classifier, "headless": tiny_model, "regression": regression}
+    flags = {name: str(value).format(**folders) for name, value in flags.items()}
+    file = str(tiny_task / "train.tsv")
+    refused("augment", {"file": file, "model": tiny_model, "method": "noise", **flags}, told)

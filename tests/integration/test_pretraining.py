@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.corpus import CorpusConfig
@@ -19,7 +19,7 @@ from data_pipeline.noise import NoiseConfig
 from data_pipeline.packing import PackingConfig
 from data_pipeline.pregenerate import PregenerateConfig
 from data_pipeline.tasks import TaskConfig
-from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from data_pipeline.wordpiece import VocabularyConfig
 from distill.settings import (
     FinetuneConfig,
@@ -172,6 +172,43 @@ def test_a_resumed_augmentation_redoes_what_is_missing(pretrained, augmented, ti
     expected = (augmented / "augmented.jsonl").read_bytes()
     assert (tmp_path / "run" / "augmented.jsonl").read_bytes() == expected
     assert (tmp_path / "run" / "pieces" / "000000.jsonl").stat().st_mtime_ns == kept
+
+
+def test_variants_that_the_teacher_is_unsure_of_are_left_out(pretrained, augmented, tiny_task, tmp_path):
+    teacher = tmp_path / "teacher"
+    vocabulary = pretrained / "pretrain" / "model"
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(vocabulary).save_pretrained(teacher)
+    copy_tokenizer(str(vocabulary), teacher)
+    all_rows = [json.loads(line) for line in (augmented / "augmented.jsonl").open()]
+    model = AutoModelForSequenceClassification.from_pretrained(teacher)
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    with torch.no_grad():
+        sure = [
+            model(**tokenizer(row["sentence"], return_tensors="pt", truncation=True, max_length=48))
+            .logits.softmax(-1)
+            .max()
+            .item()
+            for row in all_rows
+        ]
+    ordered = sorted(sure)
+    middle = len(ordered) // 2
+    confidence = (ordered[middle] + ordered[middle + 1]) / 2
+    originals = {}
+    for number, row in enumerate(all_rows):
+        originals.setdefault(row["origin"], number)
+    expected = [
+        row
+        for number, row in enumerate(all_rows)
+        if sure[number] >= confidence or originals[row["origin"]] == number
+    ]
+    assert len(originals) < len(expected) < len(all_rows)
+    config = augment_config(pretrained, tiny_task, teacher=str(teacher), confidence=confidence)
+    run_here("augment", config, tmp_path / "run")
+    assert [json.loads(line) for line in (tmp_path / "run" / "augmented.jsonl").open()] == expected
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["variants"] == len(expected) - len(originals)
+    assert summary["unsure"] >= len(all_rows) - len(expected)  # duplicates are judged too
 
 
 def test_augmented_data_train_a_student_by_the_tasks_own_settings(augmented, tiny_task, tmp_path):
