@@ -19,8 +19,9 @@ from data_pipeline.noise import noisy_variants, tagger, words_by_tag
 from data_pipeline.tasks import Examples
 from data_pipeline.vocabulary import load_vocabulary
 from distill.candidates import MaskedWords, Neighbours, is_maskable, name_of
-from distill.engine import barrier, rank, start_processes, world_size
+from distill.engine import barrier, rank, start_processes, sum_over_ranks, world_size
 from distill.outputs import examples_fingerprint, teacher_fingerprint
+from distill.preemption import Stopped, asked
 from distill.progress import TrainingProgress
 from distill.settings import TeacherConfig
 
@@ -40,12 +41,16 @@ def run(config: AugmentConfig, folder: Path) -> dict[str, Any]:
     missing = [number for number in range(pieces) if not files.piece_path(folder, number).is_file()]
     barrier()  # so that all deal the same ones out
     mine = missing[rank() :: world_size()]
+    stopped = False
     with TrainingProgress("augment", 0, len(mine), show=rank() == 0) as progress:
         for number in mine:
+            if stopped := asked():
+                break
             lines = list(piece_rows(config, examples, range(number * size, (number + 1) * size), variants))
             files.write_piece(folder, number, lines)
             progress.advance()
-    barrier()
+    if sum_over_ranks(torch.tensor(float(stopped), device=device)):  # all end together
+        raise Stopped("augment: stopped between two pieces, as asked")
     counts = files.join(folder, config, examples, pieces) if rank() == 0 else {}
     barrier()
     if rank() == 0:
