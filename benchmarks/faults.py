@@ -1,11 +1,13 @@
 """Benchmark `faults`: distillations disturbed at random moments, each resumed until it ends.
 
-    python -m benchmarks.faults [--runs 20] [--seed 0] [--json FILE]
+    python -m benchmarks.faults [--runs 20] [--minutes M] [--seed 0] [--json FILE]
 
 A general distillation of tiny models on two processes is run once undisturbed. Then, in every run, one
 fault befalls it at a moment drawn from the seed, and the same command with --resume is given until it ends
 well. What came out is compared: a step that its record lacks is lost, one that it has twice is repeated,
-and weights or losses other than the undisturbed run's are wrong.
+and weights or losses other than the undisturbed run's are wrong. Where storage fails, the shards lie
+behind HTTP; where a network does, each process has a node (a network namespace, which root on Linux can
+make).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import resource
@@ -22,9 +25,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from benchmarks.bad_networks import failing_storage, has_namespaces, on_two_nodes, plug, reset, two_nodes
 from benchmarks.record import print_table, write_record
 from benchmarks.startup import COMMAND, SETTINGS, make_input
 
@@ -35,6 +40,8 @@ LARGEST_FILE = 50_000  # bytes: less than a checkpoint, more than metrics and wh
 PATIENCE = 600  # seconds after which a command hangs
 ATTEMPTS = 12  # of --resume, a few seconds apart: what a dead launcher left behind ends first
 SETTINGS_HERE = [*SETTINGS, "--student.dropout=0.1", f"--record.save_every={SAVE_EVERY}"]
+NODES = (f"faults-{os.getpid()}-0", f"faults-{os.getpid()}-1")
+SHORT = 10  # seconds of engine.patience where a network is lost
 ROUNDING = 1e-6  # of weights: sums over processes may be taken in another order
 
 
@@ -42,11 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Cause faults, print a table, write the record; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error("--runs: give 1 or more")
+    kinds = [*FAULTS] if has_namespaces() else [kind for kind in FAULTS if kind not in OF_NETWORKS]
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = [*SETTINGS_HERE, *make_input(folder, STEPS)]
@@ -54,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         seconds = undisturbed(command, folder)
         found = []
         for number in range(options.runs):
-            kind = list(FAULTS)[number % len(FAULTS)]
+            if time.monotonic() - begun > 60 * options.minutes:
+                break
+            kind = kinds[number % len(kinds)]
             rng = random.Random(f"{options.seed} {number}")
             found.append(disturbed(command, folder, f"run{number}", kind, seconds, rng))
             print(f"{number + 1}/{options.runs} {found[-1]}", file=sys.stderr, flush=True)
@@ -189,6 +201,21 @@ def exhaust_memory(process: subprocess.Popen[bytes], run: Path, rng: random.Rand
     return bool(found)
 
 
+def lose_network(node: str, process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
+    """Between two nodes nothing arrives any more, until the run has ended."""
+    plug(node, "down")
+    with contextlib.suppress(subprocess.TimeoutExpired):  # who waits next sees it again
+        process.wait(PATIENCE)
+    plug(node, "up")
+    return True
+
+
+def close_connections(node: str, process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
+    """A node's connections end under those who use them."""
+    reset(node)
+    return True
+
+
 def limit(process: int, kind: int, value: int) -> None:
     """Set a limit of another process, if it is still there."""
     with contextlib.suppress(ProcessLookupError):
@@ -207,8 +234,12 @@ FAULTS: dict[str, Fault] = {
     "checkpoint cut": cut_checkpoint,
     "disk full": fill_disk,
     "memory exhausted": exhaust_memory,
+    "storage failing": lambda *_: True,  # by itself
+    "network lost": partial(lose_network, NODES[1]),
+    "connections closed": partial(close_connections, NODES[1]),
 }
 OF_CHECKPOINTS = ("checkpoint damaged", "checkpoint cut")  # come when there are two
+OF_NETWORKS = ("network lost", "connections closed")
 
 
 # --------------------------------------------------------------------------------------- one run
@@ -216,19 +247,10 @@ def disturbed(
     command: list[str], folder: Path, run: str, kind: str, seconds: float, rng: random.Random
 ) -> dict[str, str | int | bool]:
     """Disturb a run once, resume it to its end, and compare it with the undisturbed one."""
-    process = start(command, folder, run)
-    least = 2 * SAVE_EVERY + 1 if kind in OF_CHECKPOINTS else 1
-    while process.poll() is None and len(metrics(folder / run)) < least:
-        time.sleep(0.01)
-    time.sleep(rng.uniform(0, 0.9 * (1 - least / STEPS)) * seconds)
-    at = len(metrics(folder / run))
-    injected = process.poll() is None and FAULTS[kind](process, folder / run, rng)
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:  # it hangs: what comes next says whether it recovers
-        kill_all(process, folder / run, rng)
-        process.wait()
-    recovered = resumed(command, folder, run)
+    with surroundings(command, folder, kind, rng) as (command, failed):
+        at, injected = befallen(command, folder, run, kind, seconds, rng)
+        recovered = resumed(command, folder, run)
+        injected = injected if failed is None else bool(failed)
     if not recovered:
         print(said(folder, run), file=sys.stderr)
     steps = Counter(int(row["step"]) for row in metrics(folder / run))
@@ -241,6 +263,41 @@ def disturbed(
         "repeated": sum(count > 1 for count in steps.values()),
         **compared(folder / "whole", folder / run),
     }
+
+
+@contextlib.contextmanager
+def surroundings(
+    command: list[str], folder: Path, kind: str, rng: random.Random
+) -> Iterator[tuple[list[str], Counter[str] | None]]:
+    """What a kind of fault needs around it; gives the command there, and counts of what fails by itself."""
+    if kind == "storage failing":
+        with failing_storage(folder / "corpus" / "shards", rng) as (url, failed):
+            yield [*command, f"--shards={url}", "--stream.store.cache=null"], failed
+    elif kind in OF_NETWORKS:
+        words = [*command[len(COMMAND) :], f"--engine.patience={SHORT}"]
+        with two_nodes(*NODES):
+            yield on_two_nodes(NODES, words), None
+    else:
+        yield command, None
+
+
+def befallen(
+    command: list[str], folder: Path, run: str, kind: str, seconds: float, rng: random.Random
+) -> tuple[int, bool]:
+    """Start a run, cause the fault, see it end; returns the steps before it, and whether it took effect."""
+    process = start(command, folder, run)
+    least = 2 * SAVE_EVERY + 1 if kind in OF_CHECKPOINTS else 1
+    while process.poll() is None and len(metrics(folder / run)) < least:
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.9 * (1 - least / STEPS)) * seconds)
+    at = len(metrics(folder / run))
+    injected = process.poll() is None and FAULTS[kind](process, folder / run, rng)
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:  # it hangs: what comes next says whether it recovers
+        kill_all(process, folder / run, rng)
+        process.wait()
+    return at, injected
 
 
 def resumed(command: list[str], folder: Path, run: str) -> bool:

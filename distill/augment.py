@@ -22,10 +22,11 @@ from data_pipeline.tasks import Examples, encode
 from data_pipeline.vocabulary import load_vocabulary
 from distill.candidates import MaskedWords, Neighbours, is_maskable, name_of
 from distill.encoders import Teacher
-from distill.engine import barrier, rank, start_processes, world_size
+from distill.engine import barrier, rank, start_processes, sum_over_ranks, world_size
 from distill.measure import own_predictions
 from distill.model_facts import model_config, positions
 from distill.outputs import examples_fingerprint, teacher_fingerprint
+from distill.preemption import Stopped, asked
 from distill.progress import TrainingProgress
 from distill.settings import TeacherConfig
 
@@ -46,12 +47,16 @@ def run(config: AugmentConfig, folder: Path) -> dict[str, Any]:
     missing = [number for number in range(pieces) if not files.piece_path(folder, number).is_file()]
     barrier()  # so that all deal the same ones out
     mine = missing[rank() :: world_size()]
+    stopped = False
     with TrainingProgress("augment", 0, len(mine), show=rank() == 0) as progress:
         for number in mine:
+            if stopped := asked():
+                break
             lines = list(piece_rows(config, examples, range(number * size, (number + 1) * size), variants))
             files.write_piece(folder, number, judge(lines) if judge else lines)
             progress.advance()
-    barrier()
+    if sum_over_ranks(torch.tensor(float(stopped), device=device)):  # all end together
+        raise Stopped("augment: stopped between two pieces, as asked")
     counts = files.join(folder, config, examples, pieces) if rank() == 0 else {}
     barrier()
     if rank() == 0:

@@ -8,6 +8,9 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,9 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self._writing: _Writing | None = None
+        # It begins to run here: one that is started when memory has run out may not, and starting it hang.
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._thread.submit(int).result()
 
     def save(self, engine: Engine, done: int, state: dict[str, Any], wait: bool = False) -> None:
         """Begin to write what the engine holds and `state`, as step `done`; older ones beyond `keep` go.
@@ -43,14 +49,14 @@ class Checkpoints:
         """
         self.finish(engine.device)  # one at a time
         target = self._path(done)
-        partial = target.with_suffix(".partial")
+        begun = target.with_suffix(".partial")
         if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            _told(partial, lambda: partial.mkdir(parents=True))
+            shutil.rmtree(begun, ignore_errors=True)
+            _told(begun, lambda: begun.mkdir(parents=True))
         barrier()
-        files = engine.snapshot(partial, {"step": done, **state})
-        whole = (lambda: self._complete(partial, target, done)) if rank() == 0 else None
-        self._writing = _Writing(partial, files, whole)
+        files = engine.snapshot(begun, {"step": done, **state})
+        whole = partial(self._complete, begun, target, done) if rank() == 0 else None
+        self._writing = _Writing(self._thread, begun, files, whole)
         if wait:
             self.finish(engine.device)
 
@@ -64,9 +70,9 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if writing is None:
             return
-        for wait in (writing.written.wait, writing.thread.join):  # a rank's own part, then all of it
-            wait()
-            if sum_over_ranks(torch.tensor(float(writing.error is not None), device=device)):
+        for part in (writing.written, writing.ended):  # a rank's own part, then all of it
+            failed = part.exception() is not None  # waits
+            if sum_over_ranks(torch.tensor(float(failed), device=device)):
                 writing.give_up.set()
                 raise writing.error or ValueError(
                     f"{writing.folder}: another rank could not write its part"
@@ -75,19 +81,20 @@ class Checkpoints:
     def close(self) -> None:
         """Let what is being written come to its end, if it can without the other ranks' help."""
         if self._writing:
-            self._writing.written.wait()
-            self._writing.thread.join(None if world_size() == 1 else LAST_WAIT)
+            futures.wait([self._writing.written])
+            futures.wait([self._writing.ended], None if world_size() == 1 else LAST_WAIT)
             self._writing.give_up.set()
             self._writing = None
+        self._thread.shutdown(wait=False)
 
-    def _complete(self, partial: Path, target: Path, done: int) -> None:
-        marks = [partial / _mark(number) for number in range(world_size())]
+    def _complete(self, begun: Path, target: Path, done: int) -> None:
+        marks = [begun / _mark(number) for number in range(world_size())]
         record: dict[str, str] = {}
         for mark in marks:
             record |= json.loads(mark.read_text(encoding="utf-8"))
             mark.unlink()
-        write_whole(partial / RECORD, json.dumps(record, indent=2) + "\n")
-        replace_folder(partial, target)
+        write_whole(begun / RECORD, json.dumps(record, indent=2) + "\n")
+        replace_folder(begun, target)
         steps = self._steps()
         for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
             shutil.rmtree(self._path(old))  # later ones are damaged, or this would not be their past
@@ -138,25 +145,29 @@ class Checkpoints:
 class _Writing:
     """A checkpoint that a thread writes: this rank's files and mark, and on rank 0 what makes it whole."""
 
-    def __init__(self, folder: Path, files: dict[Path, bytes], complete: Callable[[], None] | None):
-        self.folder, self.files, self.complete = folder, files, complete
-        self.error: BaseException | None = None
-        self.written, self.give_up = threading.Event(), threading.Event()
-        self.world, self.rank = world_size(), rank()
-        self.thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
-        self.thread.start()
+    def __init__(
+        self,
+        thread: ThreadPoolExecutor,
+        folder: Path,
+        files: dict[Path, bytes],
+        complete: Callable[[], None] | None,
+    ):
+        self.folder, self.complete = folder, complete
+        self.give_up = threading.Event()
+        self.world = world_size()
+        write = partial(write_files, folder, files, rank())
+        self.written = thread.submit(_told, folder, write)
+        self.ended = thread.submit(self._make_whole)
 
-    def _run(self) -> None:
-        try:
-            _told(self.folder, lambda: write_files(self.folder, self.files, self.rank))
-            self.files = {}
-            self.written.set()
-            if self.complete and self._all_marked():
-                _told(self.folder, self.complete)
-        except BaseException as error:  # told by the main thread, to all ranks
-            self.error = error
-        finally:
-            self.written.set()
+    @property
+    def error(self) -> BaseException | None:
+        """Why this rank can't do its part, as far as that is known."""
+        found = [part.exception() for part in (self.written, self.ended) if part.done()]
+        return next((error for error in found if error), None)
+
+    def _make_whole(self) -> None:
+        if self.complete and not self.error and self._all_marked():
+            _told(self.folder, self.complete)
 
     def _all_marked(self) -> bool:
         """Wait until every rank has written its part."""

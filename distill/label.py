@@ -14,10 +14,11 @@ import torch
 from data_pipeline.tasks import Encoded, TaskConfig, encode, label_set, read_examples, read_targets
 from data_pipeline.vocabulary import load_vocabulary
 from distill.encoders import Teacher
-from distill.engine import barrier, rank, start_processes, world_size
+from distill.engine import barrier, rank, start_processes, sum_over_ranks, world_size
 from distill.measure import dev_scores, predict
 from distill.model_facts import model_config, own_labels
 from distill.outputs import Split, splits
+from distill.preemption import Stopped, asked
 from distill.progress import TrainingProgress
 from distill.settings import LabelConfig, TeacherConfig
 
@@ -64,6 +65,8 @@ def write_outputs(
         start = len(begins) - len(missing)
         with TrainingProgress(f"teacher on {name}", start, len(begins), show=rank() == 0) as progress:
             for begin in missing:
+                if sum_over_ranks(torch.tensor(float(asked()), device=device)):  # all end together
+                    raise Stopped(f"teacher on {name}: stopped between two files, as asked")
                 rows = [examples.rows(begin, begin + rows_per_file) for examples in data]
                 logits = _average(members, rows, list(teacher.members.values()), batch_size)
                 if rank() == 0:

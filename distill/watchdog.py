@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 EXIT_CODE = 1
 LOOKS = 4  # intervals without a beat after which a rank is silent
+SILENCE = 45.0  # seconds without an answer after which the store is unreachable
 
 
 def connect() -> torch.distributed.Store:
@@ -83,12 +85,15 @@ class Watchdog:
             seen = self.moves
             try:
                 self._beat(beats)
-                missing = self._missing(interval) if stood >= self.patience else ""
+                missing = self._asked(interval) if stood >= self.patience else ""
                 if missing and self.moves == seen and not self._closed.is_set():
                     first = self._store.add(f"{self._prefix}/told", 1) == 1
                     self.end(f"{missing}, {stood:.0f} s after the others" if first else "")
                     return
-            except RuntimeError as error:  # of the store: its process has ended, or stands still
+            except (
+                RuntimeError,
+                TimeoutError,
+            ) as error:  # of the store: its process has ended, or stands still
                 if stood >= self.patience and not self._closed.is_set():
                     reason = " ".join(str(error).split())[:200]
                     self.end(f"no step for {stood:.0f} s, and rank 0's node does not answer ({reason})")
@@ -104,6 +109,24 @@ class Watchdog:
             beats, moves, name = self._store.get(f"{self._prefix}/{rank}").decode().split(" ", 2)
             found[rank] = (int(beats), int(moves), name)
         return found
+
+    def _asked(self, interval: float) -> str:
+        """What `_missing` says. Raises TimeoutError where the store is silent: across a network that was
+        lost it would wait for ever, its own timeout notwithstanding.
+        """
+        answer: Future[str] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._missing(interval))
+            except RuntimeError as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="watchdog asks", daemon=True).start()
+        try:
+            return answer.result(LOOKS * interval + SILENCE)
+        except TimeoutError:
+            raise TimeoutError(f"silent for {SILENCE:.0f} s") from None
 
     def _missing(self, interval: float) -> str:
         """Who does not come: the ranks without beats, or else those that are behind; empty for none."""

@@ -69,7 +69,7 @@ def main(folder: str) -> int:
         (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"distillery {plan.job}: error: {line(error)} (details: {run}/error.txt)", file=sys.stderr)
         return 2 if isinstance(cause(error), ValueError) else 1
-    if jobs.JOBS[plan.job].steps and not (run / "summary.json").is_file():
+    if parallel and not (run / "summary.json").is_file():
         return preemption.EXIT_CODE
     print(f"finished: {run}")
     return 0
@@ -114,7 +114,9 @@ def rank(place: dict[str, str]) -> None:
         if done < 1:  # the last one is told when all has been written
             ray.train.report({share: done, **scores})
 
-    if first():
+    if (
+        first() or not jobs.JOBS[place["job"]].steps
+    ):  # a step's votes are summed, pieces are each rank's own
         preemption.watch(run / STOP)
     try:
         _run_here(place["job"], run, **({"on_measure": report} if share else {}))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from data_pipeline.pregenerate import PregenerateConfig
 from data_pipeline.tasks import TaskConfig
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from data_pipeline.wordpiece import VocabularyConfig
+from distill.preemption import Stopped
 from distill.settings import (
     FinetuneConfig,
     GeneralConfig,
@@ -32,6 +34,7 @@ from distill.settings import (
     TaskDistillConfig,
     TeacherConfig,
 )
+from launcher.rank import execute
 from tests.helpers import SPECIAL
 from tests.processes import ROOT, run_here
 
@@ -209,6 +212,22 @@ def test_variants_that_the_teacher_is_unsure_of_are_left_out(pretrained, augment
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["variants"] == len(expected) - len(originals)
     assert summary["unsure"] >= len(all_rows) - len(expected)  # duplicates are judged too
+
+
+def test_an_augmentation_stops_between_pieces_where_it_is_asked_to(
+    pretrained, augmented, tiny_task, tmp_path
+):
+    """As under Ray, where a wish to stop is a file."""
+    config = augment_config(pretrained, tiny_task)
+    with (
+        patch("distill.augment.asked", side_effect=[False, True]),
+        pytest.raises(Stopped, match="as asked"),
+    ):
+        run_here("augment", config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "pieces").glob("0*")] == ["000000.jsonl"]
+    execute("augment", config, tmp_path / "run")
+    expected = (augmented / "augmented.jsonl").read_bytes()
+    assert (tmp_path / "run" / "augmented.jsonl").read_bytes() == expected
 
 
 def test_augmented_data_train_a_student_by_the_tasks_own_settings(augmented, tiny_task, tmp_path):

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import datasets
 import numpy as np
@@ -17,6 +18,7 @@ from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from data_pipeline.words import WordsConfig
 from distill.measure import predict
 from distill.outputs import splits
+from distill.preemption import Stopped
 from distill.settings import (
     EvaluateConfig,
     FinetuneConfig,
@@ -108,6 +110,16 @@ def test_a_killed_labelling_goes_on_where_it_stopped(labelled, tmp_path, task, t
     config = LabelConfig(TeacherConfig(teacher), task, rows_per_file=64)
     execute("label", config, folder)
     assert {name: (train / name).stat().st_mtime_ns for name in before} == before
+    np.testing.assert_array_equal(stored(folder), stored(labelled))
+
+
+def test_a_labelling_stops_between_files_where_it_is_asked_to(labelled, tmp_path, task, teacher):
+    config, folder = LabelConfig(TeacherConfig(teacher), task, rows_per_file=64), tmp_path / "run"
+    with patch("distill.label.asked", side_effect=[False, True]), pytest.raises(Stopped, match="as asked"):
+        run_here("label", config, folder)
+    written = [path.name for path in (folder / "outputs" / "train").glob("*.safetensors")]
+    assert written == ["logits-00000000.safetensors"]
+    execute("label", config, folder)
     np.testing.assert_array_equal(stored(folder), stored(labelled))
 
 

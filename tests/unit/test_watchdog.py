@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from distill import watchdog
 from distill.watchdog import Watchdog
 
 PATIENCE = 0.4
@@ -23,8 +24,8 @@ def watch() -> Callable[..., Watchdog]:
         return made[-1]
 
     yield start
-    for watchdog in made:
-        watchdog.close()
+    for one in made:
+        one.close()
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -65,6 +66,25 @@ def test_ranks_that_get_on_or_rest_are_left_alone(watch):
         moving.move()
         time.sleep(PATIENCE / 10)
     assert not said
+
+
+class Unreachable:
+    """A store that takes words and never answers, as behind a network that was lost."""
+
+    def set(self, key: str, value: str) -> None:
+        pass
+
+    def get(self, key: str) -> bytes:
+        threading.Event().wait()
+        raise AssertionError
+
+
+def test_a_store_that_never_answers_ends_the_wait(monkeypatch):
+    monkeypatch.setattr(watchdog, "SILENCE", 0.2)
+    said: list[str] = []
+    Watchdog("test", 1, 2, PATIENCE, said.append, Unreachable).move()
+    until(lambda: said)
+    assert "rank 0's node does not answer (silent for 0 s)" in said[0]
 
 
 def test_one_rank_alone_and_no_patience_need_no_store():
