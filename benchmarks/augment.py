@@ -29,7 +29,7 @@ from benchmarks.sides import Steps, in_own_process, measure
 from benchmarks.step import UNUSED, begin, quiet
 
 if TYPE_CHECKING:
-    from data_pipeline.augment import AugmentConfig
+    from data_pipeline.settings import AugmentConfig
 
 SCRIPT = "data_augmentation"
 NOTE = (
@@ -204,7 +204,7 @@ def ours(settings: Settings, vectors: Path) -> Iterator[None]:
 
 
 def our_config(settings: Settings, vectors: Path) -> AugmentConfig:
-    from data_pipeline.augment import AugmentConfig
+    from data_pipeline.settings import AugmentConfig
 
     return AugmentConfig(
         file=str(settings.data), model=str(settings.model), label=None, vectors=str(vectors)

@@ -22,7 +22,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.record import print_table, take_turns, write_record
-from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, label_set
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import Encoded, encode_dev, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.checks import check_export
 from distill.encoders import model_inputs

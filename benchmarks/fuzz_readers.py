@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import augment as augmented
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.corpus import CorpusConfig, corpus_pieces
+from data_pipeline.corpus import corpus_pieces
 from data_pipeline.packing import Row
 from data_pipeline.readers import zstd
+from data_pipeline.settings import AugmentConfig, CorpusConfig, TaskConfig, WordsConfig
 from data_pipeline.shards import MANIFEST, VERSION, Manifest, file_sha256, write_manifest, write_shard
 from data_pipeline.store import ShardFolder
-from data_pipeline.tasks import Examples, TaskConfig, encode_split, label_set, read_examples
+from data_pipeline.tasks import Examples, encode_split, label_set, read_examples
 from data_pipeline.verify import verify
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import first_vectors, read_vectors
-from data_pipeline.words import WordsConfig, build_tokenizer, write_vocabulary
+from data_pipeline.words import build_tokenizer, write_vocabulary
 from distill import predict
 from distill.model_facts import model_config, own_labels, positions
 from distill.outputs import Split

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from benchmarks.record import print_table, take_turns, write_record
 from data_pipeline.packing import Row
-from data_pipeline.pregenerate import PregenerateConfig
+from data_pipeline.settings import PregenerateConfig
 from data_pipeline.shards import VERSION, Manifest, file_sha256, ids_dtype, write_manifest, write_shard
 from data_pipeline.stream import CorpusReader
 from distill.sources import CorpusSource

@@ -11,80 +11,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 from tokenizers import Encoding
 
 from data_pipeline.chinese import segmenter
-from data_pipeline.noise import NoiseConfig
+from data_pipeline.settings import AugmentConfig
 from data_pipeline.stop_words import STOP_WORDS
-from data_pipeline.tasks import Examples, TaskConfig, read_examples
+from data_pipeline.tasks import Examples, read_examples
 from data_pipeline.untrusted import bounded_lines, parse_json
 from data_pipeline.whole import whole_file, write_whole
 
 SURE = "teacher's probability"  # of a row in a piece, where a teacher judges
-
-
-@dataclass
-class AugmentConfig:
-    """Settings of `distillery augment`: variants of training texts, for a teacher to label.
-
-    Args:
-        file: The training file: .tsv, .csv, .jsonl or .parquet, or what else `task.train` takes.
-        method: `tinybert` replaces words by what a masked language model or word vectors suggest (Jiao et
-            al. 2020); `noise` masks words, replaces them by others of the same part of speech, and masks
-            or keeps n-grams (Tang et al. 2019).
-        model: `tinybert`: an encoder with a masked-language-model head, such as a pretrain run's model/.
-            `noise`: the teacher, for its mask token.
-        text: Column of the sentence.
-        text_pair: Column of the second sentence; each of the two is varied beside the other's original.
-        label: Column of the label, which variants inherit; null where there is none.
-        header: Whether the file begins with a line of column names.
-        separator: What stands between the labels of an example that has several, as of the task.
-        unit: `word`: words between spaces and punctuation; `chinese_word`: Chinese words as jieba cuts,
-            candidates of as many characters.
-        variants: Variants tried for each text; those drawn twice count once.
-        replaced: `tinybert`: chance that a word is replaced.
-        candidates: `tinybert`: most candidates of a word.
-        vectors: `tinybert`: file of word vectors that gives candidates for words of several pieces; by
-            default the model's own embeddings do.
-        noise: Settings of `noise`.
-        teacher: A fine-tuned classifier that judges every variant; with `confidence`.
-        confidence: Least probability of the teacher's likeliest label; less sure variants are left out.
-        batch_size: Masked texts of one step of the model. No output depends on it.
-        examples_per_piece: Examples that a killed run loses at most, of each process.
-        seed: Seed of the draws.
-    """
-
-    file: str
-    model: str
-    method: Literal["tinybert", "noise"] = "tinybert"
-    text: str = "sentence"
-    text_pair: str | None = None
-    label: str | None = "label"
-    header: bool = True
-    separator: str = ","
-    unit: Literal["word", "chinese_word"] = "word"
-    variants: int = 20
-    replaced: float = 0.4
-    candidates: int = 15
-    vectors: str | None = None
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    teacher: str | None = None
-    confidence: float | None = None
-    batch_size: int = 64
-    examples_per_piece: int = 512
-    seed: int = 0
-
-    @property
-    def task(self) -> TaskConfig:
-        """The file as a task's reader takes it."""
-        columns = self.text, self.text_pair, self.label or ""
-        return TaskConfig(self.file, self.file, {}, *columns, header=self.header, separator=self.separator)
 
 
 class Word(NamedTuple):

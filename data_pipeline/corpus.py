@@ -10,34 +10,16 @@ import glob
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from data_pipeline import readers
 from data_pipeline.readers import Piece, Source
+from data_pipeline.settings import CorpusConfig
 from data_pipeline.urls import is_url
 
 SLACK = 1.25  # a piece may hold so much more text than asked before the next is begun
 # After Latin sentence marks only where white space follows; after CJK ones always.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
-
-
-@dataclass
-class CorpusConfig:
-    """Where the text is and how it is cut into documents.
-
-    Args:
-        files: Paths, glob patterns or URLs of .txt, .jsonl (both also as .gz, .bz2, .xz, .zst), .parquet,
-            Wikipedia's .xml.bz2 dumps; folders saved by `datasets`; or hub:NAME[,CONFIG[,SPLIT]], a
-            data set that `datasets` streams.
-        documents: In .txt files: `blank_line` (one sentence a line, a blank line between
-            documents) or `line` (each line is a document, cut into sentences here).
-        text_field: In jsonl, parquet and `datasets`: the field that holds a document's text.
-    """
-
-    files: list[str] = field(default_factory=list)
-    documents: Literal["blank_line", "line"] = "blank_line"
-    text_field: str = "text"
 
 
 class CorpusPiece(NamedTuple):

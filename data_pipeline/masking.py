@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
-from data_pipeline.tokenising import CONTINUES, Unit
+from data_pipeline.settings import MaskingConfig
+from data_pipeline.tokenising import CONTINUES
 from data_pipeline.vocabulary import Vocabulary
 
 BEGINS = ("\u0120", "\u2581")  # what marks the first token of a word
-
-
-@dataclass
-class MaskingConfig:
-    """Tokens replaced before training (80 % mask, 10 % random, 10 % kept).
-
-    Args:
-        probability: Share of tokens chosen; 0 masks none.
-        most: At most so many a row.
-        at_least_one: Choose one token even at probability 0, as the TinyBERT code does.
-        unit: What is chosen together: a `token`, a whole `word`, or a `chinese_word` as jieba cuts.
-    """
-
-    probability: float = 0.0
-    most: int = 20
-    at_least_one: bool = False
-    unit: Unit = "token"
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is masked."""
-        return self.probability > 0 or self.at_least_one
 
 
 def mask(

@@ -9,50 +9,15 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from data_pipeline.chinese import segmenter
+from data_pipeline.settings import NoiseConfig
 from data_pipeline.words import WORD
 
 SPACY_MODEL = "en_core_web_sm"
-
-
-@dataclass
-class NoiseConfig:
-    """How much noise.
-
-    Args:
-        masked: Chance that a word is masked.
-        replaced: Chance that a word is replaced by one of the file's with the same part of speech.
-        ngram: Chance that an n-gram of the text is drawn.
-        longest: Words of the longest n-gram.
-        ngrams: What is done with it: `keep` drops all other words, as published; `mask` masks its words,
-            as the code of distil-bilstm and iclassifier does.
-        most: Masked and replaced words, as a share of the text's, at most.
-        tagger: Finds parts of speech: `textblob` (the Pattern lexicon, offline) or `spacy` with its
-            model en_core_web_sm. Chinese words are tagged by jieba.
-    """
-
-    masked: float = 0.1
-    replaced: float = 0.1
-    ngram: float = 0.25
-    longest: int = 5
-    ngrams: Literal["keep", "mask"] = "mask"
-    most: float = 0.5
-    tagger: Literal["textblob", "spacy"] = "textblob"
-
-    def check(self) -> None:
-        """Refuse chances that are none. Raises ValueError."""
-        for name in ("masked", "replaced", "ngram", "most"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"noise.{name}: {getattr(self, name)}; give a share, 0 to 1")
-        if self.masked + self.replaced > 1:
-            raise ValueError("noise: masked and replaced are chances of one draw; together at most 1")
-        if self.longest < 1:
-            raise ValueError(f"noise.longest: {self.longest}; give 1 or more")
 
 
 class Tagged(NamedTuple):

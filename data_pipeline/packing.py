@@ -8,33 +8,15 @@ TinyBERT's settings; every draw comes from the generator that is passed in.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.masking import MaskingConfig, mask
+from data_pipeline.masking import mask
+from data_pipeline.settings import PackingConfig
 from data_pipeline.vocabulary import Vocabulary
 
 Document = list[list[int]]  # token ids of each sentence
-
-
-@dataclass
-class PackingConfig:
-    """How sentences become rows.
-
-    Args:
-        method: `pairs` (two segments, the second one random half of the time),
-            `contiguous_pairs` (always the true next segment) or `full` (one segment).
-        max_length: Longest row in tokens, special tokens included.
-        short_probability: Share of pair rows that aim at a random shorter length.
-        masking: Masking of the input; none by default.
-    """
-
-    method: Literal["pairs", "contiguous_pairs", "full"] = "pairs"
-    max_length: int = 128
-    short_probability: float = 0.1
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
 
 
 class Row(NamedTuple):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from data_pipeline.corpus import SLACK, CorpusConfig, CorpusPiece, check_corpus, corpus_pieces
-from data_pipeline.packing import Document, PackingConfig, pack
+from data_pipeline.corpus import SLACK, CorpusPiece, check_corpus, corpus_pieces
+from data_pipeline.packing import Document, pack
+from data_pipeline.settings import PackingConfig, PregenerateConfig
 from data_pipeline.shards import (
     VERSION,
     Block,
@@ -46,47 +47,6 @@ from data_pipeline.whole import beside, write_whole
 BATCH_SENTENCES = 2_000
 LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
 RECORDS = "pieces"
-
-
-@dataclass
-class PregenerateConfig:
-    """Settings of `distillery pregenerate`.
-
-    Args:
-        corpus: The text.
-        tokenizer: Folder whose tokenizer is used: the teacher's.
-        packing: How sentences become rows.
-        variants: Packings of the corpus with other draws (pairs, masks): epochs take them in turn.
-        rows_per_block: Sequences in one tar member.
-        shard_mb: Megabytes of text (of a compressed file, millions of characters) in one shard file;
-            rows are shuffled, and random segments drawn, within it.
-        workers: Processes that tokenise and pack; 0 is one for each core.
-        slice: K/N: make the K-th of N shares of the corpus. Slices of one corpus, on any nodes, share
-            a shards folder; the last to end writes the manifest.
-        shards: The shards folder; by default RUN/shards.
-        seed: Seed of every draw.
-        verify: Make nothing: check every byte of this shard folder and print what it holds.
-    """
-
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    tokenizer: str = ""
-    packing: PackingConfig = field(default_factory=PackingConfig)
-    variants: int = 1
-    rows_per_block: int = 256
-    shard_mb: float = 4.0
-    workers: int = 0
-    slice: str = "1/1"
-    shards: str | None = None
-    seed: int = 0
-    verify: str | None = None
-
-    @property
-    def share(self) -> tuple[int, int]:
-        """The slice as numbers. Raises ValueError where it is none."""
-        first, _, count = self.slice.partition("/")
-        if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
-            raise ValueError(f"slice: {self.slice}; give K/N with K from 1 to N, such as 2/8")
-        return int(first), int(count)
 
 
 def check(config: PregenerateConfig) -> None:

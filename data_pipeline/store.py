@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from data_pipeline.settings import StoreConfig
 from data_pipeline.shards import MANIFEST, Block, Manifest, Rows, parse_block, parse_manifest
 from data_pipeline.urls import file_system, is_url
 
@@ -27,21 +27,6 @@ T = TypeVar("T")
 FIRST_WAIT = 0.5  # seconds before the first retry; doubled before each further one
 LONGEST_WAIT = 60.0
 PRUNE_EVERY = 64 << 20  # bytes written between looks at the cache's size
-
-
-@dataclass
-class StoreConfig:
-    """How shards behind a URL are read; local folders need none of it.
-
-    Args:
-        retries: Further attempts after a failed read, with doubling waits from half a second to a minute.
-        cache: Folder for blocks that were fetched; null keeps none. By default the user's cache folder.
-        cache_gb: The cache's bound.
-    """
-
-    retries: int = 5
-    cache: str | None = "~/.cache/distillery/blocks"
-    cache_gb: float = 20.0
 
 
 class DamagedBlock(ValueError):

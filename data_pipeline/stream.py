@@ -11,32 +11,15 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from data_pipeline.order import CorpusOrder, stream_count
+from data_pipeline.settings import StreamConfig
 from data_pipeline.shards import Rows, concatenate
-from data_pipeline.store import DamagedBlock, ShardFolder, StoreConfig
+from data_pipeline.store import DamagedBlock, ShardFolder
 
 CHUNK_ROWS = 2048
-
-
-@dataclass
-class StreamConfig:
-    """How a run reads its shards.
-
-    Args:
-        workers: Threads that fetch the next rows from a URL while the ones at hand are trained on (of
-            a local folder one does); 0 reads when they are needed.
-        damaged: What a block that is missing or damaged does: `fail` ends the run, naming it; `skip`
-            takes the rows of the next whole block instead and counts them in the report.
-        store: Shards behind a URL.
-    """
-
-    workers: int = 4
-    damaged: Literal["fail", "skip"] = "fail"
-    store: StoreConfig = field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)

@@ -4,76 +4,21 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from data_pipeline.readers import whole_characters
+from data_pipeline.settings import TaskConfig
 from data_pipeline.untrusted import LONGEST_ROW, bounded_lines, parse_json
 from data_pipeline.vocabulary import Vocabulary
 
 csv.field_size_limit(LONGEST_ROW)  # its own limit, 128 KB, is less than some texts have
 ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
 
-Metric = Literal["accuracy", "f1", "f1_micro", "f1_macro", "matthews", "pearson_spearman"]
-# What may select the best checkpoint; the first does where none is given.
-METRICS: dict[str, tuple[Metric, ...]] = {
-    "classification": ("accuracy", "f1", "f1_micro", "f1_macro", "matthews"),
-    "multi_label": ("f1_micro", "f1_macro", "accuracy"),
-    "regression": ("pearson_spearman",),
-}
 HUB = "hub:"
-
-
-@dataclass
-class TaskConfig:
-    """A labelled data set.
-
-    Args:
-        train: Training file: .tsv (as GLUE: tabs, no quoting), .csv, .jsonl, .parquet; a folder saved by
-            `datasets`; or hub:NAME[,CONFIG[,SPLIT]], which `datasets` fetches.
-        dev: File that models are selected and compared on.
-        more_dev: Further files that are measured too, {NAME: FILE}, such as MNLI's mismatched one;
-            their metrics carry the name.
-        text: Column of the sentence; its number (from 0) where files have no header.
-        text_pair: Column of the second sentence of a pair task.
-        label: Column of the label.
-        kind: Classification, multi_label (any number of labels each) or regression (one number).
-        labels: The label set in the order of the model's outputs; by default the teacher's, or
-            else the sorted labels of the training file.
-        separator: What stands between the labels of an example of a multi_label task (in jsonl and
-            the like they may be a list).
-        metric: What the best checkpoint is chosen by; by default accuracy, f1_micro for multi_label,
-            or the mean of Pearson and Spearman correlation for regression. f1 is that of the second of
-            two classes, and f1_macro where there are more.
-        max_length: Longest sequence in tokens; longer ones are cut.
-        header: Whether files begin with a line of column names.
-    """
-
-    train: str
-    dev: str
-    more_dev: dict[str, str] = field(default_factory=dict)
-    text: str = "sentence"
-    text_pair: str | None = None
-    label: str = "label"
-    kind: Literal["classification", "multi_label", "regression"] = "classification"
-    labels: list[str] | None = None
-    separator: str = ","
-    metric: Metric | None = None
-    max_length: int = 128
-    header: bool = True
-
-    @property
-    def selection(self) -> Metric:
-        """The metric that decides which checkpoint is best."""
-        return self.metric or METRICS[self.kind][0]
-
-    @property
-    def files(self) -> dict[str, str]:
-        """Every file by the name of its split."""
-        return {"train": self.train, "dev": self.dev, **self.more_dev}
 
 
 @dataclass(frozen=True)

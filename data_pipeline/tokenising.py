@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 from itertools import chain
-from typing import Literal
 
 from tokenizers import Encoding, Tokenizer
 
 from data_pipeline.chinese import segmenter
+from data_pipeline.settings import Unit
 from data_pipeline.vocabulary import Vocabulary
 
 # Added to the id of a token that continues the word before it, where whole words are masked.
 CONTINUES = 1 << 30
 REMEMBERED_TOKENS = 250_000  # of all words together, some 20 MB; then the words are forgotten
-
-Unit = Literal["token", "word", "chinese_word"]
 
 
 class SentenceTokenizer:

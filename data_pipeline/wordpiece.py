@@ -9,37 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from data_pipeline.corpus import CorpusConfig, check_corpus, read_documents
+from data_pipeline.corpus import check_corpus, read_documents
+from data_pipeline.settings import VocabularyConfig
 from data_pipeline.words import CLS, MASK, PAD, SEPARATOR, SPECIAL, UNKNOWN
 
 LONGEST = 512  # tokens of a sequence
-
-
-@dataclass
-class VocabularyConfig:
-    """Settings of `distillery vocabulary`.
-
-    Shards and models go with the very vocabulary that they were made with, so keep it: made again, it may
-    differ where pieces are equally frequent.
-
-    Args:
-        corpus: The text.
-        size: Tokens, the special ones included; fewer where the text has no more, and more where its
-            characters alone are.
-        least: How often a piece must occur.
-        lower_case: Lower-case the text and drop accents.
-    """
-
-    corpus: CorpusConfig
-    size: int = 30_000
-    least: int = 2
-    lower_case: bool = True
 
 
 def check(config: VocabularyConfig) -> None:

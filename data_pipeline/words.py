@@ -10,42 +10,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from data_pipeline.corpus import CorpusConfig
+from data_pipeline.settings import WordsConfig
 
 PAD, UNKNOWN, CLS, SEPARATOR, MASK = SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORD = r"\w+?(?=n't\b)|n't\b|'(?:s|m|re|ve|ll|d)\b|\w+|[^\w\s]"
-
-
-@dataclass
-class WordsConfig:
-    """The words of a word-level student and where their vectors come from.
-
-    Args:
-        vectors: File of word vectors: GloVe or word2vec text (plain or .gz), word2vec binary (.bin) or
-            fastText's .vec or .bin. Without one they are trained on `corpus`, and without that taken
-            from the teacher: the mean of its embeddings of a word's pieces. Without a teacher they are
-            trained on the task's texts.
-        corpus: Text that vectors are trained on where there is no file.
-        size: Width of the vectors. Those of a file have their own; the teacher's are reduced to it by
-            their principal components.
-        least: How often a word must occur in the training file to be known.
-        most: Words that are known at most, the most frequent ones.
-        frozen: Leave the vectors as they are; otherwise they train too.
-        lower_case: Lower-case words and drop their accents; off for vectors of cased words.
-    """
-
-    vectors: str | None = None
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    size: int = 300
-    least: int = 1
-    most: int = 50_000
-    frozen: bool = False
-    lower_case: bool = True
 
 
 def build_tokenizer(texts: Iterable[str], config: WordsConfig, more: Iterable[str] = ()) -> Tokenizer:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from data_pipeline import augment as files
-from data_pipeline.augment import AugmentConfig, Word, replaced_variants, words_of
+from data_pipeline.augment import Word, replaced_variants, words_of
 from data_pipeline.noise import noisy_variants, tagger, words_by_tag
+from data_pipeline.settings import AugmentConfig
 from data_pipeline.tasks import Examples, encode
 from data_pipeline.vocabulary import load_vocabulary
 from distill.candidates import MaskedWords, Neighbours, is_maskable, name_of

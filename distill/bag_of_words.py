@@ -9,7 +9,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from data_pipeline.tasks import TaskConfig, read_examples
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import read_examples
 
 
 def bag_of_words_row(task: TaskConfig, repeats: int) -> dict:

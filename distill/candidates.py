@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from data_pipeline.augment import AugmentConfig, Word
+from data_pipeline.augment import Word
 from data_pipeline.chinese import segmenter
 from data_pipeline.masking import BEGINS
 from data_pipeline.model_folder import model_folder
+from data_pipeline.settings import AugmentConfig
 from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from data_pipeline.word_vectors import first_vectors

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipeline.augment import AugmentConfig, read
+from data_pipeline.augment import read
 from data_pipeline.model_folder import model_folder
 from data_pipeline.noise import tagger
+from data_pipeline.settings import AugmentConfig
 from data_pipeline.vocabulary import load_vocabulary
 from distill.model_facts import WORDS, has_weights, model_config, of_words, own_labels, positions
 from distill.onnx_runtime import FILES, refuse_missing

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_pipeline.tasks import TaskConfig, read_examples
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import read_examples
 from data_pipeline.whole import write_whole
 
 MOST = 20  # examples of a model

@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.tasks import Encoded, TaskConfig, encode_dev, encode_texts, label_set
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import Encoded, encode_dev, encode_texts, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import write_whole
 from distill.charts import confusion_chart, standalone

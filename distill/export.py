@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.tasks import TaskConfig, encode_dev, label_set
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import encode_dev, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from data_pipeline.whole import write_whole
 from distill import nezha, word_students  # noqa: F401  (their model types become known)

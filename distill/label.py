@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline.tasks import Encoded, TaskConfig, encode, label_set, read_examples, read_targets
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import Encoded, encode, label_set, read_examples, read_targets
 from data_pipeline.vocabulary import load_vocabulary
 from distill.encoders import Teacher
 from distill.engine import barrier, rank, start_processes, sum_over_ranks, world_size

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from data_pipeline.tasks import Encoded, Metric, TaskConfig
+from data_pipeline.settings import Metric, TaskConfig
+from data_pipeline.tasks import Encoded
 from distill.accounting import count_flops, synchronise
 from distill.encoders import model_inputs
 from distill.engine import rank, sum_over_ranks, world_size

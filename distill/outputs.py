@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.tasks import Examples, TaskConfig, read_examples
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import Examples, read_examples
 from data_pipeline.untrusted import parse_json
 from data_pipeline.vocabulary import TOKENIZER_FILES
 from data_pipeline.whole import write_whole

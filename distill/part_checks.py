@@ -10,12 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.augment import AugmentConfig
 from data_pipeline.corpus import check_corpus
-from data_pipeline.masking import MaskingConfig
-from data_pipeline.store import ShardFolder, StoreConfig
+from data_pipeline.settings import METRICS, AugmentConfig, MaskingConfig, StoreConfig, TaskConfig
+from data_pipeline.store import ShardFolder
 from data_pipeline.stream import CorpusReader
-from data_pipeline.tasks import METRICS, TaskConfig, check_labels, label_set, read_examples
+from data_pipeline.tasks import check_labels, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
 from distill.custom import Named, check_name, name_of

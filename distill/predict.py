@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.tasks import ENCODING, Encoded, Examples, TaskConfig, encode, line_ends, rows_of
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import ENCODING, Encoded, Examples, encode, line_ends, rows_of
 from data_pipeline.untrusted import bounded_lines
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from distill.model_facts import model_config

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_pipeline.masking import MaskingConfig
-from data_pipeline.stream import StreamConfig
-from data_pipeline.tasks import TaskConfig
-from data_pipeline.words import WordsConfig
+from data_pipeline.settings import MaskingConfig, StreamConfig, TaskConfig, WordsConfig
 from distill.custom import Named
 from distill.schedule import ScheduleConfig
 

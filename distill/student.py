@@ -12,11 +12,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 
 from data_pipeline.corpus import read_documents
 from data_pipeline.model_folder import model_folder
-from data_pipeline.tasks import TaskConfig, read_examples
+from data_pipeline.settings import TaskConfig, WordsConfig
+from data_pipeline.tasks import read_examples
 from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
-from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer, known_words, write_vocabulary
+from data_pipeline.words import SPECIAL, build_tokenizer, known_words, write_vocabulary
 from distill.encoders import (
     build_classifier,
     model_class,

@@ -20,8 +20,9 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_pipeline.settings import WordsConfig
 from data_pipeline.tasks import label_set, read_examples, read_targets
-from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer
+from data_pipeline.words import SPECIAL, build_tokenizer
 from distill.losses import label_loss
 from distill.measure import by_class, task_metrics
 from distill.progress import TrainingProgress

@@ -15,12 +15,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from data_pipeline.corpus import CorpusConfig
-from data_pipeline.grammar import LABELS, write_task
 from data_pipeline.model_folder import model_folder
-from data_pipeline.packing import PackingConfig
-from data_pipeline.pregenerate import PregenerateConfig
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig, TaskConfig
 from distill.settings import (
     EvaluateConfig,
     FinetuneConfig,
@@ -79,6 +75,8 @@ class _Demo:
     """The steps, each skipped where its folder already holds a finished run."""
 
     def __init__(self, config: DemoConfig, folder: Path):
+        from data_pipeline.grammar import LABELS  # with NumPy, which the command line does without
+
         self.config, self.folder = config, folder
         train, dev = folder / "train.tsv", folder / "dev.tsv"
         self.task = TaskConfig(train=str(train), dev=str(dev), labels=list(LABELS), max_length=48)
@@ -87,6 +85,8 @@ class _Demo:
 
     def run(self) -> dict:
         """All of it."""
+        from data_pipeline.grammar import write_task
+
         config = self.config
         write_task(self.folder, config.train, config.dev, config.seed)
         _write_corpus(self.folder / "corpus.txt")

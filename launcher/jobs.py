@@ -54,7 +54,7 @@ JOBS = {
     ),
     "pregenerate": Job(
         "a corpus to shards of training rows",
-        "data_pipeline.pregenerate:PregenerateConfig",
+        "data_pipeline.settings:PregenerateConfig",
         "data_pipeline.pregenerate:check",
         "data_pipeline.pregenerate:run",
         instead="verify=data_pipeline.verify:verify",
@@ -69,7 +69,7 @@ JOBS = {
     ),
     "vocabulary": Job(
         "a WordPiece vocabulary of a corpus, for an encoder that starts from nothing",
-        "data_pipeline.wordpiece:VocabularyConfig",
+        "data_pipeline.settings:VocabularyConfig",
         "data_pipeline.wordpiece:check",
         "data_pipeline.wordpiece:run",
     ),
@@ -91,7 +91,7 @@ JOBS = {
     ),
     "augment": Job(
         "variants of a task's training texts, for a teacher to label",
-        "data_pipeline.augment:AugmentConfig",
+        "data_pipeline.settings:AugmentConfig",
         "distill.checks:check_augment",
         "distill.augment:run",
         parallel=True,

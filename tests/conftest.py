@@ -8,9 +8,8 @@ import torch
 from hypothesis import settings
 
 from data_pipeline import pregenerate
-from data_pipeline.corpus import CorpusConfig
 from data_pipeline.grammar import write_task
-from data_pipeline.packing import PackingConfig
+from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig
 from tests.helpers import tiny_tokens, write_documents
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +89,7 @@ def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: str, tiny_tokenizer: str) -> str:
     """The shards/ folder made of the tiny corpus: rows of at most 32 tokens, several shards."""
-    config = pregenerate.PregenerateConfig(
+    config = PregenerateConfig(
         corpus=CorpusConfig(files=[tiny_corpus]),
         tokenizer=tiny_tokenizer,
         packing=PackingConfig(max_length=32),

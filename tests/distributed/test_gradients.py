@@ -12,8 +12,9 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 
+from data_pipeline.settings import TaskConfig
 from data_pipeline.stream import CorpusReader
-from data_pipeline.tasks import TaskConfig, encode_split
+from data_pipeline.tasks import encode_split
 from data_pipeline.vocabulary import load_vocabulary
 from distill.attention import install
 from distill.encoders import Teacher, build_classifier, read_config, save_model, student_shape

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import distill.general
 import distill.task
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import TaskConfig
 from distill import checkpoints
 from distill.checkpoints import RECORD as RECORD_FILE
 from distill.checkpoints import checksum

@@ -19,7 +19,8 @@ import yaml
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from benchmarks import export as benchmark
-from data_pipeline.tasks import TaskConfig, encode_split, read_examples
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import encode_split, read_examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import export, onnx_runtime
 from distill.measure import predict as logits_of

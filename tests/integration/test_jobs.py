@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from data_pipeline.grammar import NEGATIVE, POSITIVE
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import TaskConfig
 from distill.settings import (
     EvaluateConfig,
     FinetuneConfig,

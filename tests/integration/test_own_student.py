@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import TaskConfig
 from data_pipeline.vocabulary import copy_tokenizer
 from distill.encoders import Batch, Signal
 from distill.objective import Objective, count

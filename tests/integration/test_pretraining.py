@@ -13,15 +13,17 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.corpus import CorpusConfig
-from data_pipeline.masking import MaskingConfig
-from data_pipeline.noise import NoiseConfig
-from data_pipeline.packing import PackingConfig
-from data_pipeline.pregenerate import PregenerateConfig
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import (
+    AugmentConfig,
+    CorpusConfig,
+    MaskingConfig,
+    NoiseConfig,
+    PackingConfig,
+    PregenerateConfig,
+    TaskConfig,
+    VocabularyConfig,
+)
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
-from data_pipeline.wordpiece import VocabularyConfig
 from distill.preemption import Stopped
 from distill.settings import (
     FinetuneConfig,

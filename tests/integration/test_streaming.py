@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import pregenerate
-from data_pipeline.corpus import CorpusConfig
-from data_pipeline.packing import PackingConfig
+from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig
 from data_pipeline.store import ShardFolder
 from tests.helpers import write_documents
 
@@ -49,7 +48,7 @@ def general(folder: Path, teacher: str, *words: str) -> subprocess.CompletedProc
 
 
 def test_a_mixture_with_damage_is_trained_on_and_told(tmp_path, tiny_model, tiny_tokenizer, damaged):
-    other = pregenerate.PregenerateConfig(
+    other = PregenerateConfig(
         corpus=CorpusConfig([str(write_documents(tmp_path / "other.txt", 20, seed=7))]),
         tokenizer=tiny_tokenizer,
         packing=PackingConfig(method="full", max_length=24),

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from data_pipeline.grammar import write_task
-from data_pipeline.tasks import TaskConfig, encode_split, read_examples
+from data_pipeline.settings import TaskConfig, WordsConfig
+from data_pipeline.tasks import encode_split, read_examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
-from data_pipeline.words import WordsConfig
 from distill.measure import predict
 from distill.outputs import splits
 from distill.preemption import Stopped

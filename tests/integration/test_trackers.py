@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import TaskConfig
 from distill.settings import FinetuneConfig, ObjectiveConfig, RecordConfig, StageConfig
 from distill.trackers import check_trackers, tracked
 from launcher.cli import main

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.corpus import CorpusConfig
-from data_pipeline.packing import PackingConfig
-from data_pipeline.pregenerate import PregenerateConfig
+from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig
 from distill.report import ReportConfig
 from distill.run_folder import held
 from launcher.api import job_of, run

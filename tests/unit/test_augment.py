@@ -13,7 +13,6 @@ from tokenizers.processors import RobertaProcessing
 from transformers import AutoModelForMaskedLM, BertConfig, RobertaConfig
 
 from data_pipeline.augment import (
-    AugmentConfig,
     Word,
     begin_pieces,
     cased,
@@ -23,7 +22,8 @@ from data_pipeline.augment import (
     words_of,
     write_piece,
 )
-from data_pipeline.noise import NoiseConfig, Tagged, jieba_tags, noisy_variants, textblob_tags, words_by_tag
+from data_pipeline.noise import Tagged, jieba_tags, noisy_variants, textblob_tags, words_by_tag
+from data_pipeline.settings import AugmentConfig, NoiseConfig
 from data_pipeline.tasks import Examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import candidates

@@ -13,14 +13,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.corpus import CorpusConfig
-from data_pipeline.noise import NoiseConfig
-from data_pipeline.packing import MaskingConfig, PackingConfig
-from data_pipeline.pregenerate import PregenerateConfig
-from data_pipeline.tasks import TaskConfig
-from data_pipeline.wordpiece import VocabularyConfig
-from data_pipeline.words import WordsConfig
+from data_pipeline.settings import (
+    AugmentConfig,
+    CorpusConfig,
+    MaskingConfig,
+    NoiseConfig,
+    PackingConfig,
+    PregenerateConfig,
+    TaskConfig,
+    VocabularyConfig,
+    WordsConfig,
+)
 from distill.report import ReportConfig
 from distill.settings import (
     EvaluateConfig,
@@ -181,7 +184,8 @@ with contextlib.redirect_stdout(io.StringIO()):
     for place in ("local", "node", "slurm", "ray"):
         arguments = ["--teacher.path", "x", "--shards", "y", "--on", place, "--dry-run"]
         assert cli.main(["general", *arguments]) == 0
-print(*sorted({"torch", "transformers", "deepspeed", "datasets", "ray", "sklearn"} & set(sys.modules)))
+heavy = {"torch", "transformers", "deepspeed", "datasets", "ray", "sklearn", "numpy", "tokenizers"}
+print(*sorted(heavy & set(sys.modules)))
 """
     assert python(program).split() == []
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.corpus import CorpusConfig, check_corpus, read_documents, split_sentences
+from data_pipeline.corpus import check_corpus, read_documents, split_sentences
+from data_pipeline.settings import CorpusConfig
 
 DOCUMENTS = [["A first sentence.", "A second one!"], ["Another document?", "It ends."]]
 

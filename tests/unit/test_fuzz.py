@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import fuzz
 from benchmarks.fuzz_changes import BOMB
-from data_pipeline.tasks import TaskConfig, read_examples
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import read_examples
 from data_pipeline.untrusted import LONGEST_MESSAGE, LONGEST_ROW, one_line
 from distill import predict
 from distill.settings import PredictConfig

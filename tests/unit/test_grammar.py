@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.grammar import LABELS, NEGATIONS, NEGATIVE, POSITIVE, make_sentence, write_task
-from data_pipeline.tasks import TaskConfig, read_examples
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import read_examples
 
 CLAUSE = re.compile(r"the \w+ was [\w ]+?(?= ,|$)")
 

@@ -32,7 +32,7 @@ RULES = (
     Rule("distill/*", never=("tune", "launcher", "ray")),
     Rule("tune/*", never=("launcher",)),
     Rule("launcher/*", never=("torch",), but=("launcher/rank.py",)),
-    Rule("*/settings.py", never=("torch", "transformers", "deepspeed")),
+    Rule("*/settings.py", never=("torch", "transformers", "deepspeed", "numpy", "tokenizers")),
     Rule("*", never=("ray",), but=("tune/*", "launcher/ray_driver.py")),
     Rule("*", never=("deepspeed",), but=("distill/engine.py",)),
     Rule("*", never=("apex",), but=("distill/fused.py",)),

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, models
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from data_pipeline.masking import DynamicMasking, MaskingConfig, continuing
+from data_pipeline.masking import DynamicMasking, continuing
+from data_pipeline.settings import MaskingConfig
 from data_pipeline.vocabulary import load_vocabulary
 from distill.accounting import model_cost
 from distill.attention import install

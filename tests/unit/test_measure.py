@@ -8,7 +8,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from data_pipeline.tasks import Encoded, TaskConfig, encode_split
+from data_pipeline.settings import TaskConfig
+from data_pipeline.tasks import Encoded, encode_split
 from data_pipeline.vocabulary import load_vocabulary
 from distill.encoders import build_classifier, model_inputs, read_config
 from distill.measure import latencies, parameter_count, predict, task_metrics

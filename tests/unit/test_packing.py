@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.masking import MaskingConfig, mask
-from data_pipeline.packing import PackingConfig, Row, pack
+from data_pipeline.masking import mask
+from data_pipeline.packing import Row, pack
+from data_pipeline.settings import MaskingConfig, PackingConfig
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 
 CLS, SEP = 2, 3

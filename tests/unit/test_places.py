@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_pipeline.pregenerate import PregenerateConfig
+from data_pipeline.settings import PregenerateConfig
 from distill import preemption
 from distill.preemption import EXIT_CODE
 from launcher import cli, jobs, local, node, rank, ray_place, slurm, submitted

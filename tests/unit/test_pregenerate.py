@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from data_pipeline import pregenerate
-from data_pipeline.corpus import CorpusConfig, read_documents
-from data_pipeline.masking import MaskingConfig, mask
-from data_pipeline.packing import PackingConfig, Row, pack
-from data_pipeline.pregenerate import PregenerateConfig, check, run
+from data_pipeline.corpus import read_documents
+from data_pipeline.masking import mask
+from data_pipeline.packing import Row, pack
+from data_pipeline.pregenerate import check, run
+from data_pipeline.settings import CorpusConfig, MaskingConfig, PackingConfig, PregenerateConfig
 from data_pipeline.shards import write_shard
 from data_pipeline.store import ShardFolder
 from data_pipeline.tokenising import CONTINUES

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline import readers
-from data_pipeline.corpus import CorpusConfig, corpus_pieces, read_documents
+from data_pipeline.corpus import corpus_pieces, read_documents
+from data_pipeline.settings import CorpusConfig
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import TaskConfig
 from distill.charts import LIMIT, confusion_chart, down_sample, linear_axis, log_axis, standalone
 from distill.disagreements import MOST, write_disagreements
 from distill.recorded_run import read_metrics, read_run

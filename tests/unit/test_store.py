@@ -10,8 +10,9 @@ from aiohttp import web
 
 from data_pipeline import store
 from data_pipeline.packing import Row
-from data_pipeline.store import BlockCache, ShardFolder, StoreConfig
-from data_pipeline.stream import CorpusReader, StreamConfig
+from data_pipeline.settings import StoreConfig, StreamConfig
+from data_pipeline.store import BlockCache, ShardFolder
+from data_pipeline.stream import CorpusReader
 from tests.helpers import write_shards
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from data_pipeline import order
 from data_pipeline.packing import Row
+from data_pipeline.settings import StreamConfig
 from data_pipeline.shards import Rows
 from data_pipeline.store import ShardFolder
-from data_pipeline.stream import CorpusReader, Damage, StreamConfig, apportion
+from data_pipeline.stream import CorpusReader, Damage, apportion
 from tests.helpers import change_manifest, write_shards
 
 SIZES = [5, 9, 1, 14, 8, 3, 12]  # rows of each block: 52

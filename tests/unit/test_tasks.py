@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import (
     Examples,
-    TaskConfig,
     bucketed_steps,
     check_labels,
     encode_split,

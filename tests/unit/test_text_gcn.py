@@ -7,7 +7,7 @@ from math import log
 import numpy as np
 import pytest
 
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import TaskConfig
 from distill.settings import TextGcnConfig
 from distill.text_gcn import graph, mutual_information, run
 

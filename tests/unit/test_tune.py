@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.tasks import TaskConfig
+from data_pipeline.settings import TaskConfig
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
 from launcher import runs
 from launcher.settings import from_yaml, parse, to_yaml

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from data_pipeline.settings import WordsConfig
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors, fasttext_hash, read_vectors, train_vectors
-from data_pipeline.words import SPECIAL, WordsConfig, build_tokenizer, known_words, write_vocabulary
+from data_pipeline.words import SPECIAL, build_tokenizer, known_words, write_vocabulary
 from distill.student import table, teacher_vectors, whole_words
 
 WORDS = ["soup", "waiter", "café", "n't"]
