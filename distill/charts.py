@@ -71,8 +71,7 @@ def linear_axis(title: str, values: Sequence[float], count: int = 5, snug: bool 
     if 0 <= lo < 0.4 * hi:
         lo = 0.0  # the base line is worth its room
     if hi - lo <= 1e-9 * max(abs(hi), abs(lo)):
-        margin = 0.1 * abs(hi) or 1.0
-        lo, hi = lo - margin, hi + margin
+        lo, hi = (min(lo, 0.0), max(hi, 0.0)) if hi else (-1.0, 1.0)  # of one value, no room above 100 %
     rough = (hi - lo) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,19 +41,27 @@ def read_run(path: Path, name: str, with_parts: bool = True) -> RecordedRun:
     """A run folder and the runs inside it."""
     files = [path / n for n in ("summary.json", "metrics.jsonl", "config.yaml", "command.txt")]
     date = max((f.stat().st_mtime for f in files if f.is_file()), default=path.stat().st_mtime)
+    summary = _read_json(path / "summary.json")
     metrics, notes = read_metrics(path / "metrics.jsonl")
     return RecordedRun(
         name=name,
-        summary=_read_json(path / "summary.json"),
+        summary=summary,
         metrics=metrics,
         config=_read_text(path / "config.yaml"),
         command=_read_text(path / "command.txt").strip(),
         versions=_read_json(path / "versions.json") or {},
-        written=datetime.fromtimestamp(date, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        written=_finished(summary or {}, datetime.fromtimestamp(date, UTC)),
         notes=notes,
         disagreements=_read_json(path / "disagreements.json") or {},
         parts=[read_run(p, p.name, False) for p in parts_of(path)] if with_parts else [],
     )
+
+
+def _finished(summary: Row, written: datetime) -> str:
+    """When a run ended, or where its summary does not say, when its files were written."""
+    with suppress(ValueError):
+        written = datetime.fromisoformat(str(summary.get("finished"))).astimezone(UTC)
+    return written.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def read_metrics(path: Path) -> tuple[list[Row], list[str]]:

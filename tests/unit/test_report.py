@@ -228,6 +228,19 @@ def test_axes_hold_their_values(values: list[float]) -> None:
         assert 2 <= len(axis.ticks) <= 12
 
 
+@pytest.mark.parametrize(
+    ("value", "ends"), [(100.0, (0, 100)), (94.6, (0, 100)), (-3.0, (-3, 0)), (0.0, (-1, 1))]
+)
+def test_an_axis_of_one_value_shows_no_accuracy_above_100(value, ends):
+    axis = linear_axis("", [value])
+    assert (axis.lo, axis.hi) == pytest.approx(ends)
+
+
+def test_a_run_that_was_copied_ended_when_its_summary_says(tmp_path):
+    write_run(tmp_path / "run", [], finished="2026-01-02T03:04:05+00:00")
+    assert read_run(tmp_path / "run", "run").written == "2026-01-02 03:04 UTC"
+
+
 # ---- by class
 
 
