@@ -1,14 +1,16 @@
 """Fixtures of every test: a tiny model, corpus, task and shards, made on the fly from seeds."""
 
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
 from data_pipeline import pregenerate
-from data_pipeline.grammar import write_task
+from data_pipeline.grammar import NEGATIVE, POSITIVE, THINGS, write_task
 from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig
 from tests.helpers import tiny_tokens, write_documents
 
@@ -84,6 +86,49 @@ def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("task")
     write_task(folder, train=200, dev=64, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_search(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: str) -> dict[str, Any]:
+    """A search over CNNs that learn from labels which words are kind; dev is measured every 4th step."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from data_pipeline.vocabulary import copy_tokenizer
+
+    task, rng = tmp_path_factory.mktemp("task"), random.Random(0)
+    for split, count in (("train", 200), ("dev", 64)):
+        lines = ["sentence\tlabel"]
+        for number in range(count):
+            words, label = ((POSITIVE, "positive"), (NEGATIVE, "negative"))[number % 2]
+            lines.append(f"the {rng.choice(THINGS)} was {rng.choice(words)} .\t{label}")
+        (task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    teacher = tmp_path_factory.mktemp("teacher")
+    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(
+        BertConfig(vocab_size=len(tiny_tokens()), initializer_range=0.5, **shape, **names)
+    ).save_pretrained(teacher)
+    copy_tokenizer(tiny_tokenizer, teacher)
+    return {
+        "base": {
+            "teacher": {"path": str(teacher)},
+            "task": {
+                "train": str(task / "train.tsv"),
+                "dev": str(task / "dev.tsv"),
+                "max_length": 32,
+            },
+            "student": {"kind": "cnn", "words": {"size": 8}},
+            "prediction": {
+                "epochs": 2,
+                "batch_size": 8,
+                "objective": {"logits": 0, "labels": 1.0},
+                "optimizer": {"lr": 1e-3},
+                "evaluate_every": 4,
+            },
+            "record": {"save_every": 4, "log_every": 1},
+        },
+        "workers": {"concurrent": 1},
+    }
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ class WorkersConfig:
 
     Args:
         processes: Processes of each trial, on as many nodes as it takes.
+        spread: Whether they lie on different nodes as far as may be; else close together.
         cpus: CPUs of each process.
         gpus: GPUs of each process.
         concurrent: Trials at once at most; 0 is as many as the cluster holds.
@@ -58,6 +59,7 @@ class WorkersConfig:
     """
 
     processes: int = 1
+    spread: bool = False
     cpus: int = 1
     gpus: float = 0.0
     concurrent: int = 0

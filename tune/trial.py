@@ -76,8 +76,8 @@ trial.__mixins__ = (_Leaving,)  # type: ignore[attr-defined]  # Ray Tune's name 
 
 def train_in(jobs: Jobs, place: dict[str, str], workers: WorkersConfig, *callbacks: Any) -> None:
     """Run a job in a begun folder as the search's workers."""
-    spread = False  # they lie close together
-    train(jobs.rank, place, workers.processes, each(workers), workers.retries, spread, callbacks)
+    retries, spread = workers.retries, workers.spread
+    train(jobs.rank, place, workers.processes, each(workers), retries, spread, callbacks)
 
 
 def each(workers: WorkersConfig) -> dict[str, float]:

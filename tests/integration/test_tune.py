@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -15,13 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import BertConfig, BertForSequenceClassification
 
-from data_pipeline.grammar import NEGATIVE, POSITIVE, THINGS
-from data_pipeline.vocabulary import copy_tokenizer
 from launcher import jobs
 from launcher.settings import from_yaml, to_yaml
-from tests.helpers import tiny_tokens
 from tests.processes import ROOT
 
 slow = pytest.mark.slow  # Ray's start, and six processes for every trial
@@ -29,45 +24,6 @@ SECONDS = 900  # until a test gives up; none is judged by its time
 COMMAND = [sys.executable, "-m", "launcher.cli", "tune"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
 ENVIRONMENT.pop("RAY_ADDRESS", None)
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory, tiny_tokenizer: str) -> dict[str, Any]:
-    """A search over CNNs that learn from labels which words are kind; dev is measured every 4th step."""
-    task, rng = tmp_path_factory.mktemp("task"), random.Random(0)
-    for split, count in (("train", 200), ("dev", 64)):
-        lines = ["sentence\tlabel"]
-        for number in range(count):
-            words, label = ((POSITIVE, "positive"), (NEGATIVE, "negative"))[number % 2]
-            lines.append(f"the {rng.choice(THINGS)} was {rng.choice(words)} .\t{label}")
-        (task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    teacher = tmp_path_factory.mktemp("teacher")
-    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForSequenceClassification(
-        BertConfig(vocab_size=len(tiny_tokens()), initializer_range=0.5, **shape, **names)
-    ).save_pretrained(teacher)
-    copy_tokenizer(tiny_tokenizer, teacher)
-    return {
-        "base": {
-            "teacher": {"path": str(teacher)},
-            "task": {
-                "train": str(task / "train.tsv"),
-                "dev": str(task / "dev.tsv"),
-                "max_length": 32,
-            },
-            "student": {"kind": "cnn", "words": {"size": 8}},
-            "prediction": {
-                "epochs": 2,
-                "batch_size": 8,
-                "objective": {"logits": 0, "labels": 1.0},
-                "optimizer": {"lr": 1e-3},
-                "evaluate_every": 4,
-            },
-            "record": {"save_every": 4, "log_every": 1},
-        },
-        "workers": {"concurrent": 1},
-    }
 
 
 @pytest.fixture
@@ -123,26 +79,26 @@ def drivers(run: Path) -> list[int]:
     ]
 
 
-def test_a_search_is_refused_where_no_candidate_can_be_trained(recipe):
+def test_a_search_is_refused_where_no_candidate_can_be_trained(tiny_search):
     """The base has more layers than the teacher, which matters where a candidate is a transformer."""
-    content = {**recipe, "base": {**recipe["base"], "student": {"layers": 9}}}
+    content = {**tiny_search, "base": {**tiny_search["base"], "student": {"layers": 9}}}
     for kinds, said in ((["transformer", "cnn"], ""), (["transformer"], "student.layers: 9")):
         config = from_yaml("tune", yaml.safe_dump({**content, "space": {"student.kind": kinds}}))
         with pytest.raises(ValueError, match=said) if said else nullcontext():
             jobs.check("tune", config, 1)
-    content["base"]["task"] = {**recipe["base"]["task"], "dev": "nowhere.tsv"}
+    content["base"]["task"] = {**tiny_search["base"]["task"], "dev": "nowhere.tsv"}
     config = from_yaml("tune", yaml.safe_dump({**content, "space": {"student.kind": ["cnn"]}}))
     with pytest.raises(ValueError, match=r"nowhere\.tsv"):
         jobs.check("tune", config, 1)
 
 
 @slow
-def test_a_budget_and_a_kill(tmp_path, recipe, start):
+def test_a_budget_and_a_kill(tmp_path, tiny_search, start):
     """Half of the candidates are too large and train no step; the rest survive a kill of the search."""
     config = tmp_path / "search.yaml"
     space = {"student.kind": ["cnn", "bilstm"], "prediction.optimizer.lr": [1e-3, 1e-2]}
     config.write_text(
-        yaml.safe_dump({**recipe, "space": space, "budget": {"parameters": 500_000}}, sort_keys=False)
+        yaml.safe_dump({**tiny_search, "space": space, "budget": {"parameters": 500_000}}, sort_keys=False)
     )
     run = tmp_path / "run"
     first = start(run, f"--config={config}")
@@ -175,18 +131,18 @@ def test_a_budget_and_a_kill(tmp_path, recipe, start):
 
 
 @slow
-def test_trials_that_are_stopped_or_fail(tmp_path, recipe, start):
+def test_trials_that_are_stopped_or_fail(tmp_path, tiny_search, start):
     """Two processes each: a rate that can't learn is stopped, one that breaks fails and is told."""
     config = tmp_path / "search.yaml"
     space = {"prediction.optimizer.lr": [1e-2, 1e-9, 1e30]}
     scheduler = {"name": "asha", "grace": 0.1, "reduction": 2}
     each = {"processes": 2, "concurrent": 1, "retries": 0}
     prediction = {
-        **recipe["base"]["prediction"],
+        **tiny_search["base"]["prediction"],
         "epochs": 8,
         "evaluate_every": 20,
     }  # time to be stopped in
-    base = {**recipe["base"], "prediction": prediction}
+    base = {**tiny_search["base"], "prediction": prediction}
     seed = 5  # whose order is that of the space: the first, with nothing to compare with, goes on
     more = {"base": base, "space": space, "scheduler": scheduler, "workers": each, "seed": seed}
     config.write_text(yaml.safe_dump(more))
@@ -205,12 +161,12 @@ def test_trials_that_are_stopped_or_fail(tmp_path, recipe, start):
 
 
 @slow
-def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, recipe, start):
+def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, tiny_search, start):
     """Its candidates are measured while the search goes on; the recipe of the best is a run of task."""
     config = tmp_path / "search.yaml"
     space = {"student.words.size": {"low": 2, "high": 16}}
     more = {"search": "optuna", "trials": 2, "minimise": "parameters", "space": space}
-    config.write_text(yaml.safe_dump({**recipe, **more}))
+    config.write_text(yaml.safe_dump({**tiny_search, **more}))
     run, again = tmp_path / "run", tmp_path / "again"
     found = finish(start(run, f"--config={config}", "--on=ray"), run)
     trials = found["search"]["trials"]
