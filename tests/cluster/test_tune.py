@@ -14,7 +14,7 @@ import yaml
 
 from tests.cluster.conftest import ROOT, Slurm, lines, wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]  # minutes, of which .ci/run has none left
 Places = list[tuple[str, str]]  # of the ranks: node, and the process there
 
 
