@@ -6,8 +6,7 @@ A general distillation of tiny models on two processes is run once undisturbed. 
 fault befalls it at a moment drawn from the seed, and the same command with --resume is given until it ends
 well. What came out is compared: a step that its record lacks is lost, one that it has twice is repeated,
 and weights or losses other than the undisturbed run's are wrong. Where storage fails, the shards lie
-behind HTTP; where a network does, each process has a node (a network namespace, which root on Linux can
-make).
+behind HTTP.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
-from benchmarks.bad_networks import failing_storage, has_namespaces, on_two_nodes, plug, reset, two_nodes
+from benchmarks.bad_storage import failing_storage
 from benchmarks.record import print_table, write_record
 from benchmarks.startup import COMMAND, SETTINGS, make_input
 
@@ -40,8 +38,6 @@ LARGEST_FILE = 50_000  # bytes: less than a checkpoint, more than metrics and wh
 PATIENCE = 600  # seconds after which a command hangs
 ATTEMPTS = 12  # of --resume, a few seconds apart: what a dead launcher left behind ends first
 SETTINGS_HERE = [*SETTINGS, "--student.dropout=0.1", f"--record.save_every={SAVE_EVERY}"]
-NODES = (f"faults-{os.getpid()}-0", f"faults-{os.getpid()}-1")
-SHORT = 10  # seconds of engine.patience where a network is lost
 ROUNDING = 1e-6  # of weights: sums over processes may be taken in another order
 
 
@@ -55,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error("--runs: give 1 or more")
-    kinds = [*FAULTS] if has_namespaces() else [kind for kind in FAULTS if kind not in OF_NETWORKS]
+    kinds = list(FAULTS)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -201,21 +197,6 @@ def exhaust_memory(process: subprocess.Popen[bytes], run: Path, rng: random.Rand
     return bool(found)
 
 
-def lose_network(node: str, process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
-    """Between two nodes nothing arrives any more, until the run has ended."""
-    plug(node, "down")
-    with contextlib.suppress(subprocess.TimeoutExpired):  # who waits next sees it again
-        process.wait(PATIENCE)
-    plug(node, "up")
-    return True
-
-
-def close_connections(node: str, process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
-    """A node's connections end under those who use them."""
-    reset(node)
-    return True
-
-
 def limit(process: int, kind: int, value: int) -> None:
     """Set a limit of another process, if it is still there."""
     with contextlib.suppress(ProcessLookupError):
@@ -235,11 +216,8 @@ FAULTS: dict[str, Fault] = {
     "disk full": fill_disk,
     "memory exhausted": exhaust_memory,
     "storage failing": lambda *_: True,  # by itself
-    "network lost": partial(lose_network, NODES[1]),
-    "connections closed": partial(close_connections, NODES[1]),
 }
 OF_CHECKPOINTS = ("checkpoint damaged", "checkpoint cut")  # come when there are two
-OF_NETWORKS = ("network lost", "connections closed")
 
 
 # --------------------------------------------------------------------------------------- one run
@@ -273,10 +251,6 @@ def surroundings(
     if kind == "storage failing":
         with failing_storage(folder / "corpus" / "shards", rng) as (url, failed):
             yield [*command, f"--shards={url}", "--stream.store.cache=null"], failed
-    elif kind in OF_NETWORKS:
-        words = [*command[len(COMMAND) :], f"--engine.patience={SHORT}"]
-        with two_nodes(*NODES):
-            yield on_two_nodes(NODES, words), None
     else:
         yield command, None
 
