@@ -103,7 +103,7 @@ CONFIGS = {
         minimise="flops",
         budget=BudgetConfig(parameters=9, latency_ms=0.5),
         scheduler=SchedulerConfig("asha", 0.1, 3.0),
-        workers=WorkersConfig(2, 3, 0.5, 4, 0),
+        workers=WorkersConfig(2, True, 3, 0.5, 4, 0),
         seed=7,
     ),
     "textgcn": TextGcnConfig(task=TASK, window=5),
