@@ -45,13 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Cause faults, print a table, write the record; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then begin no further run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error("--runs: give 1 or more")
-    kinds = list(FAULTS)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,9 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         seconds = undisturbed(command, folder)
         found = []
         for number in range(options.runs):
-            if time.monotonic() - begun > 60 * options.minutes:
+            if found and time.monotonic() - begun > 60 * options.minutes:
                 break
-            kind = kinds[number % len(kinds)]
+            kind = list(FAULTS)[number % len(FAULTS)]
             rng = random.Random(f"{options.seed} {number}")
             found.append(disturbed(command, folder, f"run{number}", kind, seconds, rng))
             print(f"{number + 1}/{options.runs} {found[-1]}", file=sys.stderr, flush=True)

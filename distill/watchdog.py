@@ -90,10 +90,7 @@ class Watchdog:
                     first = self._store.add(f"{self._prefix}/told", 1) == 1
                     self.end(f"{missing}, {stood:.0f} s after the others" if first else "")
                     return
-            except (
-                RuntimeError,
-                TimeoutError,
-            ) as error:  # of the store: its process has ended, or stands still
+            except (RuntimeError, TimeoutError) as error:  # the store's process has ended, or stands still
                 if stood >= self.patience and not self._closed.is_set():
                     reason = " ".join(str(error).split())[:200]
                     self.end(f"no step for {stood:.0f} s, and rank 0's node does not answer ({reason})")

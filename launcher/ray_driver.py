@@ -114,9 +114,8 @@ def rank(place: dict[str, str]) -> None:
         if done < 1:  # the last one is told when all has been written
             ray.train.report({share: done, **scores})
 
-    if (
-        first() or not jobs.JOBS[place["job"]].steps
-    ):  # a step's votes are summed, pieces are each rank's own
+    # A step's votes are summed, so one rank's is enough; pieces are each rank's own.
+    if first() or not jobs.JOBS[place["job"]].steps:
         preemption.watch(run / STOP)
     try:
         _run_here(place["job"], run, **({"on_measure": report} if share else {}))
