@@ -29,7 +29,7 @@ setup(
         "tokenizers",
         "datasets",
         "webdataset>=1.0",
-        "jsonargparse[signatures]>=4.50",
+        "jsonargparse[shtab,signatures]>=4.50",
         "numpy",
         "safetensors",
         "scikit-learn",

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from data_pipeline.corpus import SLACK, CorpusPiece, check_corpus, corpus_pieces
 from data_pipeline.packing import Document, pack
+from data_pipeline.progress import Progress
 from data_pipeline.settings import PackingConfig, PregenerateConfig
 from data_pipeline.shards import (
     VERSION,
@@ -47,6 +47,7 @@ from data_pipeline.whole import beside, write_whole
 BATCH_SENTENCES = 2_000
 LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
 RECORDS = "pieces"
+MB = 1_000_000
 
 
 def check(config: PregenerateConfig) -> None:
@@ -181,27 +182,27 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """A bar over the corpus's bytes; yields the counter, shared by processes, that moves it."""
+    """Progress over the corpus's bytes; yields the counter, shared by processes, that moves it."""
     done = multiprocessing.get_context("spawn").Value("q", 0)
-    usual = Progress.get_default_columns()
-    with Progress(*usual, "{task.fields[rate]}", transient=True, refresh_per_second=4) as bar:
-        task = bar.add_task("pregenerate", total=total or None, rate="")
-        stop = _watch(bar, task, done)
+    with Progress("pregenerate", round(total / MB), unit="MB") as progress:
+        stop = _watch(progress, done)
         try:
             yield done
         finally:
             stop()
+            progress.reach(round(done.value / MB))
 
 
-def _watch(bar: Progress, task: Any, done: Any) -> Callable[[], None]:
-    """Move the bar as the counter moves; returns what ends that."""
+def _watch(progress: Progress, done: Any) -> Callable[[], None]:
+    """Move it as the counter moves; returns what ends that."""
     ended = threading.Event()
     started = time.monotonic()
 
     def watch() -> None:
         while not ended.wait(0.5):
-            speed = done.value / (time.monotonic() - started) / 1e6
-            bar.update(task, completed=done.value, rate=f"{speed:.1f} MB/s")
+            speed = done.value / MB / (time.monotonic() - started)
+            progress.describe(f"{speed:.1f} MB/s", {"mb_per_s": round(speed, 2)})
+            progress.reach(round(done.value / MB))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -7,6 +7,9 @@ from typing import Literal
 
 Unit = Literal["token", "word", "chinese_word"]
 
+ProgressMode = Literal["auto", "lines", "json", "none"]
+PROGRESS = "DISTILLERY_PROGRESS"  # holds one of them: an environment reaches every process of a run
+
 Metric = Literal["accuracy", "f1", "f1_micro", "f1_macro", "matthews", "pearson_spearman"]
 
 # What may select the best checkpoint; the first does where none is given.

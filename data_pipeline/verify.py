@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from data_pipeline.progress import tracked
 from data_pipeline.store import ShardFolder
 
 BINS = 16
@@ -22,7 +22,7 @@ def verify(path: str) -> int:
     manifest = folder.manifest
     lengths: Counter[int] = Counter()
     faults = list(_shard_faults(folder))
-    for number in track(range(len(manifest.blocks)), "blocks", transient=True):
+    for number in tracked(range(len(manifest.blocks)), "blocks", "block"):
         try:
             rows = folder.block(number)
         except ValueError as error:
@@ -45,7 +45,7 @@ def verify(path: str) -> int:
 
 def _shard_faults(folder: ShardFolder) -> Iterator[str]:
     """Yield what is wrong with whole files: a damaged tar header harms no row, but other readers."""
-    for shard, expected in track(folder.manifest.checksums.items(), "shards", transient=True):
+    for shard, expected in tracked(list(folder.manifest.checksums.items()), "shards", "shard"):
         try:
             if folder.sha256(shard) != expected:
                 yield f"shards: {folder.folder}/{shard}: the file's checksum differs"

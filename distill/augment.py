@@ -18,6 +18,7 @@ import torch
 from data_pipeline import augment as files
 from data_pipeline.augment import Word, replaced_variants, words_of
 from data_pipeline.noise import noisy_variants, tagger, words_by_tag
+from data_pipeline.progress import Progress
 from data_pipeline.settings import AugmentConfig
 from data_pipeline.tasks import Examples, encode
 from data_pipeline.vocabulary import load_vocabulary
@@ -28,7 +29,6 @@ from distill.measure import own_predictions
 from distill.model_facts import model_config, positions
 from distill.outputs import examples_fingerprint, teacher_fingerprint
 from distill.preemption import Stopped, asked
-from distill.progress import TrainingProgress
 from distill.settings import TeacherConfig
 
 Texts = list[tuple[str, list[int]]]  # a text, and what its draws are a function of
@@ -49,7 +49,7 @@ def run(config: AugmentConfig, folder: Path) -> dict[str, Any]:
     barrier()  # so that all deal the same ones out
     mine = missing[rank() :: world_size()]
     stopped = False
-    with TrainingProgress("augment", 0, len(mine), show=rank() == 0) as progress:
+    with Progress("augment", len(mine), unit="piece", show=rank() == 0) as progress:
         for number in mine:
             if stopped := asked():
                 break

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_pipeline.progress import Progress
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Encoded, encode, label_set, read_examples, read_targets
 from data_pipeline.vocabulary import load_vocabulary
@@ -20,7 +21,6 @@ from distill.measure import dev_scores, predict
 from distill.model_facts import model_config, own_labels
 from distill.outputs import Split, splits
 from distill.preemption import Stopped, asked
-from distill.progress import TrainingProgress
 from distill.settings import LabelConfig, TeacherConfig
 
 
@@ -64,7 +64,7 @@ def write_outputs(
         begins = list(range(0, split.rows, rows_per_file))
         missing = [begin for begin in begins if not split.part(begin).is_file()]
         start = len(begins) - len(missing)
-        with TrainingProgress(f"teacher on {name}", start, len(begins), show=rank() == 0) as progress:
+        with Progress(f"teacher on {name}", len(begins), start, "file", rank() == 0) as progress:
             for begin in missing:
                 if sum_over_ranks(torch.tensor(float(asked()), device=device)):  # all end together
                     raise Stopped(f"teacher on {name}: stopped between two files, as asked")

@@ -20,12 +20,12 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_pipeline.progress import Progress
 from data_pipeline.settings import WordsConfig
 from data_pipeline.tasks import label_set, read_examples, read_targets
 from data_pipeline.words import SPECIAL, build_tokenizer
 from distill.losses import label_loss
 from distill.measure import by_class, task_metrics
-from distill.progress import TrainingProgress
 from distill.run_folder import Metrics
 from distill.settings import TextGcnConfig
 
@@ -45,7 +45,7 @@ def run(config: TextGcnConfig, folder: Path) -> dict:
     train, dev = slice(0, len(texts[0])), slice(len(texts[0]), len(texts[0]) + len(texts[1]))
     answers, metrics, chosen = torch.from_numpy(targets[0]).to(device), Metrics(folder), None
     best: dict[str, float] = {}
-    with TrainingProgress("textgcn", 0, config.epochs, show=True) as progress:
+    with Progress("textgcn", config.epochs, unit="epoch") as progress:
         for epoch in range(1, config.epochs + 1):
             model.train()
             optimizer.zero_grad()
@@ -62,7 +62,8 @@ def run(config: TextGcnConfig, folder: Path) -> dict:
             if not best or scores[task.selection] > best[task.selection]:
                 best, chosen = {**scores, "step": epoch}, logits
             progress.advance()
-            progress.describe(f"loss {loss.item():.4g}  dev {task.selection} {scores[task.selection]:.4f}")
+            on_dev = f"dev {task.selection} {scores[task.selection]:.4f}"
+            progress.describe(f"loss {loss.item():.4g}  {on_dev}", {"loss": loss.item(), **scores})
     assert chosen is not None
     nodes = {"texts": len(ids), "words": words, "edges": adjacency._nnz()}
     return {"steps": config.epochs, "best": best, "graph": nodes, **by_class(chosen, targets[1], labels)}

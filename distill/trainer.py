@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_pipeline.progress import Progress
 from data_pipeline.whole import beside
 from distill.accounting import (
     Cost,
@@ -34,7 +35,6 @@ from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
 from distill.objective import Objective, count
 from distill.part_checks import micro_batch_size
 from distill.preemption import Stopped, asked
-from distill.progress import TrainingProgress
 from distill.run_folder import Metrics
 from distill.schedule import factor
 from distill.settings import EngineConfig, RecordConfig, StageConfig
@@ -124,7 +124,7 @@ class Trainer:
             tracked(trackers, self.folder, self.name, start) as self.track,
             closing(self.watchdog),
             closing(self.checkpoints),
-            TrainingProgress(self.name, start, self.total, show=rank() == 0) as progress,
+            Progress(self.name, self.total, start, show=rank() == 0) as progress,
             profiled(self.record.profile if rank() == 0 else 0, trace) as profile_step,
         ):
             window = _Window()
@@ -141,7 +141,7 @@ class Trainer:
                     means = window.close(self.cost, self.ceiling)
                     if not math.isfinite(means["loss"]):
                         self._refuse_non_finite(done, window)
-                    progress.describe(self._log(done, means))
+                    progress.describe(self._log(done, means), means)
                     window = _Window()
 
                 # once in a while: dev
@@ -151,7 +151,7 @@ class Trainer:
                     self.watchdog.rest()
                     self._refuse_non_finite(done, window)
                 if evaluates:
-                    progress.describe(self._measure(done))
+                    progress.describe(*self._measure(done))
                     window = _Window()
 
                 # once in a while: checkpoint
@@ -254,7 +254,7 @@ class Trainer:
         every = self.stage.evaluate_every or self.source.steps_per_epoch
         return self.evaluate is not None and (done % every == 0 or done == self.total)
 
-    def _measure(self, done: int) -> str:
+    def _measure(self, done: int) -> tuple[str, dict[str, float]]:
         assert self.evaluate is not None
         self.engine.eval()
         scores = self.evaluate()
@@ -266,7 +266,7 @@ class Trainer:
                 self.on_best()
         if self.on_measure:
             self.on_measure(scores, done / self.total)
-        return "  ".join(f"dev {name} {value:.4f}" for name, value in scores.items())
+        return "  ".join(f"dev {name} {value:.4f}" for name, value in scores.items()), scores
 
     def _resume(self) -> int:
         """Load the newest checkpoint; returns the steps already done."""

@@ -175,6 +175,14 @@ JOBS = {
         folder=False,
         words="runs",
     ),
+    "completion": Job(
+        "a script that completes jobs and settings in bash, zsh or tcsh",
+        "launcher.completion:CompletionConfig",
+        "",
+        "launcher.completion:run",
+        folder=False,
+        words="shell",
+    ),
 }
 
 

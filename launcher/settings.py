@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
+from data_pipeline.settings import ProgressMode
 from distill.custom import name_of
 from launcher.jobs import JOBS, load
 from launcher.places import PLACES
@@ -55,6 +56,7 @@ class Launch:
     address: str = ""
     storage: str = ""
     max_failures: int = 3
+    progress: ProgressMode = "auto"
     resume: bool = False
     dry_run: bool = False
 
@@ -75,6 +77,10 @@ OPTIONS = {
     "storage": (
         ("ray",),
         "Folder on the cluster that holds its run folders, where it has not this machine's.",
+    ),
+    "progress": (
+        ("local",),
+        "How progress is told: a bar in a terminal and lines elsewhere (auto), lines, json or none.",
     ),
     "max_failures": (("ray",), "How often lost workers are started anew, to continue."),
 }
@@ -146,8 +152,11 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     """Settings and launch options of a job. Raises ArgumentError on a wrong key or type."""
     command = parser(name)
     words = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
-    if words and JOBS[name].words:
-        arguments = [f"--{JOBS[name].words}", json.dumps(words), *arguments[len(words) :]]
+    if words and (setting := JOBS[name].words):
+        many = get_type_hints(load(JOBS[name].config))[setting] == list[str]
+        taken = words if many else words[:1]
+        value = json.dumps(taken) if many else taken[0]
+        arguments = [f"--{setting}", value, *arguments[len(taken) :]]
     values = command.parse_args(arguments)
     given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
     launch = Launch(**{"run": default_run(name), **given})

@@ -41,6 +41,7 @@ from distill.settings import (
     TextGcnConfig,
 )
 from launcher import cli, local
+from launcher.completion import CompletionConfig
 from launcher.demo import DemoConfig
 from launcher.doctor import DoctorConfig
 from launcher.jobs import JOBS, load
@@ -116,6 +117,7 @@ CONFIGS = {
     "status": StatusConfig(["a", "b c"]),
     "logs": LogsConfig(["a b"], follow=False),
     "cancel": CancelConfig(["a", "b c"]),
+    "completion": CompletionConfig("zsh"),
 }
 
 
