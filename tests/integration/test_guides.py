@@ -1,0 +1,77 @@
+"""The guides' commands, typed one after another as a reader would, on tiny models and data."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+
+from data_pipeline.vocabulary import copy_tokenizer
+from tests.helpers import tiny_tokens, write_documents
+
+ROOT = Path(__file__).parents[2]
+TYPED = ("distillery", "python", "mkdir", "echo", "export")  # other indented lines show files
+# What each guide takes for granted, and what its commands leave behind.
+GUIDES = {
+    "tour": ([], ["tour/report.html", "tour/export/model.onnx"]),
+    "own_data": ([], ["evaluate/report.html", "../labels.jsonl"]),
+    "augmentation": (["teacher/model", "general/student", "mlm/model"], ["task/student"]),
+    "tuning": (["teacher/model"], ["search/report.html", "best/student"]),
+}
+
+
+def commands(guide: str) -> str:
+    """The indented commands of a guide, a script."""
+    text = (ROOT / "docs" / f"{guide}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^    .+\n)+", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return "\n".join(line.strip() for line in lines if line.split()[0] in TYPED)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_task: Path, tiny_tokenizer: str) -> Path:
+    """A folder with TEACHER, train.tsv, dev.tsv, corpus.txt, new.txt and recipes/."""
+    for split in ("train", "dev"):
+        header, *rows = (tiny_task / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
+        assert header == "sentence\tlabel"
+        twice = [f"{text}\t{text}\t{label}" for text, label in (row.split("\t") for row in rows)]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\ttext\tlabel", *twice]) + "\n")
+    write_documents(tmp_path / "corpus.txt", 400, seed=0)  # rows for a step of 256
+    (tmp_path / "new.txt").write_text("the soup was good .\n")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    save(BertModel, tmp_path / "TEACHER", tiny_tokenizer)
+    return tmp_path
+
+
+def save(kind: type, folder: Path, tokenizer: str) -> None:
+    """A model of random weights, which a student of four layers and twelve heads can be compared with."""
+    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    shape = {"num_hidden_layers": 4, "hidden_size": 48, "num_attention_heads": 12, "intermediate_size": 64}
+    kind(BertConfig(vocab_size=len(tiny_tokens()), **shape, **names)).save_pretrained(folder)
+    copy_tokenizer(tokenizer, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_guide_can_be_followed(guide, folder, tiny_tokenizer):
+    granted, left = GUIDES[guide]
+    kinds = {"teacher": BertForSequenceClassification, "general": BertModel, "mlm": BertForMaskedLM}
+    for path in granted:
+        save(kinds[path.partition("/")[0]], folder / "runs" / path, tiny_tokenizer)
+    script = commands(guide)
+    assert script.count("distillery ") >= 2
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    words = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-exo", "pipefail", "-c", script],
+        cwd=folder,
+        env=words,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    assert [name for name in left if not (folder / "runs" / name).exists()] == []
