@@ -24,7 +24,6 @@ from typing import IO, cast
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
-from sklearn.utils.extmath import randomized_svd
 from tokenizers import Tokenizer
 
 from data_pipeline.words import SPECIAL, known_words
@@ -247,6 +246,8 @@ def train_vectors(
     Positive pointwise mutual information of words within `window` places of one sentence, contexts
     smoothed by the power 0.75, factorised; rows are U sqrt(S). The same corpus gives the same vectors.
     """
+    from sklearn.utils.extmath import randomized_svd  # a second, which every process of any job would pay
+
     words = known_words(tokenizer)
     counts = csr_matrix((len(words), len(words)), dtype=np.float64)
     for ids in _id_runs(tokenizer, documents):

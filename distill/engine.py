@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # asked for by name, it does not warn
@@ -238,8 +239,14 @@ def load_communication(root: Path) -> None:
 
 
 def extensions_folder(wanted: str | None) -> Path:
-    """A folder of our own: no other program builds there, for other versions or at the same time."""
-    name = f"distillery-python{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
+    """A folder of this Python environment's own.
+
+    No other program builds there, for other versions or at the same time; and two environments with unlike
+    paths would each take for stale what the other has built.
+    """
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    place = xxhash.xxh32_hexdigest(sys.prefix.encode())
+    name = f"distillery-{python}-torch{torch.__version__}-{place}"
     root = Path(wanted) if wanted else Path.home() / ".cache" / "torch_extensions"
     return root if root.name == name else root / name
 

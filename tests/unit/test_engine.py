@@ -33,6 +33,14 @@ def test_the_mark_of_a_killed_build_is_removed(tmp_path, built, monkeypatch):
     assert built == [[]]
 
 
+def test_each_environment_builds_in_a_folder_of_its_own(monkeypatch):
+    folder = engine.extensions_folder("/build")
+    assert folder.parent == Path("/build")
+    assert engine.extensions_folder(str(folder)) == folder  # a process started by another
+    monkeypatch.setattr(sys, "prefix", "/another/.venv")
+    assert engine.extensions_folder("/build") != folder
+
+
 def test_tools_beside_this_python_come_first_and_once():
     path = engine.tools_first("/usr/bin")
     assert path.split(":") == [str(Path(sys.executable).parent), "/usr/bin"]
