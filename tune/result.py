@@ -57,7 +57,8 @@ def _recipe(winner: Trial, record: Record) -> str:
     if f"outputs: {stored}\n" in text:
         text = text.replace(f"outputs: {stored}\n", "outputs: null\n")
         command += f" --teacher.outputs {stored}"
-    return f"# {winner.title}\n#   {command}\n{text}"
+    past = "# its last settings: it went on from other trials' checkpoints (trials.jsonl)\n"
+    return f"# {winner.title}\n{past if winner.changes else ''}#   {command}\n{text}"
 
 
 def best(finished: list[Trial]) -> Trial:
@@ -122,7 +123,7 @@ def _cost(run: Path, workers: WorkersConfig) -> dict[str, Any]:
     """What a trial took: training steps, seconds, and its processes' hours."""
     steps: dict[str, int] = {}
     seconds = 0.0
-    for row in _lines(run / "metrics.jsonl"):
+    for row in metric_lines(run / "metrics.jsonl"):
         steps[row["stage"]] = max(row["step"], steps.get(row["stage"], 0))
         seconds = max(seconds, row["time"])
     if summary := read_summary(run):
@@ -136,7 +137,7 @@ def _cost(run: Path, workers: WorkersConfig) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def metric_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, without a half-written last one."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
