@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import spearmanr
 
 from data_pipeline.settings import TaskConfig
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
@@ -30,7 +31,7 @@ from tune.handover import close, last_change, offer, take_over
 from tune.population import check_room, replaced_by
 from tune.proposals import Grid, Optuna, proposals
 from tune.record import Record, Trial
-from tune.result import best, front, result
+from tune.result import best, front, rank_correlation, result, spearman
 from tune.search import Candidates, _Past, _scheduler, _tell_past
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.shape import shape_of
@@ -298,6 +299,20 @@ def test_the_best_trials_recipe_is_a_run_of_task(tmp_path):
     assert found["search"]["best"] == record.trials[2].title
     assert found["search"]["front"] == [record.trials[2].title]
     assert [trial["reason"] for trial in found["search"]["trials"]][-1] == "no memory"
+
+
+def test_rank_correlations_are_scipys_and_count_what_finished():
+    rng = random.Random(0)
+    for _ in range(20):
+        xs, ys = ([rng.randint(0, 5) for _ in range(9)] for _ in range(2))  # with ties
+        assert spearman(xs, ys) == pytest.approx(spearmanr(xs, ys).statistic, abs=1e-4)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+    trials = [ended(number, {}, score) for number, score in enumerate((0.5, 0.6, 0.7, 0.8, 0.9))]
+    for trial, early in zip(trials, (0.4, 0.3, 0.2, 0.1, 0.5), strict=True):
+        trial.measured = [(0.25, early), (0.5, trial.score)]
+    trials[0].measured.pop()
+    trials[4].changes = 1  # its way was another's
+    assert rank_correlation(trials) == [{"share": 0.25, "trials": 4, "spearman": -1.0}]
 
 
 def test_a_grid_that_is_stopped_early_is_in_a_seeded_order():
