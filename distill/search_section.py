@@ -39,9 +39,11 @@ def search_section(search: Row) -> str:
     said = ", ".join(f"{sum(row.get('status') == s for row in rows)} {s}" for s in _statuses(rows))
     best = f"The best: <b>{escape(str(search.get('best')))}</b> ({escape(metric)} on dev)."
     front = front_chart(rows, search.get("front") or [], against, metric)
+    ranked = [row for row in search.get("rank_correlation") or [] if isinstance(row, dict)]
     return (
         f"<section><h2>Search</h2><p>{len(rows)} candidates: {escape(said)}. {best}</p>"
-        f'<div class="charts">{front}</div>{parallel_chart(rows, metric)}{_table(rows, metric)}</section>'
+        f'<div class="charts">{front}</div>{parallel_chart(rows, metric)}{_table(rows, metric)}'
+        f"{_rank_table(ranked, any(row.get('status') == 'stopped' for row in rows))}</section>"
     )
 
 
@@ -176,3 +178,21 @@ def _table(rows: Sequence[Row], metric: str) -> str:
     )
     shown = [{**row, "reason": row.get("reason") or None} for row in rows]
     return html_table(columns, shown) + note
+
+
+def _rank_table(found: Sequence[Row], stopped: bool) -> str:
+    """How well scores on the way told the final order."""
+    if not found:
+        return ""
+    columns = [
+        Column("share", "Share of the training, %", lambda v: f"{100 * v:.1f}"),
+        Column("trials", "Trials", count),
+        Column("spearman", "Rank correlation", lambda v: f"{v:.2f}"),
+    ]
+    biased = " Those that were stopped early are missing, so it is biased." if stopped else ""
+    return (
+        f"<h2>Scores on the way</h2>{html_table(columns, found)}"
+        '<p class="note">Spearman\'s rank correlation of the scores there with the final ones, of trials '
+        "that finished: 1 where they come in the same order, about 0 where the early scores tell nothing."
+        f"{biased}</p>"
+    )

@@ -13,6 +13,12 @@ from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConf
 from tune.space import check_space, combinations, drawn, read_space, with_values
 
 LOOKED_AT = 100  # candidates, until one can be trained
+# What a training may change at a checkpoint: the optimizer's state keeps its other settings, and a student
+# its shape.
+CHANGED = (
+    "prediction.optimizer.lr",
+    *(f"prediction.objective.{name}" for name in ("logits", "logits_mse", "labels", "temperature")),
+)
 
 
 def check(config: TuneConfig) -> None:
@@ -28,6 +34,8 @@ def check(config: TuneConfig) -> None:
     check_space(config.space, config.base)
     check_search(config)
     check_candidates(config)
+    if config.scheduler.name == "pbt":
+        check_population(config)
 
 
 def check_search(config: TuneConfig) -> None:
@@ -40,6 +48,28 @@ def check_search(config: TuneConfig) -> None:
         raise ValueError(f"trials: none given; search: {config.search} needs a number")
     if config.trials is not None and config.trials < 1:
         raise ValueError(f"trials: {config.trials}; give 1 or more")
+
+
+def check_population(config: TuneConfig) -> None:
+    """Refuse what trials can't hand over, or Ray's scheduler can't do."""
+    if config.search == "optuna":
+        raise ValueError(
+            "search: optuna would learn from scores that other settings earned; give random or grid"
+        )
+    for key, domain in read_space(config.space).items():
+        if key not in CHANGED or domain.when:
+            raise ValueError(
+                f"space.{key}: pbt varies, without conditions, what may change within a training: "
+                f"{', '.join(CHANGED)}; set it in base"
+            )
+    if config.scheduler.reduction < 2:
+        raise ValueError(f"scheduler.reduction: {config.scheduler.reduction}; give 2 or more with pbt")
+    every, save = config.base.prediction.evaluate_every, config.base.record.save_every
+    if not every or every % save:
+        raise ValueError(
+            f"base.record.save_every: {save}; give a divisor of base.prediction.evaluate_every ({every}) "
+            "with pbt: a trial takes over what another was measured with"
+        )
 
 
 def check_candidates(config: TuneConfig) -> None:

@@ -1,7 +1,8 @@
 """The search's own record, RUN/trials.jsonl: what a killed search continues from. Imports no torch, no Ray.
 
 Every line is an event of one candidate: refused; or begun, measured (once and again), and then finished,
-stopped or failed. A candidate's configuration is in RUN/trials/NAME/config.yaml, its result beside it.
+stopped or failed; of a population also changed, when it is to go on from another's checkpoint. Its
+configuration is in RUN/trials/NAME/config.yaml, its result beside it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Trial:
         measured: Pairs of share of the training and score on dev, in order.
         score: The best on dev of a finished trial.
         reason: Why it was refused or failed.
+        changes: How often it was to go on from another's checkpoint; `values` are those since the last,
+            and `measured` begins with the other's.
     """
 
     number: int
@@ -38,6 +41,7 @@ class Trial:
     measured: list[tuple[float, float]] = field(default_factory=list)
     score: float | None = None
     reason: str = ""
+    changes: int = 0
 
     @property
     def name(self) -> str:
@@ -101,6 +105,9 @@ class Record:
         if event == "measured":
             trial.measured.append((line["share"], line["score"]))
             self.measurements.append((number, line["share"], line["score"]))
+        elif event == "changed":
+            trial.values, trial.changes = line["values"], line["changes"]
+            trial.measured = list(self.trials[line["donor"]].measured)
         else:
             trial.status = event
             trial.score = line.get("score")

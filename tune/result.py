@@ -6,12 +6,16 @@ Read from RUN/trials.jsonl and the trials' own folders alone. Imports no torch a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import StatisticsError, correlation
 from typing import Any
 
 from data_pipeline.whole import write_whole
 from tune.record import Record, Trial
 from tune.settings import TuneConfig, WorkersConfig
+
+ENOUGH = 4  # trials, for a rank correlation to be told
 
 
 def result(config: TuneConfig, record: Record) -> dict[str, Any]:
@@ -38,6 +42,7 @@ def result(config: TuneConfig, record: Record) -> dict[str, Any]:
             "best": winner.title,
             "front": [trial.title for trial, is_on in zip(finished, on_front, strict=True) if is_on],
             "settings": list(config.space),
+            "rank_correlation": rank_correlation(finished),
             "trials": told,
         },
         "steps": sum(one["steps"] for one in told),
@@ -57,7 +62,8 @@ def _recipe(winner: Trial, record: Record) -> str:
     if f"outputs: {stored}\n" in text:
         text = text.replace(f"outputs: {stored}\n", "outputs: null\n")
         command += f" --teacher.outputs {stored}"
-    return f"# {winner.title}\n#   {command}\n{text}"
+    past = "# its last settings: it went on from other trials' checkpoints (trials.jsonl)\n"
+    return f"# {winner.title}\n{past if winner.changes else ''}#   {command}\n{text}"
 
 
 def best(finished: list[Trial]) -> Trial:
@@ -71,6 +77,34 @@ def front(points: list[tuple[float, float]]) -> list[bool]:
         not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in points)
         for score, cost in points
     ]
+
+
+def rank_correlation(finished: list[Trial]) -> list[dict[str, Any]]:
+    """How alike trials rank on their way and by their scores, at each share where ENOUGH were measured.
+
+    Those that went on from another's checkpoint do not count: their way was the other's.
+    """
+    found: dict[float, list[tuple[float, float]]] = {}
+    for trial in finished:
+        for share, score in [] if trial.changes else trial.measured:
+            found.setdefault(round(share, 4), []).append((score, _score(trial)))
+    return [
+        {"share": share, "trials": len(pairs), "spearman": spearman(*zip(*pairs, strict=True))}
+        for share, pairs in sorted(found.items())
+        if len(pairs) >= ENOUGH
+    ]
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, equal values sharing their mean rank; None where all are equal."""
+    try:
+        return round(correlation(_ranks(xs), _ranks(ys)), 4)
+    except StatisticsError:
+        return None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
 
 
 def _score(trial: Trial) -> float:
@@ -122,7 +156,7 @@ def _cost(run: Path, workers: WorkersConfig) -> dict[str, Any]:
     """What a trial took: training steps, seconds, and its processes' hours."""
     steps: dict[str, int] = {}
     seconds = 0.0
-    for row in _lines(run / "metrics.jsonl"):
+    for row in metric_lines(run / "metrics.jsonl"):
         steps[row["stage"]] = max(row["step"], steps.get(row["stage"], 0))
         seconds = max(seconds, row["time"])
     if summary := read_summary(run):
@@ -136,7 +170,7 @@ def _cost(run: Path, workers: WorkersConfig) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def metric_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, without a half-written last one."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]

@@ -30,12 +30,14 @@ from ray.tune.search import Searcher
 from distill.preemption import Stopped
 from distill.settings import LabelConfig, TaskDistillConfig
 from tune.checks import check_candidate, over_budget
+from tune.handover import last_change, offer
+from tune.population import check_room, replaced_by
 from tune.proposals import proposals
 from tune.record import ENDED, Record, Trial
 from tune.result import read_summary, result
 from tune.settings import SchedulerConfig, TuneConfig
-from tune.space import fingerprint, with_values
-from tune.trial import SHARE, WAITS, Jobs, each, train_in, trial
+from tune.space import Values, fingerprint, with_values
+from tune.trial import CHANGES, SHARE, WAITS, Jobs, each, train_in, trial
 from tune.workers import line, nodes, trials_at_once
 
 IN_VAIN = 100  # draws in a row that are refused or known before a search gives up
@@ -49,6 +51,8 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
     """
     folder, workers = folder.absolute(), config.workers
     at_once = trials_at_once(nodes(), each(workers), workers.processes, workers.concurrent)
+    if config.scheduler.name == "pbt":
+        check_room(config, at_once)
     config = replace(config, base=_labelled(config, folder, jobs))
     record = Record(folder)
     candidates = Candidates(config, record, jobs)
@@ -58,9 +62,7 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
         candidates.prepare()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
-            ray.tune.with_parameters(
-                trial, folder=str(folder), jobs=jobs, workers=workers, home=os.getcwd()
-            ),
+            ray.tune.with_parameters(trial, base=config.base, jobs=jobs, workers=workers, home=os.getcwd()),
             WAITS,
         ),
         tune_config=ray.tune.TuneConfig(
@@ -183,15 +185,35 @@ class Candidates(Searcher):
         if not self.ready:
             return None
         trial = self.running[trial_id] = self.ready.pop(0)
+        change = last_change(self.record.run(trial), self.jobs.stop)
+        if change and change["changes"] > trial.changes:  # the search was killed before it recorded it
+            self.record.add(trial.number, "changed", **change)
         self._say(trial, "begins")
-        return {"name": trial.name}
+        return {"run": str(self.record.run(trial))}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial has been measured on dev."""
         trial, share = self.running[trial_id], result.get(SHARE, 1.0)
+        if result.get(CHANGES, 0) != trial.changes:
+            return  # by workers that are to stop, for it goes on from another's checkpoint
         # A trial that goes on from its checkpoint tells again what came after that.
         if share < 1 and share not in (known for known, _ in trial.measured):
             self.record.add(trial.number, "measured", share=share, score=result[self.score])
+            if self.config.scheduler.name == "pbt" and (
+                other := replaced_by(trial, self.record, self.config)
+            ):
+                self._change(trial, *other)
+
+    def _change(self, trial: Trial, donor: Trial, values: Values) -> None:
+        """Have a trial go on from another's checkpoint, with other values."""
+        try:
+            check_candidate(with_values(self.config.base, values), self.config.workers.processes)
+        except ValueError:  # such as no term at all
+            values = donor.values
+        change = {"values": values, "donor": donor.number, "changes": trial.changes + 1}
+        run, other = self.record.run(trial), self.record.run(donor)
+        if offer(run, self.jobs.stop, other, change):
+            self._say(self.record.add(trial.number, "changed", **change), f"goes on from {donor.name}")
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

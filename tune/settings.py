@@ -28,18 +28,21 @@ class BudgetConfig:
 
 @dataclass
 class SchedulerConfig:
-    """Which trials are stopped early, by their dev scores on the way.
+    """Which trials are stopped early or changed, by their dev scores on the way.
 
     Args:
         name: `none`; `asha` (asynchronous successive halving): of the trials that come as far as a rung,
             those below the best 1/reduction are stopped; `median`: those whose best is worse than
-            the median of the others' means are.
-        grace: Share of a trial's training before which it is not stopped: asha's first rung.
+            the median of the others' means are; `pbt` (population based training): none is stopped,
+            but the worst go on from the best ones' checkpoints, with settings changed.
+        grace: Share of a trial's training before which it is not stopped: asha's first rung. Of pbt
+            the share from one comparison to the next.
         reduction: Of asha: from one rung to the next, the share of the training grows by this factor
-            and the trials that go on become fewer by it.
+            and the trials that go on become fewer by it. Of pbt: the worst 1/reduction take over
+            from the best 1/reduction.
     """
 
-    name: Literal["none", "asha", "median"] = "none"
+    name: Literal["none", "asha", "median", "pbt"] = "none"
     grace: float = 0.25
     reduction: float = 4.0
 
@@ -82,7 +85,7 @@ class TuneConfig:
         minimise: What the front sets the score against, by default the latency; where it is given,
             optuna looks for small values of it too.
         budget: What a student may cost.
-        scheduler: Which trials are stopped early.
+        scheduler: Which trials are stopped early or changed.
         workers: What a trial runs on.
         seed: Seed of what is drawn; the trials' own is `base.seed`.
     """

@@ -17,11 +17,16 @@ from ray.train._internal.session import get_session
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from data_pipeline.whole import write_whole
+from distill.run_folder import held
+from distill.settings import TaskDistillConfig
+from tune.handover import close, last_change, take_over
 from tune.result import read_summary
 from tune.settings import WorkersConfig
+from tune.space import with_values
 from tune.workers import Rank, line, reserved, train
 
 SHARE = "share"  # of a trial's training that is done: what schedulers compare trials at
+CHANGES = "changes"  # how often it had gone on from another's checkpoint when it was measured
 # The process takes no CPU from the workers, and lives on the head, whose loss ends the search anyway.
 WAITS = {"node:__internal_head__": 0.001}
 LEAVE = 60  # seconds that a stopped trial's workers have for their last step and checkpoint
@@ -42,19 +47,51 @@ class Jobs:
     stop: str
 
 
-def trial(settings: dict[str, str], folder: str, jobs: Jobs, workers: WorkersConfig, home: str) -> None:
-    """Run a trial to its end; Ray Tune is told of its scores on the way and of the best at last."""
+def trial(
+    settings: dict[str, str], base: TaskDistillConfig, jobs: Jobs, workers: WorkersConfig, home: str
+) -> None:
+    """Run the trial of the folder `run` to its end; Ray Tune is told of its scores, at last of the best.
+
+    Workers that end because something was offered to it (tune/handover.py) begin again from there.
+    """
     os.chdir(home)  # Ray Tune has gone elsewhere, and paths in settings may be relative
-    run = Path(folder, "trials", settings["name"])
-    (run / jobs.stop).unlink(missing_ok=True)
+    run = Path(settings["run"])
     place = {"job": "task", "run": str(run), "share": SHARE}
     try:
-        train_in(jobs, place, workers, TuneReportCallback())
+        ended = False
+        while not ended:
+            changes = _begin(run, base, jobs)
+            train_in(jobs, place, workers, _Report(changes))
+            told = close(run, jobs.stop)
+            ended = not (run / jobs.stop).is_dir()
     except Exception as error:
         write_whole(run / "error.txt", f"{traceback.format_exc()}\n{line(error)}\n")
         raise
-    if (summary := read_summary(run)) and not (run / jobs.stop).exists():
-        ray.tune.report({SHARE: 1.0, **summary["best"]})
+    if (summary := read_summary(run)) and told:
+        ray.tune.report({SHARE: 1.0, CHANGES: changes, **summary["best"]})
+
+
+def _begin(run: Path, base: TaskDistillConfig, jobs: Jobs) -> int:
+    """Let a trial train, from what it was offered if anything; returns how often it was."""
+    change = last_change(run, jobs.stop)
+    if (run / jobs.stop).is_dir():
+        with held(run, wait=2 * LEAVE):  # until workers that a killed search has left have ended
+            if change:
+                jobs.begin(run, "task", with_values(base, change["values"]))
+            take_over(run, jobs.stop)
+    (run / jobs.stop).unlink(missing_ok=True)
+    return change["changes"] if change else 0
+
+
+class _Report(TuneReportCallback):
+    """Ray's, for measurements that may come in after the trial's next change."""
+
+    def __init__(self, changes: int):
+        super().__init__()
+        self.changes = changes
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        super().after_report(run_context, [{**metrics[0], CHANGES: self.changes}], checkpoint)
 
 
 class _Leaving:

@@ -180,3 +180,47 @@ def test_optuna_looks_for_small_students_on_a_cluster(tmp_path, tiny_search, sta
     subprocess.run(task, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
     best = next(trial for trial in trials if trial["name"] == found["search"]["best"])
     assert json.loads((again / "summary.json").read_text())["best"]["accuracy"] == best["score"]
+
+
+@slow
+def test_a_population_hands_over_its_checkpoints(tmp_path, tiny_search, start):
+    """The trial that can't learn goes on from the other's weights, with a rate of its own."""
+    config = tmp_path / "search.yaml"
+    # Long enough for both to be at work at once.
+    prediction = {**tiny_search["base"]["prediction"], "epochs": 100, "evaluate_every": 50}
+    record = {"save_every": 50, "log_every": 1}
+    rate = "prediction.optimizer.lr"
+    content = {
+        "base": {**tiny_search["base"], "prediction": prediction, "record": record},
+        "space": {rate: {"low": 1e-9, "high": 1e-2, "log": True}},
+        "search": "random",
+        "trials": 2,
+        "seed": 45,  # which draws unlike rates
+        "scheduler": {"name": "pbt", "grace": 0.3, "reduction": 2},
+    }
+    config.write_text(yaml.safe_dump(content))
+    run = tmp_path / "run"
+    first = start(run, f"--config={config}")
+    wait_until(lambda: any(line["event"] == "changed" for line in events(run)), first, run)
+    (driver,) = drivers(run)
+    os.kill(driver, signal.SIGKILL)  # most often before the trial has taken over
+    first.wait()
+    found = finish(start(run, "--resume"), run)
+    assert [trial["status"] for trial in found["search"]["trials"]] == ["finished", "finished"]
+    change = next(line for line in events(run) if line["event"] == "changed")
+    rates = {line["number"]: line["values"][rate] for line in events(run) if line["event"] == "begun"}
+    assert rates[change["number"]] < rates[change["donor"]]
+    own, given = (training(run / "trials" / f"{change[name]:04d}") for name in ("number", "donor"))
+    assert list(own) == list(range(1, 2501))
+    assert all(own[step]["lr"] == given[step]["lr"] for step in range(1, 751))
+    last = [trial["values"][rate] for trial in found["search"]["trials"]]
+    for number, value in enumerate(last):
+        settings = from_yaml("task", (run / "trials" / f"{number:04d}" / "config.yaml").read_text())
+        assert settings.prediction.optimizer.lr == value
+    assert not list(run.glob("trials/*/stop/*"))
+
+
+def training(trial: Path) -> dict[int, dict[str, Any]]:
+    """The lines of a trial's training, by step."""
+    rows = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if row["split"] == "train"}

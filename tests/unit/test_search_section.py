@@ -69,6 +69,21 @@ def test_every_trial_is_in_the_table_and_nothing_is_taken_for_markup():
     assert "35 training steps in all" in section
 
 
+def test_how_scores_on_the_way_told_the_final_order():
+    ranked = [
+        {"share": 0.0627, "trials": 12, "spearman": 0.713},
+        {"share": 0.5, "trials": 4, "spearman": None},
+    ]
+    section = search_section({**SEARCH, "rank_correlation": ranked})
+    assert '<td class="n">6.3</td><td class="n">12</td><td class="n">0.71</td>' in section
+    assert '<td class="n">50.0</td><td class="n">4</td><td class="n">–</td>' in section
+    assert "so it is biased" in section
+    assert "so it is biased" not in search_section(
+        {**SEARCH, "trials": TRIALS[:3], "rank_correlation": ranked}
+    )
+    assert "Rank correlation" not in search_section(SEARCH)
+
+
 @pytest.mark.parametrize("trials", [[], TRIALS[:1], TRIALS[4:]])
 def test_a_search_with_little_to_show_is_shown(trials):
     page = render([RecordedRun("run", summary={"job": "tune", "search": {**SEARCH, "trials": trials}})])

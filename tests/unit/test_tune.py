@@ -2,11 +2,16 @@
 
 import json
 import math
+import os
 import random
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import spearmanr
 
 from data_pipeline.settings import TaskConfig
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
@@ -14,14 +19,24 @@ from launcher import runs
 from launcher.settings import from_yaml, parse, to_yaml
 from tests.integration.test_students import random_teacher
 from tests.processes import join_group_of_one
-from tune.checks import check_candidate, check_scheduler, check_search, check_workers, over_budget
+from tune.checks import (
+    check_candidate,
+    check_population,
+    check_scheduler,
+    check_search,
+    check_workers,
+    over_budget,
+)
+from tune.handover import close, last_change, offer, take_over
+from tune.population import check_room, replaced_by
 from tune.proposals import Grid, Optuna, proposals
 from tune.record import Record, Trial
-from tune.result import best, front, result
-from tune.search import _Past, _scheduler, _tell_past
+from tune.result import best, front, rank_correlation, result, spearman
+from tune.search import Candidates, _Past, _scheduler, _tell_past
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.shape import shape_of
 from tune.space import check_space, combinations, drawn, fingerprint, read_space, value_of, with_values
+from tune.trial import Jobs, _begin
 from tune.workers import trials_at_once
 
 BASE = TaskDistillConfig(TeacherConfig("teacher"), TaskConfig("train.tsv", "dev.tsv"))
@@ -286,6 +301,20 @@ def test_the_best_trials_recipe_is_a_run_of_task(tmp_path):
     assert [trial["reason"] for trial in found["search"]["trials"]][-1] == "no memory"
 
 
+def test_rank_correlations_are_scipys_and_count_what_finished():
+    rng = random.Random(0)
+    for _ in range(20):
+        xs, ys = ([rng.randint(0, 5) for _ in range(9)] for _ in range(2))  # with ties
+        assert spearman(xs, ys) == pytest.approx(spearmanr(xs, ys).statistic, abs=1e-4)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+    trials = [ended(number, {}, score) for number, score in enumerate((0.5, 0.6, 0.7, 0.8, 0.9))]
+    for trial, early in zip(trials, (0.4, 0.3, 0.2, 0.1, 0.5), strict=True):
+        trial.measured = [(0.25, early), (0.5, trial.score)]
+    trials[0].measured.pop()
+    trials[4].changes = 1  # its way was another's
+    assert rank_correlation(trials) == [{"share": 0.25, "trials": 4, "spearman": -1.0}]
+
+
 def test_a_grid_that_is_stopped_early_is_in_a_seeded_order():
     plain = search()
     early = replace(plain, scheduler=SchedulerConfig("asha"))
@@ -403,3 +432,242 @@ def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic():
         trials_at_once(nodes, {"CPU": 2}, processes=5, wish=0)
     with pytest.raises(ValueError, match=r"1 \+ 0 \+ 0 = 1"):
         trials_at_once(nodes, {"CPU": 1, "GPU": 1}, processes=2, wish=0)
+
+
+# ---- a population
+
+RATE = "prediction.optimizer.lr"
+
+
+def population(**changes: Any) -> TuneConfig:
+    config = search(
+        space={RATE: {"low": 1e-4, "high": 1e-2}},
+        search="random",
+        trials=4,
+        scheduler=SchedulerConfig("pbt"),
+    )
+    config.base = replace(BASE, prediction=replace(BASE.prediction, evaluate_every=500))
+    return replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"search": "optuna"}, "search: optuna would"),
+        ({"space": {"student.layers": [2, 4]}}, "space.student.layers: pbt varies"),
+        ({"space": {RATE: {"values": [0.1], "when": {"student.kind": ["cnn"]}}}}, "without conditions"),
+        ({"scheduler": SchedulerConfig("pbt", reduction=1.5)}, "scheduler.reduction: 1.5"),
+        ({"base": BASE}, r"save_every: 500; give a divisor of .*evaluate_every \(None\)"),
+    ],
+)
+def test_a_population_that_can_not_be_is_refused(changes, said):
+    check_population(population())
+    with pytest.raises(ValueError, match=said):
+        check_population(population(**changes))
+
+
+def test_a_population_trains_at_once_or_not_at_all():
+    check_room(population(), 4)
+    for config in (population(), population(search="grid", space={RATE: [1e-4, 1e-3, 2e-3, 5e-3]})):
+        with pytest.raises(ValueError, match="trains all 4 trials at once, and there is room for 3"):
+            check_room(config, 3)
+
+
+def at_work(folder: Path, scores: list[float], share: float = 0.25) -> Record:
+    """A search whose trials have been measured once."""
+    record = Record(folder)
+    for number in range(len(scores)):
+        record.add(number, "begun", values={RATE: 1e-3 * (number + 1)}, shape=SHAPE)
+    for number, score in enumerate(scores):
+        record.add(number, "measured", share=share, score=score)
+    return record
+
+
+def test_the_worst_of_a_population_goes_on_from_the_best(tmp_path):
+    config = population()
+    record = at_work(tmp_path, [0.7, 0.9, 0.6, 0.8])
+    found = [replaced_by(trial, record, config) for trial in record.trials.values()]
+    assert found[:2] + found[3:] == [None] * 3
+    donor, values = found[2]
+    assert donor.number == 1
+    assert 1e-4 <= values[RATE] <= 1e-2
+    assert replaced_by(record.trials[2], Record(tmp_path), config) is None  # a trial of another record
+    again = Record(tmp_path)
+    assert replaced_by(again.trials[2], again, config) == (again.trials[1], values)
+    record.add(2, "measured", share=0.3, score=0.5)
+    assert replaced_by(record.trials[2], record, config) is None  # 0.25 has been compared
+    record.add(2, "measured", share=0.5, score=0.5)
+    assert replaced_by(record.trials[2], record, config)
+    record.add(1, "finished", score=0.9)
+    assert replaced_by(record.trials[2], record, config)[0].number == 3
+
+
+@pytest.mark.parametrize("scores", [[0.5], [0.5, 0.5]])
+def test_a_trial_with_none_better_keeps_its_own(tmp_path, scores):
+    record = at_work(tmp_path, scores)
+    assert [replaced_by(trial, record, population()) for trial in record.trials.values()] == [None] * len(
+        scores
+    )
+
+
+def test_values_beside_another_stay_in_their_domain():
+    space = read_space({"a": [1, 5, 9], "b": {"low": 1.0, "high": 4.0}, "c": {"low": 2, "high": 9}})
+    rng = random.Random(0)
+    near = {
+        key: [domain.near(4 if key == "c" else 1, rng) for _ in range(300)] for key, domain in space.items()
+    }
+    assert set(near["a"]) == {1, 5, 9}
+    assert near["a"].count(9) < 60 < near["a"].count(5)  # only as any
+    assert all(1 <= value <= 4 for value in near["b"])
+    assert {1.0, 1.2} < set(near["b"])
+    assert set(near["c"]) == set(range(2, 10))
+
+
+def test_a_change_is_read_again_with_the_others_past(tmp_path):
+    record = at_work(tmp_path, [0.6, 0.9])
+    record.add(0, "changed", values={RATE: 5e-3}, donor=1, changes=1)
+    record.add(1, "measured", share=0.5, score=0.95)
+    assert Record(tmp_path).trials == record.trials
+    changed = record.trials[0]
+    assert (changed.values, changed.changes, changed.status) == ({RATE: 5e-3}, 1, "begun")
+    assert changed.measured == [(0.25, 0.9)]
+
+
+# ---- checkpoints of another trial
+
+CHANGE = {"values": {RATE: 5e-3}, "donor": 1, "changes": 1}
+
+
+def trial_folder(run: Path, step: int, said: str, measured: int | None = None) -> Path:
+    """A trial's folder after a checkpoint, every file of which says whose it is."""
+    for folder in (f"checkpoints/prediction/step-{step:08d}", "student"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "weights").write_text(said)
+    (checksums,) = [path / "checksums.json" for path in run.glob("checkpoints/*/*")]
+    checksums.write_text('{"weights": ""}')
+    row = {"stage": "prediction", "split": "dev", "step": measured or step, "said": said}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    return run
+
+
+def said(run: Path) -> set[str]:
+    """Whose weights, student and curves lie in a folder."""
+    texts = {path.read_text() for path in run.rglob("weights")}
+    return texts | {json.loads((run / "metrics.jsonl").read_text())["said"]}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    run, donor = (trial_folder(tmp_path / name, step, name) for name, step in (("own", 20), ("given", 30)))
+    (run / "summary.json").write_text("{}")  # of a training that ended before it saw what it was offered
+    return run, donor
+
+
+def test_what_is_offered_stays_when_the_donor_goes_on(pair):
+    run, donor = pair
+    assert offer(run, "stop", donor, CHANGE)
+    for name in ("checkpoints", "student"):
+        shutil.rmtree(donor / name)
+    (donor / "metrics.jsonl").write_text("")
+    assert said(run / "stop") == {"given"}
+    assert last_change(run, "stop") == CHANGE
+    take_over(run, "stop")
+    assert said(run) == {"given"}
+    assert [path.name for path in run.glob("checkpoints/*/*")] == ["step-00000030"]
+    assert last_change(run, "stop") == CHANGE
+    left = {path.name for path in run.iterdir()}
+    assert left == {"checkpoints", "student", "metrics.jsonl", "changed.json"}
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_a_half_made_hand_over_is_made_again(pair, monkeypatch, moves):
+    """Killed after every number of moves."""
+    run, donor = pair
+    assert offer(run, "stop", donor, CHANGE)
+    move: Callable[..., None] = os.replace
+    done = []
+
+    def killed(*paths: Path) -> None:
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(move(*paths))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tune.handover.os.replace", killed)
+        patch.setattr(Path, "rmdir", lambda _: killed())
+        with pytest.raises(KeyboardInterrupt):
+            take_over(run, "stop")
+    assert last_change(run, "stop") == CHANGE
+    take_over(run, "stop")
+    assert said(run) == {"given"}
+    assert not (run / "stop").exists()
+
+
+def test_a_trial_at_its_end_is_offered_nothing_and_offers_nothing(pair):
+    run, donor = pair
+    assert close(run, "stop")
+    assert not close(run, "stop")
+    assert not offer(run, "stop", donor, CHANGE)
+    assert not offer(donor, "stop", run, CHANGE)
+    assert not (run / "stop.partial").exists()
+    assert said(run) == {"own"}
+
+
+def test_a_trial_that_was_offered_something_is_not_at_its_end(pair):
+    run, donor = pair
+    assert offer(run, "stop", donor, CHANGE)
+    assert not close(run, "stop")
+    assert not offer(donor, "stop", run, CHANGE)  # what it has now is not what it was measured with
+
+
+@pytest.mark.parametrize("damage", ["measured since", "being removed", "none yet"])
+def test_what_is_not_of_one_moment_is_not_offered(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr("tune.handover.WAIT", 0.01)
+    measured = 40 if damage == "measured since" else None
+    run, donor = (
+        trial_folder(tmp_path / "own", 20, "own"),
+        trial_folder(tmp_path / "given", 30, "given", measured),
+    )
+    if damage == "being removed":
+        (donor / "checkpoints/prediction/step-00000030/weights").unlink()
+    if damage == "none yet":
+        shutil.rmtree(donor / "checkpoints")
+    assert not offer(run, "stop", donor, CHANGE)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "metrics.jsonl", "student"]
+
+
+JOBS = Jobs(begin=runs.begin, rank=lambda place: None, stop="stop")
+
+
+def test_the_search_changes_the_worst_and_hears_of_its_old_workers_no_more(tmp_path):
+    config, record = population(), at_work(tmp_path, [0.6, 0.9])
+    run, donor = (trial_folder(record.run(record.trials[number]), 20, str(number)) for number in (0, 1))
+    candidates = Candidates(config, record, JOBS)
+    assert [candidates.suggest(name) for name in "ab"] == [{"run": str(run)}, {"run": str(donor)}]
+    candidates.on_trial_result("a", {"share": 0.5, "accuracy": 0.5, "changes": 0})
+    changed = record.trials[0]
+    assert changed.changes == 1
+    assert changed.values == record.trials[1].values  # as they are: changed ones can't be trained here
+    assert changed.measured == [(0.25, 0.9)]
+    candidates.on_trial_result("a", {"share": 0.75, "accuracy": 0.5, "changes": 0})
+    assert changed.measured == [(0.25, 0.9)]
+    assert _begin(run, BASE, JOBS) == 1
+    assert from_yaml("task", (run / "config.yaml").read_text()) == with_values(BASE, changed.values)
+    assert said(run) == {"1"}
+    assert _begin(run, BASE, JOBS) == 1  # started anew
+    candidates.on_trial_result("a", {"share": 0.5, "accuracy": 0.95, "changes": 1})
+    assert changed.measured == [(0.25, 0.9), (0.5, 0.95)]
+    assert Record(tmp_path).trials == record.trials
+
+
+def test_a_search_killed_before_it_recorded_a_change_does_so(tmp_path):
+    record = at_work(tmp_path, [0.6, 0.9])
+    run = record.run(record.trials[0])
+    donor = trial_folder(record.run(record.trials[1]), 20, "1")
+    run.mkdir()
+    assert offer(run, "stop", donor, CHANGE)
+    for _ in range(2):  # at the second restart it has been
+        record = Record(tmp_path)
+        Candidates(population(), record, JOBS).suggest("a")
+        assert (record.trials[0].changes, record.trials[0].values) == (1, CHANGE["values"])
+    assert record.path.read_text().count("changed") == 1
