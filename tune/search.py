@@ -11,6 +11,7 @@ RUN/best.yaml      the best trial's settings, a recipe of the job `task`
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -78,6 +79,8 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
     tuner.fit()
     if record.unfinished or not candidates.over:  # Ray Tune takes SIGINT and SIGUSR1 as the wish to return
         raise Stopped(f"stopped after {record.trained - len(record.unfinished)} trials, as asked")
+    for spent in folder.glob("trials/*/checkpoints"):  # a trial that has ended is not resumed
+        shutil.rmtree(spent, ignore_errors=True)
     return result(config, record)
 
 

@@ -128,6 +128,8 @@ def test_a_budget_and_a_kill(tmp_path, tiny_search, start):
     summary = json.loads((trial / "summary.json").read_text())
     assert summary["best"]["accuracy"] == best["score"]
     assert "<svg" in (run / "report.html").read_text()
+    assert (trial / "student" / "model.safetensors").is_file()
+    assert list(run.glob("trials/*/checkpoints")) == []
 
 
 @slow
