@@ -189,8 +189,8 @@ def test_a_population_hands_over_its_checkpoints(tmp_path, tiny_search, start):
     """The trial that can't learn goes on from the other's weights, with a rate of its own."""
     config = tmp_path / "search.yaml"
     # Long enough for both to be at work at once.
-    prediction = {**tiny_search["base"]["prediction"], "epochs": 100, "evaluate_every": 50}
-    record = {"save_every": 50, "log_every": 1}
+    prediction = {**tiny_search["base"]["prediction"], "epochs": 160, "evaluate_every": 100}
+    record = {"save_every": 100, "log_every": 1}
     rate = "prediction.optimizer.lr"
     content = {
         "base": {**tiny_search["base"], "prediction": prediction, "record": record},
@@ -198,7 +198,7 @@ def test_a_population_hands_over_its_checkpoints(tmp_path, tiny_search, start):
         "search": "random",
         "trials": 2,
         "seed": 45,  # which draws unlike rates
-        "scheduler": {"name": "pbt", "grace": 0.3, "reduction": 2},
+        "scheduler": {"name": "pbt", "grace": 0.025, "reduction": 2},
     }
     config.write_text(yaml.safe_dump(content))
     run = tmp_path / "run"
@@ -213,8 +213,8 @@ def test_a_population_hands_over_its_checkpoints(tmp_path, tiny_search, start):
     rates = {line["number"]: line["values"][rate] for line in events(run) if line["event"] == "begun"}
     assert rates[change["number"]] < rates[change["donor"]]
     own, given = (training(run / "trials" / f"{change[name]:04d}") for name in ("number", "donor"))
-    assert list(own) == list(range(1, 2501))
-    assert all(own[step]["lr"] == given[step]["lr"] for step in range(1, 751))
+    assert list(own) == list(range(1, 4001))
+    assert all(own[step]["lr"] == given[step]["lr"] for step in range(1, 101))
     last = [trial["values"][rate] for trial in found["search"]["trials"]]
     for number, value in enumerate(last):
         settings = from_yaml("task", (run / "trials" / f"{number:04d}" / "config.yaml").read_text())
