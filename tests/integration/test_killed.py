@@ -1,5 +1,6 @@
 """Commands ended by SIGKILL at any moment: the same command with --resume ends as an undisturbed one."""
 
+import contextlib
 import json
 import os
 import random
@@ -30,7 +31,11 @@ def killed(command: list[str], folder: Path, ready: Callable[[], bool]) -> None:
         while process.poll() is None and not ready():
             time.sleep(0.005)
         assert process.poll() is None, (folder / "killed.log").read_text()
+        below = children(process.pid)
         os.killpg(process.pid, signal.SIGKILL)
+        for number in below:  # ranks have sessions of their own, and could end before they see it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         process.wait()
 
 
