@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from data_pipeline.settings import PROGRESS, ProgressMode
+from data_pipeline.settings import progress_mode
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15
@@ -42,7 +41,9 @@ class Progress:
         self.figures: Mapping[str, Any] = {}
         self.started = self.last_line = time.monotonic()
         console = Console(stderr=True)
-        mode = _mode(console.is_terminal) if show else "none"
+        mode = progress_mode() if show else "none"
+        if mode == "auto":
+            mode = "bar" if console.is_terminal else "lines"
         self.print = {"lines": self._line, "json": self._json}.get(mode)
         self.bar = Bar(
             TextColumn("{task.description}"),
@@ -114,10 +115,3 @@ def tracked(things: Sequence[T], name: str, unit: str) -> Iterator[T]:
         for thing in things:
             yield thing
             progress.advance()
-
-
-def _mode(is_terminal: bool) -> str:
-    mode = os.environ.get(PROGRESS) or "auto"
-    if mode not in get_args(ProgressMode):
-        raise ValueError(f"${PROGRESS}: {mode}; give one of {', '.join(get_args(ProgressMode))}")
-    return mode if mode != "auto" else "bar" if is_terminal else "lines"

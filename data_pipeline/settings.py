@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Unit = Literal["token", "word", "chinese_word"]
 
 ProgressMode = Literal["auto", "lines", "json", "none"]
 PROGRESS = "DISTILLERY_PROGRESS"  # holds one of them: an environment reaches every process of a run
+
+
+def progress_mode() -> str:
+    """How $DISTILLERY_PROGRESS wants it. Raises ValueError where it is none of the ways."""
+    mode = os.environ.get(PROGRESS) or "auto"
+    if mode not in get_args(ProgressMode):
+        raise ValueError(f"${PROGRESS}: {mode}; give one of {', '.join(get_args(ProgressMode))}")
+    return mode
+
 
 Metric = Literal["accuracy", "f1", "f1_micro", "f1_macro", "matthews", "pearson_spearman"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from data_pipeline.settings import PROGRESS
+from data_pipeline.settings import PROGRESS, progress_mode
 from data_pipeline.untrusted import one_line
 from distill.preemption import EXIT_CODE
 from distill.run_folder import held
@@ -79,6 +79,7 @@ def run(name: str, arguments: list[str]) -> int:
         config = node.settings(name, config, launch, os.environ)
     if launch.progress != "auto":
         os.environ[PROGRESS] = launch.progress
+    progress_mode()  # refuses another way at start
     processes = _processes_on_each_node(name, config, launch)
     if launch.dry_run:
         print(f"# {launch.run}/config.yaml\n{to_yaml(config)}")

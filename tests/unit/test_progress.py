@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -93,10 +94,12 @@ def test_things_are_told_one_by_one(clock, capsys):
     assert capsys.readouterr().err.splitlines()[0] == "blocks: block 1/2, 0:20 left  "
 
 
-def test_another_way_is_refused(monkeypatch):
+def test_another_way_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("DISTILLERY_PROGRESS", "loud")
     with pytest.raises(ValueError, match="DISTILLERY_PROGRESS: loud; give one of auto, lines, json, none"):
         Progress("task", 1)
+    assert cli.main(["vocabulary", "--dry-run"]) == 2  # before anything begins
+    assert "DISTILLERY_PROGRESS: loud" in capsys.readouterr().err
 
 
 def test_the_command_passes_it_on_to_its_processes(tmp_path, monkeypatch, capsys):
@@ -105,6 +108,6 @@ def test_the_command_passes_it_on_to_its_processes(tmp_path, monkeypatch, capsys
     corpus.write_text("One sentence.\nTwo.\n\nThree.\n" * 50)
     words = [f"--corpus.files=[{corpus}]", "--size=60", f"--run={tmp_path / 'run'}", "--dry-run"]
     assert cli.main(["vocabulary", *words, "--progress=json"]) == 0
-    assert progress.os.environ["DISTILLERY_PROGRESS"] == "json"
+    assert os.environ["DISTILLERY_PROGRESS"] == "json"
     assert cli.main(["vocabulary", *words, "--progress=json", "--on=slurm"]) == 2
     assert "--progress is for --on local" in capsys.readouterr().err
