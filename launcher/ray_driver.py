@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,8 +27,9 @@ from launcher import jobs, runs
 from launcher.rank import LEASE, execute, first, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
-from tune.workers import cause, line, reserved, train
+from tune.workers import cause, line, nodes, reserved, train
 
+JOINING = 300.0  # seconds that nodes have to join the cluster before a search begins
 STOP = "stop"  # in the run folder: the wish that its training stop, for the first rank to see
 
 
@@ -57,6 +59,7 @@ def main(folder: str) -> int:
         return 2
     try:
         if jobs.JOBS[plan.job].schedules:
+            wait_for_nodes(plan.nodes, run / STOP)
             _run_here(plan.job, run)
         else:
             train_as_workers(plan, run) if parallel else run_tasks(plan, config, run)
@@ -88,6 +91,18 @@ def connect(address: str = "") -> None:
         ray.init(address=address)
     except ConnectionError:
         raise ValueError(f"no Ray cluster answers at {address}") from None
+
+
+def wait_for_nodes(wanted: int, stop: Path) -> None:
+    """Wait for nodes that are still joining: what a search runs at a time it counts once, at its start."""
+    begun = time.monotonic()
+    while (found := len(nodes())) < wanted and not stop.exists():
+        if time.monotonic() - begun > JOINING:
+            print(
+                f"{found} of {wanted} nodes have joined in {JOINING:.0f} s: on with those", file=sys.stderr
+            )
+            return
+        time.sleep(0.5)
 
 
 def train_as_workers(plan: Plan, run: Path) -> None:
