@@ -99,7 +99,8 @@ def wait_for_nodes(wanted: int, stop: Path) -> None:
     while (found := len(nodes())) < wanted and not stop.exists():
         if time.monotonic() - begun > JOINING:
             print(
-                f"{found} of {wanted} nodes have joined in {JOINING:.0f} s: on with those", file=sys.stderr
+                f"after {JOINING:.0f} s {found} of {wanted} nodes have joined: on with those",
+                file=sys.stderr,
             )
             return
         time.sleep(0.5)

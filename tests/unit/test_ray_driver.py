@@ -24,7 +24,7 @@ def test_it_goes_on_with_what_there_is(joined, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray_driver, "JOINING", -1.0)
     joined += [1]
     ray_driver.wait_for_nodes(2, tmp_path / "stop")
-    assert "1 of 2 nodes have joined" in capsys.readouterr().err
+    assert "1 of 2 nodes have joined: on with those" in capsys.readouterr().err
 
 
 def test_it_stops_waiting_where_that_was_asked(joined, tmp_path):
