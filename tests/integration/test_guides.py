@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TYPED = ("distillery", "python", "mkdir", "echo", "export")  # other indented lines show files
 # What each guide takes for granted, and what its commands leave behind.
 GUIDES = {
-    "tour": ([], ["tour/report.html", "tour/export/model.onnx"]),
+    "tour": ([], ["tour/report.html", "tour/export/model/onnx"]),
     "own_data": ([], ["evaluate/report.html", "../labels.jsonl"]),
     "augmentation": (["teacher/model", "general/student", "mlm/model"], ["task/student"]),
     "tuning": (["teacher/model"], ["search/report.html", "best/student"]),
