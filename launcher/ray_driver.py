@@ -94,9 +94,14 @@ def connect(address: str = "") -> None:
 
 
 def wait_for_nodes(wanted: int, stop: Path) -> None:
-    """Wait for nodes that are still joining: what a search runs at a time it counts once, at its start."""
+    """Wait for nodes that are still joining: what a search runs at a time it counts once, at its start.
+
+    Raises Stopped where that is asked for meanwhile: the search, not begun, would not hear of it.
+    """
     begun = time.monotonic()
-    while (found := len(nodes())) < wanted and not stop.exists():
+    while (found := len(nodes())) < wanted:
+        if stop.exists():
+            raise preemption.Stopped("stopped before the search began, as asked")
         if time.monotonic() - begun > JOINING:
             print(
                 f"after {JOINING:.0f} s {found} of {wanted} nodes have joined: on with those",

@@ -51,7 +51,7 @@ def check_search(config: TuneConfig) -> None:
 
 
 def check_population(config: TuneConfig) -> None:
-    """Refuse what trials can't hand over, or Ray's scheduler can't do."""
+    """Refuse what trials can't hand over to one another, or be compared by on the way."""
     if config.search == "optuna":
         raise ValueError(
             "search: optuna would learn from scores that other settings earned; give random or grid"
