@@ -29,7 +29,7 @@ from distill.attention import Collector, Heads, collecting, install
 from distill.custom import Named, load, name_of
 from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
-from distill.int8 import check_int8, quantise
+from distill.int8 import check_int8, has_int8_units, quantise
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
 
@@ -152,12 +152,12 @@ class Teacher:
         self.collector = listen(model)
         fuse_layer_norms(model)
         small = config.precision == "auto" and isinstance(model, WordModelForSequenceClassification)
-        dtype = torch.float32 if small else precision_of(config.precision, device)
-        self.products = dtype  # of its matrices
-        if config.precision == "int8":
+        self.products = torch.float32 if small else precision_of(config.precision, device)
+        dtype = self.products
+        if dtype == torch.int8:
             check_int8(device)
             quantise(model.base_model)
-            self.products = torch.int8
+            dtype = torch.float32  # beside the products
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
         self.model.train(config.dropout)
 
@@ -184,11 +184,12 @@ class StoredTeacher:
 
 
 def precision_of(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of a frozen model; `auto` is bf16 where matrix units for it exist."""
-    if precision == "auto":
-        precision = "bf16" if has_bf16_units(device) else "fp32"
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return dtypes.get(precision, torch.float32)  # beside int8 products all is fp32
+    """The dtype of a frozen model's matrix products; `auto` is the fastest that the hardware multiplies."""
+    if precision != "auto":
+        return {"bf16": torch.bfloat16, "int8": torch.int8}.get(precision, torch.float32)
+    if has_bf16_units(device):
+        return torch.bfloat16
+    return torch.int8 if has_int8_units(device) else torch.float32
 
 
 def has_bf16_units(device: torch.device) -> bool:

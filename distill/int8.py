@@ -25,11 +25,16 @@ def check_int8(device: torch.device) -> None:
     """Refuse hardware that would be slow, or wrong: without VNNI products are summed in 16 bits."""
     if device.type != "cpu":
         raise ValueError("teacher.precision: int8 is for CPUs; give bf16 or auto on this GPU")
-    if not torch.cpu._is_vnni_supported():
+    if not has_int8_units(device):
         raise ValueError(
             "teacher.precision: int8 needs a CPU with AVX-512 VNNI (avx512_vnni in /proc/cpuinfo); "
             "give auto"
         )
+
+
+def has_int8_units(device: torch.device) -> bool:
+    """Whether 8-bit products are faster than fp32 ones: CPUs with AVX-512 VNNI."""
+    return device.type == "cpu" and torch.cpu._is_vnni_supported()
 
 
 class Rounding:

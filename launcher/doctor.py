@@ -75,10 +75,10 @@ def _hardware(torch: dict[str, Any]) -> list[Part]:
         Part("CPU cores", str(len(os.sched_getaffinity(0)))),
         Part("memory", f"{memory / 2**30:.0f} GiB"),
         Part(
-            "CPU bf16",
-            _cpu_bf16(),
-            "bf16 on the CPU is emulated, slower than fp32: a teacher runs several times slower.",
-            "Use a CPU with AMX (amx_bf16 in /proc/cpuinfo), or a GPU; or give teacher.precision int8.",
+            "CPU matrix units",
+            _cpu_units(),
+            "A teacher on the CPU runs in fp32, which takes twice as long as int8 and several times as bf16.",
+            "Use a CPU with AMX or AVX-512 VNNI (amx_bf16, avx512_vnni in /proc/cpuinfo), or a GPU.",
         ),
         Part(
             "GPU",
@@ -169,12 +169,12 @@ def _version(package: str) -> str:
         return ""
 
 
-def _cpu_bf16() -> str:
-    """Name the bf16 instructions that Linux reports: AMX multiplies tiles, AVX-512 vectors."""
+def _cpu_units() -> str:
+    """Name what a teacher's products gain by, of what Linux reports. (bf16 without AMX is slower than fp32.)"""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
-    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
-    return ", ".join(name for flag, name in names.items() if flag in flags)
+    names = {"amx_bf16": "AMX, bf16", "avx512_vnni": "AVX-512 VNNI, int8"}
+    return "; ".join(name for flag, name in names.items() if flag in flags)
 
 
 def _python_headers() -> str:

@@ -219,12 +219,17 @@ def test_a_teacher_is_cut_after_the_last_layer_needed(tiny_model):
     assert len(Teacher(TeacherConfig(tiny_model), CPU, layers=3).model.encoder.layer) == 3
 
 
-@pytest.mark.parametrize(("units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_precision_follows_the_processors_bf16_units(monkeypatch, tiny_model, units, dtype):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
-    assert has_bf16_units(CPU) is units
-    assert precision_of("auto", CPU) == dtype
-    assert Teacher(TeacherConfig(tiny_model), CPU, layers=1).model.dtype == dtype
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("vnni", [True, False])
+def test_auto_precision_follows_the_processors_units(monkeypatch, tiny_model, amx, vnni):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    products = torch.bfloat16 if amx else torch.int8 if vnni else torch.float32
+    assert has_bf16_units(CPU) is amx
+    assert precision_of("auto", CPU) == products
+    teacher = Teacher(TeacherConfig(tiny_model), CPU, layers=1)
+    assert teacher.products == products
+    assert teacher.model.dtype == (torch.bfloat16 if amx else torch.float32)
 
 
 @pytest.mark.parametrize(("capability", "units"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
@@ -233,6 +238,6 @@ def test_gpus_have_bf16_units_since_ampere(monkeypatch, capability, units):
     assert has_bf16_units(torch.device("cuda")) is units
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)])
 def test_a_given_precision_is_kept(name, dtype):
     assert precision_of(name, CPU) == dtype
