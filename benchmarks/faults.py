@@ -164,7 +164,7 @@ def damage_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.R
     kill_all(process, run, rng)
     saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
     if len(saved) > 1:
-        file = rng.choice(sorted(saved[-1].glob("*.pt")))
+        file = rng.choice(sorted(saved[-1].glob("*.safetensors")))
         content = bytearray(file.read_bytes())
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         file.write_bytes(content)
@@ -176,7 +176,7 @@ def cut_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Rand
     kill_all(process, run, rng)
     saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
     if len(saved) > 1:
-        file = rng.choice(sorted(saved[-1].glob("*.pt")))
+        file = rng.choice(sorted(saved[-1].glob("*.safetensors")))
         os.truncate(file, rng.randrange(file.stat().st_size))
     return len(saved) > 1
 

@@ -219,13 +219,15 @@ def _read_model(folder: Path) -> None:
 
 def _make_checkpoints(folder: Path) -> None:
     import torch
+    from safetensors.torch import save_file
 
-    from distill.checkpoints import RECORD
+    from distill.checkpoints import ENGINE, RECORD, STATE
 
     for step in (5, 10):
         path = folder / f"step-{step:08d}"
         path.mkdir()
-        torch.save({"module": {"w": torch.ones(3, 3)}, "step": step, "best": {}}, path / "states.pt")
+        state = json.dumps({"step": step, "best": {}, ENGINE: {"updates": step, "scale": {}}})
+        save_file({"weight/w": torch.ones(3, 3)}, path / STATE, {"state": state})
         (path / RECORD).write_text("{}")
         _seal_checkpoint(path)
 
@@ -233,18 +235,17 @@ def _make_checkpoints(folder: Path) -> None:
 def _seal_checkpoint(path: Path) -> None:
     from distill.checkpoints import RECORD, checksum
 
-    record = {file.name: checksum(file) for file in path.glob("*.pt")}
+    record = {file.name: checksum(file) for file in path.glob("*.safetensors")}
     (path / RECORD).write_text(json.dumps(record))
 
 
 def _read_checkpoints(folder: Path) -> None:
-    from distill.checkpoints import Checkpoints
-    from distill.engine import load_safely
+    from distill.checkpoints import STATE, Checkpoints, read_state
 
     found = Checkpoints(folder, 2)
     if (step := found.newest()) < 0:
         raise ValueError(f"every checkpoint in {folder} is damaged")
-    load_safely(str(folder / f"step-{step:08d}" / "states.pt"))
+    read_state(folder / f"step-{step:08d}" / STATE)
 
 
 EXAMPLES = Examples(SENTENCES, [], [])

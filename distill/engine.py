@@ -1,4 +1,4 @@
-"""The training engine: DeepSpeed on CPU and GPU alike. The only file that knows DeepSpeed."""
+"""The training engine: DeepSpeed on CPU and GPU alike. With whole_state.py all that knows DeepSpeed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import fcntl
 import io
 import os
 import sys
-from collections import OrderedDict
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
@@ -21,15 +20,12 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from deepspeed.comm.torch import build_shm_op
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from distill.fused import fuse_layer_norms
 from distill.optimizers import build_optimizer
 from distill.settings import EngineConfig, OptimizerConfig
+from distill.whole_state import WholeState
 
 
 class Engine:
@@ -64,9 +60,9 @@ class Engine:
         self.alone = world_size() == 1 and config.zero == 0 and precision == "fp32"
         if self.alone:
             self.engine.enable_backward_allreduce = False
-        self.files = _SafeCheckpoints()
-        self.engine.checkpoint_engine = self.files
-        _forget_steps(getattr(self.optimizer, "optimizer", self.optimizer))
+        # To make room for its moments DeepSpeed has the optimizer make a step with gradients and
+        # a learning rate of 0: it changes no weight, but would count for the correction of bias.
+        self._whole_state().count_from(0)
 
     @property
     def module(self) -> nn.Module:
@@ -119,41 +115,30 @@ class Engine:
         with gathered:
             return {name: tensor.detach().cpu().clone() for name, tensor in part.state_dict().items()}
 
-    def snapshot(self, folder: Path, state: dict[str, Any]) -> dict[Path, bytes]:
-        """This rank's files of a checkpoint in `folder`, as bytes that training no longer changes.
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and moments, whole, in host memory, and the optimizer's numbers; a step changes them.
 
-        Every rank calls.
+        Every rank calls; rank 0 gets the tensors, the others none.
         """
-        self.engine.save_checkpoint(str(folder.parent), folder.name, state, save_latest=False)
-        return self.files.taken()
+        whole = self._whole_state()
+        every = (
+            (name, tensor.cpu().contiguous() if rank() == 0 else None) for name, tensor in whole.gather()
+        )
+        return {name: tensor for name, tensor in every if tensor is not None}, whole.numbers()
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Read a checkpoint; returns the state that was saved with it. Every rank calls."""
-        parts = len(list(folder.glob("*_optim_states.pt")))
-        if self.zero and parts != world_size():
-            raise ValueError(
-                f"{folder} is shared out over {parts} processes (ZeRO {self.zero}) and this run has "
-                f"{world_size()}; resume with --processes {parts}"
-            )
-        path, state = self.engine.load_checkpoint(str(folder.parent), folder.name)
-        if path is None:
-            raise ValueError(f"{folder} is no checkpoint that can be loaded; delete it and resume")
-        return state
+    def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Set what `snapshot` gave, with any number of processes and ZeRO stage. Every rank calls.
+
+        Raises ValueError where it is another student's or optimizer's.
+        """
+        self._whole_state().scatter(tensors, numbers)
+
+    def _whole_state(self) -> WholeState:
+        return WholeState(self.module, self.optimizer, self.zero)
 
     def close(self) -> None:
         """Let go of the module, so that another engine may take it."""
         self.engine.destroy()
-
-
-def _forget_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Begin to count at 0, and as ZeRO 0 in fp32 does.
-
-    Elsewhere DeepSpeed makes room for the moments by a step with gradients of 0. Made with a learning
-    rate of 0, it changes no weight, but it would count as the first for the correction of bias.
-    """
-    for state in [*optimizer.state.values(), *optimizer.param_groups]:
-        if "step" in state:
-            state["step"] = torch.zeros_like(state["step"]) if torch.is_tensor(state["step"]) else 0
 
 
 def deepspeed_config(
@@ -170,45 +155,6 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-
-
-SAFE = (OrderedDict, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, set)
-
-
-def load_safely(path: str, map_location: Any = None) -> Any:
-    """What torch saved in a file, read without running anything that it may hide.
-
-    Raises ValueError where it holds anything but tensors and plain values.
-    """
-    try:
-        with torch.serialization.safe_globals(list(SAFE)):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # of many kinds, as what torch stumbles over first
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the checkpoint {path} can't be read ({reason}); remove its folder and resume"
-        ) from None
-
-
-class _SafeCheckpoints(TorchCheckpointEngine):
-    """DeepSpeed's checkpoints: kept in memory for who writes them, read safely."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[Path, bytes] = {}
-
-    def save(self, state_dict: Any, path: str) -> None:
-        buffer = io.BytesIO()
-        torch.save(state_dict, buffer, _use_new_zipfile_serialization=self.zipfile_serialization)
-        self.kept[Path(path)] = buffer.getvalue()
-
-    def taken(self) -> dict[Path, bytes]:
-        """What was saved since the last call."""
-        kept, self.kept = self.kept, {}
-        return kept
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        return load_safely(path, map_location)
 
 
 def precision_name(precision: str, optimizer: str = "adamw") -> str:

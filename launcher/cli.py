@@ -131,10 +131,13 @@ def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
     new = not later and not (folder / "config.yaml").is_file()
     if new:
         runs.begin(folder, name, config, runs.typed_command())
-    elif launch.on == "local":
+        return True
+    if not later:
+        runs.go_on(folder, config)
+    if launch.on == "local":
         with held(folder, ENDING):  # then by its processes; a mistake is told before they start
             pass
-    return new
+    return False
 
 
 def _check(name: str, config: Any, launch: Launch, processes: int) -> None:

@@ -77,7 +77,7 @@ def _hardware(torch: dict[str, Any]) -> list[Part]:
         Part(
             "CPU matrix units",
             _cpu_units(),
-            "A teacher on the CPU runs in fp32, which takes twice as long as int8 and several times as bf16.",
+            "A teacher on the CPU runs in fp32: twice as long as in int8, several times as in bf16.",
             "Use a CPU with AMX or AVX-512 VNNI (amx_bf16, avx512_vnni in /proc/cpuinfo), or a GPU.",
         ),
         Part(
@@ -170,7 +170,7 @@ def _version(package: str) -> str:
 
 
 def _cpu_units() -> str:
-    """Name what a teacher's products gain by, of what Linux reports. (bf16 without AMX is slower than fp32.)"""
+    """Name what a teacher's products gain by; bf16 without AMX is slower than fp32."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
     names = {"amx_bf16": "AMX, bf16", "avx512_vnni": "AVX-512 VNNI, int8"}

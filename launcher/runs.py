@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_pipeline.whole import write_whole
 from launcher.jobs import JOBS
 from launcher.settings import to_yaml
+
+HOW = ("zero", "micro_batch_size", "patience")  # settings of `engine`
 
 
 def refuse_other_job(folder: Path, name: str) -> None:
@@ -34,10 +38,18 @@ def refuse_other_run(folder: Path, name: str, config: Any, resume: bool) -> None
     stored = folder / "config.yaml"
     if not stored.is_file():
         raise ValueError(f"--run: {folder} is not empty and holds no run; give another folder")
-    if stored.read_text(encoding="utf-8") != to_yaml(config):
+    if _what(stored.read_text(encoding="utf-8")) != _what(to_yaml(config)):
         raise ValueError(
             f"--resume: the settings differ from {stored}; leave them out, or give a new --run"
         )
+
+
+def _what(recipe: str) -> Any:
+    """Settings without those that may differ where a run goes on: how the work is shared out."""
+    settings = yaml.safe_load(recipe)
+    if isinstance(settings, dict) and isinstance(engine := settings.get("engine"), dict):
+        settings["engine"] = {key: value for key, value in engine.items() if key not in HOW}
+    return settings
 
 
 def begin(folder: Path, name: str, config: Any, command: list[str] | None = None) -> None:
@@ -46,6 +58,12 @@ def begin(folder: Path, name: str, config: Any, command: list[str] | None = None
     write_whole(folder / "config.yaml", to_yaml(config))
     typed = command or ["distillery", name, "--config", str(folder / "config.yaml")]
     write_whole(folder / "command.txt", shlex.join(typed) + "\n")
+
+
+def go_on(folder: Path, config: Any) -> None:
+    """Let a run go on with settings that `refuse_other_run` has let pass."""
+    if (folder / "config.yaml").read_text(encoding="utf-8") != (recipe := to_yaml(config)):
+        write_whole(folder / "config.yaml", recipe)
 
 
 def undo(folder: Path) -> None:

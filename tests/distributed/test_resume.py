@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import resource
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -116,18 +115,15 @@ def killed_at(stage: str, step: int) -> Iterator[None]:
 
 @contextmanager
 def killed_while_saving(step: int) -> Iterator[None]:
-    """The process dies when a checkpoint is written but for its mark."""
-    write = checkpoints.write_files
+    """The process dies when a checkpoint is written but for its checksum."""
+    write = checkpoints.write_state
 
-    def write_half(folder: Path, files: dict[Path, bytes], number: int) -> None:
-        if f"{step:08d}" not in folder.name:
-            return write(folder, files, number)
-        folder.mkdir(exist_ok=True)
-        for path, content in files.items():
-            path.write_bytes(content)
-        raise Killed
+    def write_and_die(path: Path, content: bytes) -> None:
+        write(path, content)
+        if f"{step:08d}" in path.parent.name:
+            raise Killed
 
-    with patch.object(checkpoints, "write_files", write_half), pytest.raises(Killed):
+    with patch.object(checkpoints, "write_state", write_and_die), pytest.raises(Killed):
         yield
 
 
@@ -202,7 +198,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(general, undisturbed_general,
     with killed_at("general", 5):
         run(general, tmp_path)
     newest = tmp_path / "checkpoints" / "general" / "step-00000004"
-    flip(next(newest.glob("*.pt")))
+    flip(next(newest.glob("*.safetensors")))
     run(general, tmp_path)
     assert f"{newest} is damaged" in capsys.readouterr().err
     assert_same(tmp_path, undisturbed_general)
@@ -212,7 +208,7 @@ def test_without_a_whole_checkpoint_a_run_is_refused(general, tmp_path):
     with killed_at("general", 5):
         run(general, tmp_path)
     checkpoints = tmp_path / "checkpoints" / "general"
-    flip(next((checkpoints / "step-00000004").glob("*.pt")))
+    flip(next((checkpoints / "step-00000004").glob("*.safetensors")))
     (checkpoints / "step-00000002" / RECORD_FILE).unlink()
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         run(general, tmp_path)
@@ -282,13 +278,25 @@ def kill_and_resume(model: str, shards: str, folder: str) -> None:
         run(config, Path(folder, f"killed-{zero}"))
 
 
-def kill(model: str, shards: str, folder: str) -> None:
-    """On every rank: a run without dropout, whose draws depend on the rank, and a killed one."""
+def plain_config(model: str, shards: str, zero: int) -> GeneralConfig:
+    """Without dropout, whose draws depend on the rank."""
+    student = replace(SHAPE, dropout=0.0)
+    return general_config(model, shards, student=student, engine=EngineConfig(zero=zero))
+
+
+def kill(model: str, shards: str, folder: str, stages: list[int]) -> None:
+    """On every rank: a killed run of each ZeRO stage."""
     start_processes()
-    config = general_config(model, shards, student=replace(SHAPE, dropout=0.0))
-    run(config, Path(folder, "undisturbed"))
-    with killed_at("general", 4):
-        run(config, Path(folder, "killed"))
+    for zero in stages:
+        with killed_at("general", 4):
+            run(plain_config(model, shards, zero), Path(folder, f"from-{zero}"))
+
+
+def resume(model: str, shards: str, folder: str, stages: dict[int, int]) -> None:
+    """On every rank: killed runs of a stage go on in another."""
+    start_processes()
+    for before, after in stages.items():
+        run(plain_config(model, shards, after), Path(folder, f"from-{before}"))
 
 
 def stop(model: str, shards: str, folder: str) -> None:
@@ -315,16 +323,20 @@ def test_two_killed_processes_end_as_if_they_had_not_been(tiny_model, tiny_shard
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_can_be_resumed_by_one(tiny_model, tiny_shards, tmp_path):
-    """Under ZeRO 0, whose checkpoints are whole."""
-    run_processes(kill, 2, tiny_model, tiny_shards, str(tmp_path))
-    config = general_config(tiny_model, tiny_shards, student=replace(SHAPE, dropout=0.0))
-    run(config, tmp_path / "killed")
-    one, two = (
-        load_file(tmp_path / name / "student" / "model.safetensors") for name in ("killed", "undisturbed")
-    )
-    for name, weight in two.items():
-        assert (one[name] - weight).norm() <= 1e-5 * weight.norm(), name
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
+    tiny_model, tiny_shards, tmp_path, before, after
+):
+    """Each stage after each other; what is left is what sums in another order round otherwise."""
+    run_processes(kill, before, tiny_model, tiny_shards, str(tmp_path), [0, 1, 2, 3])
+    stages = {0: 3, 1: 2, 2: 0, 3: 1}
+    run_processes(resume, after, tiny_model, tiny_shards, str(tmp_path), stages)
+    run(plain_config(tiny_model, tiny_shards, 0), tmp_path / "undisturbed")
+    whole = load_file(tmp_path / "undisturbed" / "student" / "model.safetensors")
+    for stage in stages:
+        student = load_file(tmp_path / f"from-{stage}" / "student" / "model.safetensors")
+        for name, weight in whole.items():
+            assert (student[name] - weight).norm() <= 1e-5 * weight.norm(), (stage, name)
 
 
 # ---- a full disk
@@ -398,27 +410,26 @@ class Trap:
         return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("zero", [0, 1])
-def test_a_checkpoint_that_hides_a_program_is_refused(general, tmp_path, zero):
-    """Each file of a checkpoint in turn: the program does not run, and neither does the training."""
-    config = replace(general, engine=EngineConfig(zero=zero))
+def test_a_checkpoint_that_hides_a_program_is_refused(general, tmp_path):
+    """The program does not run, and neither does the training."""
     with killed_at("general", 2):
-        run(config, tmp_path / "killed")
-    files = sorted((tmp_path / "killed").glob("checkpoints/general/*/*.pt"))
-    assert len(files) == 1 + zero
-    for number, file in enumerate(files):
-        folder, sprung = tmp_path / f"{number}", tmp_path / f"sprung-{number}"
-        shutil.copytree(tmp_path / "killed", folder)
-        hidden = folder / file.relative_to(tmp_path / "killed")
-        torch.save({"module": Trap(sprung)}, hidden)
-        record = {path.name: checksum(path) for path in hidden.parent.glob("*.pt")}
-        (hidden.parent / RECORD_FILE).write_text(json.dumps(record))  # who plants it covers it up
-        with pytest.raises(
-            ValueError, match=rf"the checkpoint \S+{file.name} can't be read .*remove its folder"
-        ):
-            run(config, folder)
-        assert not sprung.exists()
-        assert not (folder / "student").exists()
+        run(general, tmp_path / "killed")
+    (hidden,) = (tmp_path / "killed").glob("checkpoints/general/*/*.safetensors")
+    torch.save({"module": Trap(tmp_path / "sprung")}, hidden)
+    record = {hidden.name: checksum(hidden)}
+    (hidden.parent / RECORD_FILE).write_text(json.dumps(record))  # who plants it covers it up
+    with pytest.raises(ValueError, match=rf"the checkpoint {hidden} can't be read .*remove its folder"):
+        run(general, tmp_path / "killed")
+    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "killed" / "student").exists()
+
+
+def test_a_checkpoint_of_another_student_is_refused(general, tmp_path):
+    with killed_at("general", 2):
+        run(general, tmp_path)
+    other = replace(general, student=replace(SHAPE, intermediate_size=32))
+    with pytest.raises(ValueError, match=r"step-00000002 is of another training: the shape of exp_avg/"):
+        run(other, tmp_path)
 
 
 def test_the_trap_of_these_tests_works(tmp_path):

@@ -238,6 +238,8 @@ def test_gpus_have_bf16_units_since_ampere(monkeypatch, capability, units):
     assert has_bf16_units(torch.device("cuda")) is units
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)]
+)
 def test_a_given_precision_is_kept(name, dtype):
     assert precision_of(name, CPU) == dtype

@@ -34,7 +34,7 @@ RULES = (
     Rule("launcher/*", never=("torch",), but=("launcher/rank.py",)),
     Rule("*/settings.py", never=("torch", "transformers", "deepspeed", "numpy", "tokenizers")),
     Rule("*", never=("ray",), but=("tune/*", "launcher/ray_driver.py")),
-    Rule("*", never=("deepspeed",), but=("distill/engine.py",)),
+    Rule("*", never=("deepspeed",), but=("distill/engine.py", "distill/whole_state.py")),
     Rule("*", never=("apex",), but=("distill/fused.py",)),
 )
 
