@@ -121,10 +121,11 @@ class Engine:
         Every rank calls; rank 0 gets the tensors, the others none.
         """
         whole = self._whole_state()
-        every = (
-            (name, tensor.cpu().contiguous() if rank() == 0 else None) for name, tensor in whole.gather()
-        )
-        return {name: tensor for name, tensor in every if tensor is not None}, whole.numbers()
+        tensors = {}
+        for name, tensor in whole.gather():
+            if rank() == 0:
+                tensors[name] = tensor.cpu().contiguous()
+        return tensors, whole.numbers()
 
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Set what `snapshot` gave, with any number of processes and ZeRO stage. Every rank calls.

@@ -6,7 +6,8 @@ weight and its moments are gathered, and set again in an engine that may share t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -42,6 +43,7 @@ class WholeState:
     # ------------------------------------------------------------------------------------- out
     def gather(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, whole, on every rank, one after another: a stage's shards need not fit at once."""
+        self._link()
         masters = self._masters()
         moments = self._moments()
         for name, parameter in self.module.named_parameters():
@@ -64,10 +66,8 @@ class WholeState:
 
         Raises ValueError where it is of another module or optimizer.
         """
-        if self.zero == 0:
-            self._make_moments()
-        elif self.zero < 3:
-            self.optimizer._lazy_init_hp_params_optimizer_state()  # else not before the first step
+        self._make_moments()
+        self._link()
         self._check(tensors)
         masters = self._masters()
         moments = self._moments()
@@ -155,13 +155,30 @@ class WholeState:
         """Let the optimizer make room for its moments, as it does in its first step; no weight changes."""
         if self.base.state:
             return
-        parameters = [parameter for group in self.base.param_groups for parameter in group["params"]]
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
         assert all(group["lr"] == 0 for group in self.base.param_groups)
-        self.base.step()
-        for parameter in parameters:
-            parameter.grad = None
+        if self.zero == 3:  # which gives the optimizer one shard at a time
+            weights = self.optimizer.fp32_partitioned_groups_flat
+            steps: list[Callable[[], object]] = [
+                partial(self.optimizer._optimizer_step, number) for number in range(len(weights))
+            ]
+        else:
+            weights = [weight for group in self.base.param_groups for weight in group["params"]]
+            steps = [self.base.step]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        for step in steps:
+            step()
+        for weight in weights:
+            weight.grad = None
+
+    def _link(self) -> None:
+        """Let DeepSpeed find the moments of each parameter in its shards of ZeRO 1 and 2.
+
+        It does so once, after the first step of one group of parameters, and misses the others'.
+        """
+        if self.zero in (1, 2):
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         kinds = [WEIGHT, *self._moments()]
