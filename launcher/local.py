@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill.preemption import EXIT_CODE
@@ -50,11 +50,11 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(
 
 def environment(processes: int, base: dict[str, str]) -> dict[str, str]:
     """The processes' environment: threads shared out, memory kept."""
-    threads = max(1, _cores(base) // processes)
+    threads = max(1, cores(base) // processes)
     return {"OMP_NUM_THREADS": str(threads), **WAIT, **MALLOC, **base}
 
 
-def _cores(environment: dict[str, str]) -> int:
+def cores(environment: Mapping[str, str]) -> int:
     """CPUs that are ours: Slurm's grant may be less than what the machine would let us use."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(own, int(environment.get("SLURM_CPUS_PER_TASK", own)))

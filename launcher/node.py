@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher import local, runs
+from launcher import local, runs, submitted
 from launcher.settings import Launch, from_yaml
 
 WAIT_S = 120.0  # a file system that is shared may show a new file after a minute only
@@ -30,6 +31,13 @@ def describe(job: str, launch: Launch, processes: int) -> str:
 def start(job: str, launch: Launch, processes: int) -> int:
     """Run this node's processes to their end; returns the exit code."""
     hosts = os.environ.get("DISTILLERY_HOSTS", "").split()
+    if is_first(os.environ):
+        _remember(Path(launch.run), os.environ)
+    if (cpus := local.cores(os.environ)) < processes:
+        print(
+            f"warning: {processes} processes share {cpus} CPUs on this node; --cpus-per-node asks for more",
+            file=sys.stderr,
+        )
     if len(hosts) > 1:
         peer = hosts[1] if is_first(os.environ) else hosts[0]
         os.environ.update(network(os.environ, *interface_to(peer)))
@@ -37,6 +45,13 @@ def start(job: str, launch: Launch, processes: int) -> int:
     if code == 0:
         runs.tell_whole_run(Path(launch.run))
     return code
+
+
+def _remember(folder: Path, environment: Mapping[str, str]) -> None:
+    """Keep the job's number in its run folder, for `status` and others, where it was submitted by hand."""
+    job = environment.get("SLURM_JOB_ID")
+    if job and "SLURM_ARRAY_TASK_ID" not in environment and submitted.read(folder).get("job") != job:
+        submitted.write(folder, {"place": "slurm", "job": job, "run": str(folder.absolute())})
 
 
 def is_first(environment: Mapping[str, str]) -> bool:
@@ -67,7 +82,7 @@ def settings(name: str, config: Any, launch: Launch, environment: Mapping[str, s
 def own_part(config: Any, launch: Launch, environment: Mapping[str, str]) -> tuple[Any, Launch]:
     """The settings with which this node runs: in a job array, one slice of a pregeneration.
 
-    Raises ValueError for an array of another job.
+    Raises ValueError for an array of another job, or one with gaps.
     """
     launch = replace(launch, nodes=int(environment.get("SLURM_STEP_NUM_NODES", "1")))
     if "SLURM_ARRAY_TASK_ID" not in environment:
@@ -75,19 +90,30 @@ def own_part(config: Any, launch: Launch, environment: Mapping[str, str]) -> tup
     if not hasattr(config, "slice"):
         raise ValueError("an array makes slices of a pregeneration; submit other jobs without --array")
     first, last, number = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "MAX", "ID"))
-    part = f"{number - first + 1}/{last - first + 1}"
+    slices = last - first + 1
+    if slices != int(environment.get("SLURM_ARRAY_TASK_COUNT", slices)):
+        raise ValueError(f"an array with gaps leaves slices unmade; submit it with --array=1-{slices}")
+    part = f"{number - first + 1}/{slices}"
     shards = config.shards or f"{launch.run}/shards"
     folder = f"{launch.run}/slice-{part.replace('/', '-of-')}"
     return replace(config, slice=part, shards=shards), replace(launch, run=folder)
 
 
 def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """torchrun's words for where the nodes of this job meet: at the first, by c10d."""
+    """torchrun's words for where the nodes of this job meet: at the first, by c10d.
+
+    Raises ValueError where the nodes' names did not come here.
+    """
     hosts = environment.get("DISTILLERY_HOSTS", "").split()
+    if (nodes := int(environment.get("SLURM_STEP_NUM_NODES", "1"))) > max(1, len(hosts)):
+        raise ValueError(
+            f"DISTILLERY_HOSTS names {len(hosts)} of {nodes} nodes; start this by slurm/train.sbatch, "
+            "and let srun pass its environment on"
+        )
     if len(hosts) < 2:
         return local.STANDALONE
     job = environment["SLURM_JOB_ID"]
-    port = environment.get("DISTILLERY_PORT") or str(20000 + int(job) % 20000)
+    port = environment.get("DISTILLERY_PORT") or str(20000 + int(job) % 12000)
     words = {
         "nnodes": str(len(hosts)),
         "rdzv-backend": "c10d",

@@ -13,13 +13,15 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+from ray.autoscaler.sdk import request_resources
 
 from distill import preemption
 from distill.run_folder import held
@@ -27,9 +29,13 @@ from launcher import jobs, runs
 from launcher.rank import LEASE, execute, first, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
-from tune.workers import cause, line, nodes, reserved, train
+from tune.settings import WorkersConfig
+from tune.trial import each
+from tune.workers import cause, line, nodes, places, reserved, train
 
-JOINING = 300.0  # seconds that nodes have to join the cluster before a search begins
+JOINING = (
+    900.0  # seconds that nodes have to join the cluster before a search begins; a cloud's install much
+)
 STOP = "stop"  # in the run folder: the wish that its training stop, for the first rank to see
 
 
@@ -48,7 +54,9 @@ def main(folder: str) -> int:
     except ValueError as error:
         print(f"distillery {plan.job}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    if not (run / "config.yaml").is_file():
+    if (run / "config.yaml").is_file():
+        runs.go_on(run, config)
+    else:
         runs.begin(run, plan.job, config)
     (run / STOP).unlink(missing_ok=True)
     signal.signal(signal.SIGUSR1, lambda *_: (run / STOP).touch())
@@ -59,8 +67,8 @@ def main(folder: str) -> int:
         return 2
     try:
         if jobs.JOBS[plan.job].schedules:
-            wait_for_nodes(plan.nodes, run / STOP)
-            _run_here(plan.job, run)
+            with room(plan.nodes, config.workers, run / STOP):
+                _run_here(plan.job, run)
         else:
             train_as_workers(plan, run) if parallel else run_tasks(plan, config, run)
     except KeyboardInterrupt:
@@ -91,31 +99,47 @@ def connect(address: str = "") -> None:
         ray.init(address=address)
     except ConnectionError:
         raise ValueError(f"no Ray cluster answers at {address}") from None
+    except ray.exceptions.AuthenticationError as error:
+        raise ValueError(f"the Ray cluster at {address}: {line(error)}") from None
 
 
-def wait_for_nodes(wanted: int, stop: Path) -> None:
-    """Wait for nodes that are still joining: what a search runs at a time it counts once, at its start.
+@contextmanager
+def room(wanted: int, workers: WorkersConfig, stop: Path) -> Iterator[None]:
+    """While a search runs, ask an autoscaler for `workers.concurrent` trials' room, or one's.
+
+    First wait for as many nodes as are wanted, each with room for a process (a cloud's head has none), and
+    for one trial's room: what a search runs at a time it counts once, at its start.
 
     Raises Stopped where that is asked for meanwhile: the search, not begun, would not hear of it.
     """
+    resources = each(workers)
+    request_resources(bundles=[resources] * workers.processes * max(1, workers.concurrent))
     begun = time.monotonic()
-    while (found := len(nodes())) < wanted:
-        if stop.exists():
-            raise preemption.Stopped("stopped before the search began, as asked")
-        if time.monotonic() - begun > JOINING:
-            print(
-                f"after {JOINING:.0f} s {found} of {wanted} nodes have joined: on with those",
-                file=sys.stderr,
-            )
-            return
-        time.sleep(0.5)
+    try:
+        while True:
+            held = [count for count in places(nodes(), resources) if count]
+            if len(held) >= wanted and sum(held) >= workers.processes:
+                break
+            if stop.exists():
+                raise preemption.Stopped("stopped before the search began, as asked")
+            if time.monotonic() - begun > JOINING:
+                print(
+                    f"after {JOINING:.0f} s {len(held)} of {wanted} nodes have joined, with room for "
+                    f"{sum(held)} processes: on with those",
+                    file=sys.stderr,
+                )
+                break
+            time.sleep(0.5)
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def train_as_workers(plan: Plan, run: Path) -> None:
     """Run a training as Ray Train workers, plan.processes on each of plan.nodes nodes."""
     train(
         rank,
-        {"job": plan.job, "run": str(run)},
+        {"job": plan.job, "run": str(run), "each": str(plan.processes)},
         workers=plan.nodes * plan.processes,
         resources=reserved(plan.cpus, plan.gpus),
         retries=plan.max_failures,
@@ -135,6 +159,11 @@ def rank(place: dict[str, str]) -> None:
         if done < 1:  # the last one is told when all has been written
             ray.train.report({share: done, **scores})
 
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if first() and (wanted := place.get("each", here)) != here:
+        print(
+            f"warning: Ray put {here} workers on one node, where {wanted} were meant to be", file=sys.stderr
+        )
     # A step's votes are summed, so one rank's is enough; pieces are each rank's own.
     if first() or not jobs.JOBS[place["job"]].steps:
         preemption.watch(run / STOP)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from launcher import submitted
 from launcher.settings import Launch
@@ -55,11 +55,19 @@ def processes(launch: Launch) -> int:
 
 
 def plan(job: str, launch: Launch, processes: int) -> Plan:
-    """The driver's plan; a pure function of its arguments."""
+    """The driver's plan; a pure function of its arguments.
+
+    Raises ValueError for storage that is no folder.
+    """
+    if launch.storage and not launch.storage.startswith("/"):
+        raise ValueError(
+            f"--storage: {launch.storage} is no absolute path; give a folder that every node of the "
+            "cluster sees (NFS, EFS, a mounted bucket), such as /mnt/distillery/runs"
+        )
     run = str(Path(launch.run).absolute())
     return Plan(
         job=job,
-        run=f"{launch.storage}/{Path(run).name}" if launch.storage else run,
+        run=str(PurePosixPath(launch.storage, Path(run).name)) if launch.storage else run,
         nodes=launch.nodes,
         processes=processes,
         gpus=launch.gpus_per_node / processes,

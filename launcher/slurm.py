@@ -14,6 +14,8 @@ from launcher import submitted
 from launcher.jobs import JOBS
 from launcher.settings import Launch
 
+LOOK_EVERY = 10  # seconds from one question to the queue to the next: all users of a cluster share it
+PATIENCE = 30  # questions that may fail, one after another
 SCRIPT = Path(__file__).parents[1] / "slurm" / "train.sbatch"
 
 
@@ -30,6 +32,7 @@ def processes(launch: Launch) -> int:
 
 def describe(job: str, launch: Launch, processes: int) -> str:
     """What `start` runs, for --dry-run."""
+    _check(launch)
     return shlex.join(command(job, launch, processes))
 
 
@@ -49,6 +52,7 @@ def command(job: str, launch: Launch, processes: int) -> list[str]:
         "cpus-per-task": str(launch.cpus_per_node or ""),
         "time": launch.time,
         "partition": launch.partition,
+        "export": "" if any(option.startswith("--export") for option in launch.sbatch) else "ALL",
         "output": f"{run.replace('%', '%%')}/{log}",
     }
     lines = str(Path(launch.environment).absolute()) if launch.environment else ""
@@ -69,20 +73,24 @@ def command(job: str, launch: Launch, processes: int) -> list[str]:
 
 def start(job: str, launch: Launch, processes: int) -> int:
     """Submit the job; returns 0 once it is in the queue. Raises ValueError where sbatch refuses it."""
-    if not SCRIPT.is_file():
-        raise ValueError(f"--on slurm: no {SCRIPT}; install Distillery by pip install -e from its folder")
+    _check(launch)
     folder = Path(launch.run)
     if "\\" in str(folder.absolute()):
         raise ValueError(f"--run: {folder}: sbatch takes no log file with a backslash in its path")
     if shutil.which("sbatch") is None:
         raise ValueError("no sbatch here; --on slurm is for a cluster's login node")
-    if launch.environment and not Path(launch.environment).is_file():
-        raise ValueError(f"--environment: no file {launch.environment}")
     (folder / "error.txt").unlink(missing_ok=True)
     number = _ask(command(job, launch, processes)).split(";")[0].strip()
     submitted.write(folder, {"place": "slurm", "job": number, "run": str(folder.absolute())})
     print(f"submitted {folder} as job {number}; follow it with: distillery logs {shlex.quote(launch.run)}")
     return 0
+
+
+def _check(launch: Launch) -> None:
+    if not SCRIPT.is_file():
+        raise ValueError(f"--on slurm: no {SCRIPT}; install Distillery by pip install -e from its folder")
+    if launch.environment and not Path(launch.environment).is_file():
+        raise ValueError(f"--environment: no file {launch.environment}")
 
 
 def state(record: dict[str, str]) -> tuple[str, str]:
@@ -95,10 +103,15 @@ def state(record: dict[str, str]) -> tuple[str, str]:
 
 
 def logs(record: dict[str, str], follow: bool) -> int:
-    """Print what a submitted job has said, and what it says until it has ended where `follow` is so."""
+    """Print what a submitted job has said, and what it says until it has ended where `follow` is so.
+
+    Raises ValueError where the queue can't be asked any more.
+    """
     shown: dict[Path, int] = {}
+    looks = 0
     while True:
-        going_on = follow and bool(state(record)[0])
+        if looks % LOOK_EVERY == 0:
+            going_on = follow and _goes_on(record)
         for path in sorted(Path(record["run"]).glob("log*.txt")):
             with path.open(encoding="utf-8", errors="replace") as file:
                 file.seek(shown.get(path, 0))
@@ -107,6 +120,19 @@ def logs(record: dict[str, str], follow: bool) -> int:
         if not going_on:
             return 0
         time.sleep(1)
+        looks += 1
+
+
+def _goes_on(record: dict[str, str]) -> bool:
+    """Whether the queue has a job; a controller that is busy or restarted gets some minutes."""
+    for attempt in range(PATIENCE):
+        try:
+            return bool(state(record)[0])
+        except ValueError:
+            if attempt == PATIENCE - 1:
+                raise
+            time.sleep(LOOK_EVERY)
+    raise AssertionError
 
 
 def cancel(record: dict[str, str]) -> None:

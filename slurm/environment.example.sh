@@ -10,6 +10,7 @@
 # A container (Pyxis), whose own Python runs:
 # SRUN_OPTIONS+=(--container-image=/shared/images/distillery.sqsh --container-mounts=/shared:/shared)
 # SRUN_OPTIONS+=(--container-workdir="$PWD")
+# With slurm/ray.sbatch /tmp:/tmp among the mounts: its steps, each in a container, meet by files there.
 # DISTILLERY_PYTHON=python3
 
 # Processes bound to CPUs in another way than by the threads' own choice:

@@ -21,8 +21,8 @@ NAMES = {"JOB", "RECIPE.yaml"}  # stand for any
 def text_of(page: str) -> str:
     """A page with continued lines joined, and what it sets in a shell put in its place."""
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    for name, value in re.findall(r'^ +(\w+)="(.+)"$', text, re.M):
-        text = text.replace(f"${name} ", f"{value} ")
+    for name, value in re.findall(r"^ +(\w+)=\((.+)\)$", text, re.M):
+        text = text.replace(f'"${{{name}[@]}}"', value)
     return text
 
 

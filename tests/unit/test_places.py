@@ -34,9 +34,54 @@ def test_what_sbatch_is_given():
     assert slurm.command("general", launch, 8) == [
         *["env", f"DISTILLERY_PYTHON={sys.executable}", "sbatch", "--parsable"],
         *["--job-name=distillery-general", "--nodes=2", "--gpus-per-node=8", "--time=4:00:00"],
-        *["--output=/runs/a b/log.txt", "--account=me"],
+        *["--export=ALL", "--output=/runs/a b/log.txt", "--account=me"],
         *[str(ROOT / "slurm" / "train.sbatch"), "general", "--run=/runs/a b", "--processes=8"],
     ]
+
+
+def test_what_the_user_exports_is_not_ours_to_change():
+    words = slurm.command("general", Launch(run="r", on="slurm", sbatch=["--export=NONE"]), 1)
+    assert [word for word in words if word.startswith("--export")] == ["--export=NONE"]
+
+
+def test_a_dry_run_refuses_an_environment_file_that_is_absent(capsys):
+    code = cli.main(["general", *GENERAL, "--on", "slurm", "--environment", "nowhere.sh", "--dry-run"])
+    assert (code, "--environment: no file nowhere.sh" in capsys.readouterr().err) == (2, True)
+
+
+def test_following_a_log_outlives_a_controller_that_does_not_answer(tmp_path, monkeypatch, capsys):
+    answers = [ValueError("squeue: timed out"), ("RUNNING", ""), ValueError("squeue: timed out"), ("", "")]
+
+    def state(record: dict[str, str]) -> tuple[str, str]:
+        answer = answers.pop(0)
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    (tmp_path / "log.txt").write_text("step 1\n")
+    monkeypatch.setattr(slurm, "state", state)
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
+    assert slurm.logs({"job": "1", "run": str(tmp_path)}, follow=True) == 0
+    assert capsys.readouterr().out == "step 1\n"
+    assert answers == []
+
+
+def test_a_run_by_hand_is_known_by_its_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "run_processes", lambda *_: 75)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for number in ("7", "8"):  # begun anew in the same folder
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        node.start("general", Launch(run=str(tmp_path), on="node"), 1)
+        assert submitted.read(tmp_path) == {"place": "slurm", "job": number, "run": str(tmp_path)}
+
+
+def test_processes_that_share_too_few_cpus_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(local, "run_processes", lambda *_: 75)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    node.start("general", Launch(run=str(tmp_path), on="node"), 1)
+    assert capsys.readouterr().err == ""
+    node.start("general", Launch(run=str(tmp_path), on="node"), 8)
+    assert "8 processes share 1 CPUs on this node; --cpus-per-node" in capsys.readouterr().err
 
 
 def test_a_pregeneration_over_nodes_is_an_array():
@@ -89,7 +134,7 @@ ALLOCATION = {
 def test_nodes_meet_at_the_first():
     first, second = (node.rendezvous({**ALLOCATION, "SLURM_NODEID": number}) for number in "01")
     patience = "read_timeout=900,join_timeout=900"
-    common = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=n1:20007", "--rdzv-id=20007-0"]
+    common = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=n1:28007", "--rdzv-id=20007-0"]
     assert first == (*common, f"--rdzv-conf=is_host=1,{patience}", "--local-addr=10.0.0.2")
     assert second == (*common, f"--rdzv-conf=is_host=0,{patience}", "--local-addr=10.0.0.2")
     command = local.command("general", "run", 1, second)
@@ -98,6 +143,13 @@ def test_nodes_meet_at_the_first():
 
 def test_one_node_needs_nobody():
     assert node.rendezvous({"SLURM_JOB_ID": "1", "DISTILLERY_HOSTS": "n1"}) == local.STANDALONE
+
+
+def test_nodes_that_do_not_know_each_other_are_refused():
+    """Each would train alone: srun did not pass the script's variables on."""
+    alone = {name: value for name, value in ALLOCATION.items() if name != "DISTILLERY_HOSTS"}
+    with pytest.raises(ValueError, match="DISTILLERY_HOSTS names 0 of 2 nodes"):
+        node.rendezvous(alone)
 
 
 def test_connections_stay_on_the_clusters_interface_unless_the_user_says_so():
@@ -119,9 +171,18 @@ def test_a_task_of_an_array_makes_a_slice(task, part):
     assert launch.run == f"runs/c/slice-{part.replace('/', '-of-')}"
     with pytest.raises(ValueError, match="array"):
         node.own_part(object(), launch, array)
+    with pytest.raises(ValueError, match=r"an array with gaps .*--array=1-4"):
+        node.own_part(PregenerateConfig(), launch, {**array, "SLURM_ARRAY_TASK_COUNT": "2"})
 
 
 # --- Ray -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["s3://bucket/runs", "runs"])
+def test_storage_that_is_no_folder_is_refused(capsys, storage):
+    arguments = ["general", *GENERAL, "--on", "ray", "--address", "http://h:8265", "--storage", storage]
+    assert cli.main([*arguments, "--dry-run"]) == 2
+    assert f"--storage: {storage} is no absolute path" in capsys.readouterr().err
 
 
 def test_a_plan_for_ray():
@@ -354,7 +415,7 @@ def test_a_cluster_installs_the_folder_that_was_copied(name, tmp_path):
     words = ["bash", "-c", line.replace("~/venv/bin/pip", r"printf %s\\n", 1)]
     said = subprocess.run(words, env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
     given = said.stdout.splitlines()
-    assert given[-1] == f"{tmp_path}/distillery[ray]"
+    assert given[-1] == f"{tmp_path}/distillery[ray,tune,urls]"
     assert f"{tmp_path}/distillery/constraints.txt" in given
 
 
@@ -363,6 +424,11 @@ def test_the_manifest_for_kubernetes_is_one_that_ray_reads():
     kuberay = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
     manifest = yaml.safe_load((CLOUD / "rayjob.yaml").read_text(encoding="utf-8"))
     spec = manifest["spec"]
+    ray = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:5] == "ray==")
+    assert spec["rayClusterSpec"]["rayVersion"] == ray.removeprefix("ray==")
+    assert f"FROM rayproject/ray:{ray.removeprefix('ray==')}-py311-gpu" in (
+        ROOT / "docs" / "clusters.md"
+    ).read_text(encoding="utf-8")
     cluster = {"metadata": {"namespace": "default", "name": "x"}, "spec": spec["rayClusterSpec"]}
     config = kuberay._derive_autoscaling_config_from_ray_cr(cluster)
     pytest.importorskip("ray.autoscaler._private.util").validate_config(config)

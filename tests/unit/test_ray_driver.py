@@ -4,32 +4,55 @@ import pytest
 
 from distill.preemption import Stopped
 from launcher import ray_driver
+from tune.settings import WorkersConfig
+
+HEAD = {"memory": 1e9}  # a cloud's, which runs no jobs
+NODE = {"CPU": 2.0, "memory": 1e9}
 
 
 @pytest.fixture
-def joined(monkeypatch):
+def asked(monkeypatch):
+    """What the autoscaler was asked for, at each time."""
+    bundles: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(ray_driver, "request_resources", lambda bundles, into=bundles: into.append(bundles))
+    return bundles
+
+
+@pytest.fixture
+def joined(monkeypatch, asked):
     """The nodes at each look; no time passes between two."""
-    looks: list[int] = []
-    monkeypatch.setattr(ray_driver, "nodes", lambda: range(looks.pop(0)))
+    looks: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(ray_driver, "nodes", lambda: looks.pop(0))
     monkeypatch.setattr(ray_driver.time, "sleep", lambda _: None)
     return looks
 
 
 def test_a_search_waits_for_nodes_that_are_joining(joined, tmp_path):
-    joined += [0, 1, 1, 2]
-    ray_driver.wait_for_nodes(2, tmp_path / "stop")
+    joined += [[], [NODE], [HEAD, NODE], [HEAD, NODE, NODE]]
+    with ray_driver.room(2, WorkersConfig(), tmp_path / "stop"):
+        assert joined == []
+
+
+def test_a_search_asks_an_autoscaler_for_room_until_it_ends(joined, asked, tmp_path):
+    workers = WorkersConfig(processes=2, cpus=1, gpus=0.5, concurrent=2)
+    large = {"CPU": 8.0, "GPU": 1.0}
+    joined += [[HEAD], [HEAD, large], [HEAD, large, large]]
+    with ray_driver.room(2, workers, tmp_path / "stop"):
+        assert asked == [[{"CPU": 1, "GPU": 0.5}] * 4]
     assert joined == []
+    assert asked[1:] == [[]]
 
 
 def test_it_goes_on_with_what_there_is(joined, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray_driver, "JOINING", -1.0)
-    joined += [1]
-    ray_driver.wait_for_nodes(2, tmp_path / "stop")
-    assert "1 of 2 nodes have joined: on with those" in capsys.readouterr().err
+    joined += [[NODE]]
+    with ray_driver.room(2, WorkersConfig(processes=3), tmp_path / "stop"):
+        said = capsys.readouterr().err
+    assert "1 of 2 nodes have joined, with room for 2 processes: on with those" in said
 
 
 def test_it_begins_no_search_where_a_stop_was_asked_for(joined, tmp_path):
     (tmp_path / "stop").touch()
-    joined += [1]
-    with pytest.raises(Stopped):
-        ray_driver.wait_for_nodes(2, tmp_path / "stop")
+    joined += [[NODE]]
+    with pytest.raises(Stopped), ray_driver.room(2, WorkersConfig(), tmp_path / "stop"):
+        pass
