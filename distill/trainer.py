@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -274,6 +275,8 @@ class Trainer:
         self.best = state["best"]
         if rank() == 0:
             self.metrics.rewind(self.name, state["step"])
+            if state["step"]:
+                print(f"{self.name}: continues after step {state['step']} of {self.total}", file=sys.stderr)
         return state["step"]
 
 

@@ -62,7 +62,7 @@ def plan(job: str, launch: Launch, processes: int) -> Plan:
     if launch.storage and not launch.storage.startswith("/"):
         raise ValueError(
             f"--storage: {launch.storage} is no absolute path; give a folder that every node of the "
-            "cluster sees (NFS, EFS, a mounted bucket), such as /mnt/distillery/runs"
+            "cluster sees (NFS, EFS, Filestore), such as /mnt/distillery/runs"
         )
     run = str(Path(launch.run).absolute())
     return Plan(

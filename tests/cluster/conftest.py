@@ -66,6 +66,13 @@ def curve(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines(run)]
 
 
+def assert_continued(run: Path, before: list[dict[str, Any]]) -> None:
+    """A checkpoint was continued from: the times of what was recorded up to it are those of before."""
+    kept = [row for row in lines(run) if row in before]
+    assert len(kept) >= 50  # `training` saves every 50th step
+    assert kept == before[: len(kept)]
+
+
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment of commands: one thread for each process, this very source."""

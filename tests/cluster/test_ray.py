@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.conftest import DISTILLERY, NUMBER, ROOT, call, curve, lines, needs, wait_until
+from tests.cluster.conftest import (
+    DISTILLERY,
+    NUMBER,
+    ROOT,
+    assert_continued,
+    call,
+    curve,
+    lines,
+    needs,
+    wait_until,
+)
 from tests.helpers import tree
 
 pytestmark = pytest.mark.cluster
@@ -43,10 +53,12 @@ def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tm
     job = slurm("sbatch", *options, script, *training, f"--run={run}", folder=tmp_path).strip()
     log = tmp_path / "log.txt"
     wait_until(lambda: len(lines(run)) > 60, "step 60", log.read_text)
+    before = lines(run)
     slurm("scancel", "--batch", "--signal=USR1", job)
     wait_until(lambda: slurm.state(job) == "COMPLETED", "job COMPLETED", log.read_text)
     assert slurm.restarts(job) == 1
     said = (tmp_path / "log.txt").read_text(errors="replace")
+    assert_continued(run, before)
     assert_as_undisturbed(run, undisturbed)
     assert re.search(r"general: stopped after step \d+ of 200", said)
     assert "finished: " in said
@@ -131,10 +143,12 @@ def test_a_cluster_of_ray_up_from_nothing_to_the_student(hosts, training, undist
         wait_until(lambda: len(lines(run)) > 120, "step 120")
         assert "RUNNING" in hosts.on("h0", DISTILLERY, "status", here)
         hosts.bed("kill", "h2")
+        before = lines(run)
         hosts.bed("start", "h2")
         status = [DISTILLERY, "status", here]
         wait_until((run / "summary.json").is_file, "summary", lambda: hosts.on("h0", *status))
         assert "finished: " in hosts.on("h0", DISTILLERY, "logs", here)
+        assert_continued(run, before)
         hosts.on("h0", "ray", "rsync-down", cluster, f"{run.parent}/", f"{shared}/fetched/")
         assert_as_undisturbed(shared / "fetched" / AWKWARD, undisturbed)
         token = hosts.on("h0", "bash", "-c", "cat ~/.ray/auth_token").strip()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import DISTILLERY, ROOT, Slurm, curve, lines, wait_until
+from tests.cluster.conftest import DISTILLERY, ROOT, Slurm, assert_continued, curve, lines, wait_until
 from tests.helpers import tree
 
 pytestmark = pytest.mark.cluster
@@ -60,12 +60,14 @@ def test_a_warned_job_saves_goes_back_into_the_queue_and_continues(slurm, traini
         os.kill(rank, signal.SIGCONT)
     wait_until(lambda: slurm.restarts(job) == 1, "requeue", lambda: said(run))
     slurm("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    done = len(lines(run))
+    before = lines(run)
+    done = len(before)
     assert 50 < done < 200
     assert f"step-{done:08d}" in [path.name for path in (run / "checkpoints" / "general").iterdir()]
     assert f"general: stopped after step {done} of 200" in said(run)
     wait_for(slurm, run, job, "COMPLETED")
     assert slurm.restarts(job) == 1
+    assert_continued(run, before)
     assert_as_undisturbed(run, undisturbed)
 
 
@@ -78,10 +80,12 @@ def test_a_warned_job_that_does_not_stop_in_time_goes_back_as_it_stands(
     wait_until(lambda: len(lines(run)) > 60, "step 60", lambda: said(run))
     for rank in slurm.processes(f"launcher.rank general {run}"):
         os.kill(rank, signal.SIGSTOP)
+    before = lines(run)
     slurm("scancel", "--batch", "--signal=USR1", job)
     wait_for(slurm, run, job, "COMPLETED")
     assert "not stopped in time" in said(run)
     assert slurm.restarts(job) == 1
+    assert_continued(run, before)
     assert_as_undisturbed(run, undisturbed)
 
 
@@ -90,9 +94,11 @@ def test_a_job_whose_node_dies_continues_on_the_others(slurm, training, undistur
     job = submitted(slurm, run, *training, "--nodes=2", "--time=20")
     wait_until(lambda: len(lines(run)) > 120, "step 120", lambda: said(run))
     slurm.bed("kill-node", "n2")
+    before = lines(run)
     try:
         wait_for(slurm, run, job, "COMPLETED")
         assert slurm.restarts(job) == 1
+        assert_continued(run, before)
         assert_as_undisturbed(run, undisturbed)
         assert "n[1,3]" in slurm("scontrol", "show", "job", "-o", job)
     finally:
