@@ -120,6 +120,11 @@ class Slurm:
         """A command on the cluster's login node."""
         return call(*command, environment=self.environment, folder=folder)
 
+    def network(self, node: str, way: str) -> None:
+        """Plug a node's cable in (`up`) or pull it (`down`)."""
+        switch = f"{self.environment['SLURM_BED_NAME']}-sw"
+        call("ip", "-n", switch, "link", "set", node, way, environment=self.environment)
+
     def state(self, job: str) -> str:
         """Slurm's word for a job."""
         return self("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()

@@ -105,6 +105,28 @@ def test_a_job_whose_node_dies_continues_on_the_others(slurm, training, undistur
         slurm.bed("start-node", "n2")
 
 
+def test_a_node_that_loses_its_network_is_left_and_its_rank_ends_by_itself(
+    slurm, training, undisturbed, tmp_path
+):
+    """In the middle of a sum: nobody tells that rank, for nobody can."""
+    run = tmp_path / "run"
+    job = submitted(slurm, run, *training, "--engine.patience=5", "--nodes=2", "--time=20")
+    wait_until(lambda: len(lines(run)) > 60, "step 60", lambda: said(run))
+    ranks = set(slurm.processes(f"launcher.rank general {run}"))
+    slurm.network("n2", "down")
+    before = lines(run)
+    try:
+        wait_until(lambda: not ranks & set(slurm.processes(str(run))), "end", lambda: said(run))
+        wait_for(slurm, run, job, "COMPLETED")
+        assert slurm.restarts(job) == 1
+        assert_continued(run, before)
+        assert_as_undisturbed(run, undisturbed)
+    finally:
+        slurm.network("n2", "up")
+        slurm.bed("kill-node", "n2")
+        slurm.bed("start-node", "n2")
+
+
 def test_a_cancelled_job_leaves_no_process(slurm, training, tmp_path):
     run = tmp_path / "run"
     job = submitted(slurm, run, *training, "--nodes=2", "--time=20")
