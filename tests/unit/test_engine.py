@@ -14,6 +14,7 @@ from distill import engine
 from distill.engine import Engine
 from distill.optimizers import build_optimizer
 from distill.settings import EngineConfig, OptimizerConfig
+from distill.whole_state import _share
 from tests.processes import join_group_of_one
 
 
@@ -143,3 +144,68 @@ def test_alone_steps_as_with_others():
         ours.close()
     for key, expected in states[1].items():
         assert torch.equal(states[0][key], expected), key
+
+
+def trained(ours: Engine, config: OptimizerConfig, steps: range) -> None:
+    for step in steps:
+        ours.backward(ours.forward(some_rows(step))["loss"])
+        ours.step(config.lr)
+
+
+FP32, BF16 = (0, "fp32"), (0, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "flat"),
+    [
+        ("adamw", FP32, FP32, False),
+        ("bert_adam", FP32, FP32, False),
+        ("lamb", FP32, FP32, False),
+        ("adamw", BF16, BF16, False),
+        ("adamw", BF16, BF16, True),
+        ("lamb", BF16, BF16, False),
+        ("adamw", (1, "bf16"), BF16, False),
+        ("adamw", BF16, (1, "bf16"), True),
+        ("adamw", FP32, (3, "fp32"), False),
+        ("adamw", (3, "fp32"), (2, "fp32"), False),
+        ("adamw", (2, "fp32"), FP32, False),
+    ],
+)
+def test_an_engine_goes_on_from_a_snapshot(monkeypatch, name, before, after, flat):
+    """Weights in full precision, moments and updates, in whatever way each keeps them: the same bits."""
+    if flat:  # as DeepSpeed does with apex's FusedAdam on a GPU: a group's weights in one tensor
+        monkeypatch.setattr("deepspeed.runtime.engine.FusedAdam", torch.optim.AdamW)
+    join_group_of_one()
+    config = OptimizerConfig(name=name, lr=0.02, weight_decay=0.1, clip=0.5)
+    first, second = (
+        Engine(Small(), config, EngineConfig(zero=zero, precision=precision), 1, 8)
+        for zero, precision in (before, after)
+    )
+    assert hasattr(first.optimizer, "fp32_groups_flat") is flat
+    trained(first, config, range(3))
+    tensors, numbers = first.snapshot()
+    assert numbers["updates"] == (0 if name == "bert_adam" else 3)
+    second.load({key: tensor.clone() for key, tensor in tensors.items()}, numbers)
+    ends = []
+    for ours in (first, second):
+        trained(ours, config, range(3, 5))
+        ends.append({key: tensor.clone() for key, tensor in ours.snapshot()[0].items()})
+        ours.close()
+    assert ends[0].keys() == ends[1].keys()
+    for key, expected in ends[0].items():
+        assert torch.equal(ends[1][key], expected), key
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_shares_of_zero_3_make_the_whole(monkeypatch, ranks):
+    """Each of a size, the last filled up."""
+    value = torch.arange(1.0, 8).view(7, 1)
+    own = torch.empty(-(-7 // ranks))
+    shares = []
+    for number in range(ranks):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda number=number: number)
+        shares.append(_share(value, own))
+    assert {len(share) for share in shares} == {len(own)}
+    whole = torch.cat(shares)
+    assert torch.equal(whole[:7], value.flatten())
+    assert not whole[7:].any()
