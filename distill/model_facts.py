@@ -14,7 +14,7 @@ WORDS = "distillery_words"  # the model type of students of whole words
 
 
 def model_config(path: str, name: str, classes: Iterable[Named] = (), any_kind: bool = False) -> dict:
-    """A model folder's config.json; where `any_kind` or one of the user's `classes`, it may be no encoder's."""
+    """A model folder's config.json; with `any_kind`, or of the user's `classes`, it may be no encoder's."""
     file = Path(model_folder(path)) / "config.json"
     if not file.is_file():
         raise ValueError(f"{name}: {path} is no model folder (no config.json there); give one")

@@ -150,6 +150,7 @@ def _results(runs: Sequence[RecordedRun]) -> str:
     columns += [
         Column("accuracy_mean", f"{score}, %", lambda v: f"{v:.1f}", max, spread),
         Column("seeds", "Seeds", count),
+        Column("agreement", "As torch, %", lambda v: f"{100 * v:.2f}"),
         Column("parameters", "Parameters", millions, min),
         Column("megabytes", "MB", lambda v: f"{v:.1f}" if v >= 0.1 else "< 0.1", min),
         Column("flops", "FLOPs", millions, min),
