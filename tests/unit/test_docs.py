@@ -92,6 +92,7 @@ def test_the_reference_is_what_the_dataclasses_say():
     assert text == reference.page(), "run `make docs`, or `python -m launcher.reference docs/reference.md`"
     assert "| `batch_size` | `int` | `32` | Sequences of a step over all processes. |" in text
     assert "|  |\n" not in text  # every setting says what it is
+    assert "A trained model to ONNX, fp32 and int8, with a model card." in text
 
 
 @pytest.mark.slow
