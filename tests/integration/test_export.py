@@ -192,6 +192,16 @@ def test_the_cards_command_names_no_place_of_this_machine(typed, shown):
     assert model_card._without_places(typed) == (shown or typed)
 
 
+def test_a_card_has_no_column_of_what_was_not_measured():
+    rows = [{"name": "torch fp32", "metric": "pearson_spearman", "accuracy_mean": 0.5, "megabytes": 1.0}]
+    lines = model_card._figures(rows, "stsb").splitlines()
+    assert lines == [
+        "| stsb, dev | pearson_spearman | MB |",
+        "| --- | --- | --- |",
+        "| torch fp32 | 50.00 | 1.0 |",
+    ]
+
+
 def test_the_card_says_how_to_use_it(run_folder):
     text = (run_folder / "model" / "README.md").read_text()
     said = []
