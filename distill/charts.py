@@ -4,6 +4,8 @@ Colours are CSS classes (`line0` ... `line5` for strokes), so that the page deci
 look like in light and in dark; a line is told by its dash as well as by its colour.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,8 +139,23 @@ def line_chart(
     return frame.figure(title, marks)
 
 
+def front(points: list[tuple[float, float]]) -> list[bool]:
+    """Which points (score, cost) no other beats: at least as good in both and better in one."""
+    return [
+        not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in points)
+        for score, cost in points
+    ]
+
+
+def front_line(frame: Frame, dots: Sequence[Dot]) -> str:
+    """A line through dots from left to right; nothing for less than two of them."""
+    places = sorted({frame.place(dot.x, dot.y) for dot in dots})
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    return f'<path class="line1" d="M{path}"/>' if len(places) > 1 else ""
+
+
 def scatter_chart(title: str, dots: Sequence[Dot], x_title: str, y_title: str) -> str:
-    """A figure of labelled points over a logarithmic x."""
+    """A figure of labelled points over a logarithmic x; a line joins those that none beats."""
     ends = [dot.y + side * dot.spread for dot in dots for side in (-1, 1)]
     x_axis = log_axis(x_title, [dot.x for dot in dots], room=1.3)
     frame = Frame(x_axis, linear_axis(y_title, ends), 480, 300)
@@ -149,6 +166,8 @@ def scatter_chart(title: str, dots: Sequence[Dot], x_title: str, y_title: str) -
         marks.append(f'<path class="line0" d="M{x:.1f} {high:.1f}V{low:.1f}"/>')
         marks.append(f'<circle class="dot0" cx="{x:.1f}" cy="{(high + low) / 2:.1f}" r="4">')
         marks.append(f"<title>{escape(dot.name)}</title></circle>")
+    best = front([(dot.y, dot.x) for dot in dots])
+    marks.insert(0, front_line(frame, [dot for dot, is_best in zip(dots, best, strict=True) if is_best]))
     taken = list(bars)
     marks += [_label(dot.name, bar, taken, frame) for dot, bar in zip(dots, bars, strict=True)]
     return frame.figure(title, marks)

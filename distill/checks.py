@@ -268,11 +268,13 @@ def check_hub(name: str) -> None:
 
 def check_predict(config: PredictConfig) -> None:
     """Refuse a model, a file or sizes that can't be used."""
-    model = model_config(config.model, "model", config.classes)
-    check_head(config.model, model, config.classes)
+    graph = config.runtime != "torch"  # it was written of a classifier, and its class is no longer needed
+    model = model_config(config.model, "model", config.classes, any_kind=graph)
+    if not graph:
+        check_head(config.model, model, config.classes)
     load_vocabulary(config.model)
     check_pair(config.model, model, config.text_pair)
-    if config.runtime != "torch":
+    if graph:
         refuse_missing("onnxruntime")
         if not (Path(model_folder(config.model)) / FILES[config.runtime]).is_file():
             raise ValueError(

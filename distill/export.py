@@ -9,6 +9,7 @@ RUN/model/model.pt2              the same as a program of torch.export, where it
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,13 +27,14 @@ from data_pipeline.whole import write_whole
 from distill import nezha, word_students  # noqa: F401  (their model types become known)
 from distill.encoders import model_class, replace_folder
 from distill.evaluate import add_latency, size, summarise
-from distill.measure import dev_scores, predict
+from distill.measure import agreement, dev_scores, predict
 from distill.model_card import write_card
 from distill.model_facts import model_config, own_labels
 from distill.onnx_graph import (
     largest_difference,
     program_difference,
     quantise,
+    random_answers,
     write_graph,
     write_program,
 )
@@ -41,6 +43,7 @@ from distill.settings import ExportConfig
 
 TORCH = "torch fp32"
 PROGRAM = "model.pt2"
+ALIKE = 0.995  # of the labels: where int8 gives fewer as the model does, it is told
 NAMES = {"onnx": "onnxruntime fp32", "onnx_int8": "onnxruntime int8"}
 
 
@@ -72,12 +75,13 @@ def run(config: ExportConfig, folder: Path) -> dict:
     difference = write_files(model, partial, config)
     forms = onnx_models(partial, model.config)
     rows = measure({TORCH: model, **forms}, config.task, config) if config.task else []
-    write_whole(partial / "README.md", write_card(config, model.config, rows))
+    alike = int8_agreement(model, partial, rows, config)
+    write_whole(partial / "README.md", write_card(config, model.config, rows, folder))
     replace_folder(partial, folder / "model")
     if config.push_to_hub:
         upload(folder / "model", config.push_to_hub)
     sizes = {name: form.size for name, form in forms.items()}
-    return {"rows": rows, "bytes": sizes, "largest_difference": difference}
+    return {"rows": rows, "bytes": sizes, "largest_difference": difference, "int8_agreement": alike}
 
 
 def upload(folder: Path, name: str) -> None:
@@ -121,6 +125,34 @@ def write_files(model: PreTrainedModel, folder: Path, config: ExportConfig) -> f
     return difference
 
 
+def int8_agreement(
+    model: PreTrainedModel, folder: Path, rows: list[dict[str, Any]], config: ExportConfig
+) -> float | None:
+    """Share of texts that the int8 file labels as the model does: of dev's, else of random rows.
+
+    A low one is told in a line. None without such a file, and of a regression.
+    """
+    file = folder / FILES["onnx_int8"]
+    if not file.is_file():
+        return None
+    if rows:
+        texts, share = "texts of dev", rows[-1]["agreement"]
+        advice = f"where its score is too low use {FILES['onnx']} (predict --runtime onnx)"
+    else:
+        ours, theirs = map(torch.from_numpy, random_answers(model, file, config.seed))
+        texts, share = f"{len(ours)} rows of random tokens", agreement(ours, theirs, several(model.config))
+        advice = "give --task to see what that costs on texts"
+    if share is not None and share < ALIKE:
+        said = f"{FILES['onnx_int8']} labels {100 * share:.1f} % of the {texts} as the model does"
+        print(f"warning: {said}; {advice}", file=sys.stderr)
+    return share
+
+
+def several(config: PretrainedConfig) -> bool:
+    """Whether a model gives any number of labels."""
+    return config.problem_type == "multi_label_classification"
+
+
 def onnx_models(folder: Path, config: PretrainedConfig) -> dict[str, OnnxModel]:
     """The ONNX files in a folder, by the names of their rows."""
     files = {NAMES[form]: folder / file for form, file in FILES.items()}
@@ -128,7 +160,7 @@ def onnx_models(folder: Path, config: PretrainedConfig) -> dict[str, OnnxModel]:
 
 
 def measure(forms: dict[str, Any], task: TaskConfig, config: ExportConfig) -> list[dict[str, Any]]:
-    """A row for torch and for each ONNX file: scores on dev, size, latency."""
+    """A row for torch, the first, and for each ONNX file: scores and labels on dev, size, latency."""
     labels = label_set(task, own_labels(model_config(config.model, "model", config.classes)))
     dev = encode_dev(task, load_vocabulary(config.model), labels)
     targets = {name: part.labels for name, part in dev.items()}
@@ -137,8 +169,11 @@ def measure(forms: dict[str, Any], task: TaskConfig, config: ExportConfig) -> li
         logits = {split: predict(form, part, config.batch_size) for split, part in dev.items()}
         found = summarise([dev_scores(logits, targets, task)], task.selection)
         rows.append({"name": name, **found, **size(forms[TORCH])})
-        if isinstance(form, OnnxModel):
+        if name == TORCH:
+            plain = logits["dev"]
+        else:
             rows[-1]["megabytes"] = round(form.size / 1e6, 1)
+            rows[-1]["agreement"] = agreement(plain, logits["dev"], several(form.config))
     same = dict.fromkeys(forms, dev["dev"])
     add_latency(rows, forms, same, TORCH, config.latency_batches, config.latency_repeats)
     return rows

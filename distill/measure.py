@@ -111,6 +111,20 @@ def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[
     return scores
 
 
+def agreement(logits: Tensor, others: Tensor, several: bool = False) -> float | None:
+    """Share of the examples to which two models give the same label; of `several` labels, all of them.
+
+    None of a regression, whose one number is no label.
+    """
+    if logits.shape[-1] == 1 and not several:
+        return None
+    if several:
+        same = ((logits > 0) == (others > 0)).all(dim=-1)
+    else:
+        same = logits.argmax(dim=-1) == others.argmax(dim=-1)
+    return float(same.float().mean())
+
+
 def _correlation(kind: Callable[..., Any], values: np.ndarray, labels: np.ndarray) -> float:
     if np.ptp(values) == 0:  # a model that says one thing correlates with nothing
         return 0.0

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PretrainedConfig
 
 from data_pipeline.model_folder import model_folder
+from distill.recorded_run import read_run
 from distill.settings import ExportConfig
+from distill.table import percent
 
 TASK = "text-classification"
 
 
-def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[str, Any]]) -> str:
+def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[str, Any]], run: Path) -> str:
     """The card's text: metadata, figures, how to use it.
 
     Args:
         config: What was exported, and its task.
         model: The model's configuration.
         rows: A row for each form, as the table shows them; none without a task.
+        run: The run folder, which says on what and by which command it was measured.
     """
     name = Path(config.model).resolve().parent.name + "-" + Path(config.model).name
     teacher = teacher_of(config.model)
     said = [f"# {name}", _what(model, teacher), _labels(model)]
     if rows:
-        said.append(_figures(rows, Path(_task_name(config)).name))
+        said += [_figures(rows, Path(_task_name(config)).name), _how_measured(config, rows, run)]
     said += [_in_transformers(model), IN_ONNXRUNTIME]
     data = ModelCardData(
         library_name="transformers",
@@ -98,13 +105,37 @@ def _labels(model: PretrainedConfig) -> str:
 
 
 def _figures(rows: list[dict[str, Any]], task: str) -> str:
-    lines = [f"| {task}, dev | {rows[0]['metric']} | MB | latency of one, ms |", "|---|---|---|---|"]
-    lines += [
-        f"| {row['name']} | {100 * row['accuracy_mean']:.2f} | {row['megabytes']:.1f} "
-        f"| {row.get('latency_ms_p50', float('nan')):.2f} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        f"{task}, dev": lambda row: row["name"],
+        rows[0]["metric"]: lambda row: f"{100 * row['accuracy_mean']:.2f}",
+        "labels as torch's, %": lambda row: percent(row.get("agreement")),
+        "MB": lambda row: f"{row['megabytes']:.1f}",
+        "latency of one, ms": lambda row: f"{row['latency_ms_p50']:.2f}",
+    }
+    if all(row.get("agreement") is None for row in rows):  # a regression
+        del columns["labels as torch's, %"]
+    if "latency_ms_p50" not in rows[0]:
+        del columns["latency of one, ms"]
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[show(row) for show in columns.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _how_measured(config: ExportConfig, rows: list[dict[str, Any]], folder: Path) -> str:
+    """Hardware, threads, versions and command of the figures, from what the run folder records."""
+    run = read_run(folder, "", with_parts=False)
+    hardware = run.versions.get("hardware", "a CPU that is not recorded")
+    if torch.cuda.is_available():  # the models were on the CPU all the same
+        hardware = f"the CPU of a machine with {hardware}, {torch.get_num_threads()} threads"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime"))
+    latency = f"Latency is the median of {config.latency_repeats} texts of dev, one at a time. "
+    latency = latency if "latency_ms_p50" in rows[0] else ""
+    return f"{latency}Measured on {hardware}, with {packages}, by `{_without_places(run.command)}`."
+
+
+def _without_places(command: str) -> str:
+    """A command whose absolute paths are cut to their ends, which are not this machine's own."""
+    return re.sub(r"(?<![\w.:/])(?:/[^/\s,'\"\]}]+)+", lambda path: _shown(path[0]), command)
 
 
 def _in_transformers(model: PretrainedConfig) -> str:

@@ -13,8 +13,8 @@ SIZES = {"num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"
 WORDS = "distillery_words"  # the model type of students of whole words
 
 
-def model_config(path: str, name: str, classes: Iterable[Named] = ()) -> dict:
-    """A model folder's config.json; of the user's own `classes` it need not be that of an encoder."""
+def model_config(path: str, name: str, classes: Iterable[Named] = (), any_kind: bool = False) -> dict:
+    """A model folder's config.json; with `any_kind`, or of the user's `classes`, it may be no encoder's."""
     file = Path(model_folder(path)) / "config.json"
     if not file.is_file():
         raise ValueError(f"{name}: {path} is no model folder (no config.json there); give one")
@@ -30,7 +30,7 @@ def model_config(path: str, name: str, classes: Iterable[Named] = ()) -> dict:
     for key in SIZES & config.keys():
         if type(config[key]) is not int or config[key] < 1:
             raise ValueError(f"{name}: {file}: {key} is {config[key]!r}; it must be 1 or more")
-    shapeless = of_words(config) or is_custom(config, classes)
+    shapeless = any_kind or of_words(config) or is_custom(config, classes)
     for key in () if shapeless else ("num_hidden_layers", "num_attention_heads"):
         if key not in config:
             raise ValueError(

@@ -185,25 +185,41 @@ def largest_difference(model: PreTrainedModel, file: Path, seed: int) -> float:
 
     In units of what is tolerated: above 1 the graph is wrong.
     """
+    return _largest(model, _of_file(file), seed)
+
+
+def random_answers(model: PreTrainedModel, file: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (rows, outputs) of torch and of onnxruntime for the same batches."""
+    ours, theirs = zip(*_answers(model, _of_file(file), seed), strict=True)
+    return np.concatenate(ours), np.concatenate(theirs)
+
+
+def _of_file(file: Path) -> Callable[[Batch], np.ndarray]:
     session = open_session(file, torch.get_num_threads())
 
     def answer(batch: Batch) -> np.ndarray:
         parts = {name: part.numpy() for name, part in vars(batch).items() if part is not None}
         return run_session(session, parts)
 
-    return _largest(model, answer, seed)
+    return answer
 
 
-@torch.no_grad()
 def _largest(model: PreTrainedModel, answer: Callable[[Batch], np.ndarray], seed: int) -> float:
-    rng = np.random.default_rng(seed)
-    longest = positions(model.config.to_dict())
     worst = 0.0
-    for rows, length in SHAPES:
-        batch = random_batch(model, rows, min(length, longest), rng)
-        ours = model(**model_inputs(model, batch)).logits.numpy()
-        theirs = answer(batch)
+    for ours, theirs in _answers(model, answer, seed):
         allowed = TOLERANCE * (1 + np.abs(ours).max())
         difference = float(np.abs(ours - theirs).max() / allowed)
         worst = max(worst, difference if np.isfinite(difference) else np.inf)
     return worst
+
+
+@torch.no_grad()
+def _answers(
+    model: PreTrainedModel, answer: Callable[[Batch], np.ndarray], seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Logits (batch, outputs) of the model and of its other form, for random batches of all SHAPES."""
+    rng = np.random.default_rng(seed)
+    longest = positions(model.config.to_dict())
+    for rows, length in SHAPES:
+        batch = random_batch(model, rows, min(length, longest), rng)
+        yield model(**model_inputs(model, batch)).logits.numpy(), answer(batch)

@@ -369,9 +369,11 @@ def check_objective(
     layer_map(objective.layer_map, student["num_hidden_layers"], teacher["num_hidden_layers"])
     heads = student["num_attention_heads"], teacher["num_attention_heads"]
     if objective.attention and heads[0] != heads[1]:
+        common = math.gcd(student["hidden_size"], teacher["hidden_size"])
         raise ValueError(
             f"student.heads: {heads[0]}, but the teacher has {heads[1]}, and attention scores are "
-            f"compared head by head; give {heads[1]}, or set {name}.objective.attention 0 and .relation 1"
+            f"compared head by head; give {heads[1]}, or --{name}.objective.attention 0 "
+            f"--{name}.objective.relation 1 --{name}.objective.relation_heads {common}"
         )
     if objective.relation:
         check_relations(name, objective, student, teacher)

@@ -47,7 +47,7 @@ def answer(config: PredictConfig, source: TextIO, target: TextIO) -> None:
     """Write an answer for each text of `source`, in order, a window at a time."""
     task = TaskConfig(train="", dev="", text_pair=config.text_pair, max_length=config.max_length)
     vocabulary = load_vocabulary(config.model)
-    model = model_config(config.model, "model", config.classes)
+    model = model_config(config.model, "model", config.classes, any_kind=config.runtime != "torch")
     writer = Writer(config, model, target)
     rows = texts(config, source)
     forward: Forward | None = None

@@ -150,6 +150,7 @@ def _results(runs: Sequence[RecordedRun]) -> str:
     columns += [
         Column("accuracy_mean", f"{score}, %", lambda v: f"{v:.1f}", max, spread),
         Column("seeds", "Seeds", count),
+        Column("agreement", "As torch, %", lambda v: f"{100 * v:.2f}"),
         Column("parameters", "Parameters", millions, min),
         Column("megabytes", "MB", lambda v: f"{v:.1f}" if v >= 0.1 else "< 0.1", min),
         Column("flops", "FLOPs", millions, min),
@@ -171,13 +172,13 @@ def _results(runs: Sequence[RecordedRun]) -> str:
 def _classes(runs: Sequence[RecordedRun]) -> str:
     """Precision, recall, F1 and support by class of every measured model, and who is taken for whom."""
     parts = []
-    for row in _result_rows(runs):
+    for name, row in _named(_result_rows(runs)):
         if isinstance(report := row.get("classes"), dict):
-            parts.append(f"<h4>{escape(str(row.get('name')))}</h4>{_class_table(report)}")
+            parts.append(f"<h4>{escape(name)}</h4>{_class_table(report)}")
         matrix = row.get("confusion")
         if isinstance(report, dict) and isinstance(matrix, list) and matrix:
             labels = list(report)[: len(matrix)]
-            parts.append(confusion_chart(f"{row.get('name')}: confusion", labels, matrix))
+            parts.append(confusion_chart(f"{name}: confusion", labels, matrix))
     return f"<section><h2>By class</h2>{''.join(parts)}</section>" if parts else ""
 
 
@@ -208,8 +209,12 @@ def _disagreements(folders: Folders) -> str:
 
 
 def _searches(runs: Sequence[RecordedRun]) -> list[str]:
-    found = [(run.summary or {}).get("search") for run in runs]
-    return [search_section(search) for search in found if isinstance(search, dict)]
+    found = [(run.name, (run.summary or {}).get("search")) for run in runs]
+    return [
+        search_section(search, name if len(runs) > 1 else "")
+        for name, search in found
+        if isinstance(search, dict)
+    ]
 
 
 def _class_table(report: Row) -> str:
@@ -220,16 +225,21 @@ def _class_table(report: Row) -> str:
     return html_table(columns, rows, rank=False)
 
 
+def _named(rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """Rows with the names of their models, and of their runs where there are several."""
+    several = len({row["run"] for row in rows}) > 1
+    return [(f"{row['run']}: {row.get('name')}" if several else str(row.get("name")), row) for row in rows]
+
+
 def _scatter(rows: Sequence[Row], score: str) -> str:
-    dots, several = [], len({row["run"] for row in rows}) > 1
-    for row in rows:
+    dots = []
+    for name, row in _named(rows):
         x, y = number_of(row.get("latency_ms_p50")), number_of(row.get("accuracy_mean"))
         if x is not None and y is not None and x > 0:
-            name = f"{row['run']}: {row.get('name')}" if several else str(row.get("name"))
             dots.append(Dot(name, x, y, row.get("accuracy_sd") or 0.0))
-    if len(dots) < 3:
+    if len(dots) < 2:
         return ""
-    title = f"{score} against latency: up and to the left is better"
+    title = f"{score} against latency: up and to the left is better; a line joins those that none beats"
     return scatter_chart(title, dots, "median latency, ms (log scale)", f"{score}, %")
 
 

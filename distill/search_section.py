@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from distill.charts import Dot, Frame, linear_axis, log_axis, tick_texts
+from distill.charts import Dot, Frame, front_line, linear_axis, log_axis, tick_texts
 from distill.html_table import (
     Column,
     Row,
@@ -29,8 +29,8 @@ AGAINST = {
 WIDE, HIGH, TOP, BOTTOM = 140, 280, 40, 34  # pixels of parallel coordinates: between axes, and in height
 
 
-def search_section(search: Row) -> str:
-    """The section of one search."""
+def search_section(search: Row, run: str = "") -> str:
+    """The section of one search; of several, `run` says whose."""
     trials = [trial for trial in search.get("trials") or [] if isinstance(trial, dict)]
     metric, against = str(search.get("metric")), str(search.get("against"))
     scores = [value for value in (number_of(trial.get("score")) for trial in trials) if value is not None]
@@ -39,11 +39,12 @@ def search_section(search: Row) -> str:
     said = ", ".join(f"{sum(row.get('status') == s for row in rows)} {s}" for s in _statuses(rows))
     best = f"The best: <b>{escape(str(search.get('best')))}</b> ({escape(metric)} on dev)."
     front = front_chart(rows, search.get("front") or [], against, metric)
+    whose = f": {run}" if run else ""
     ranked = [row for row in search.get("rank_correlation") or [] if isinstance(row, dict)]
     return (
-        f"<section><h2>Search</h2><p>{len(rows)} candidates: {escape(said)}. {best}</p>"
+        f"<section><h2>Search{escape(whose)}</h2><p>{len(rows)} candidates: {escape(said)}. {best}</p>"
         f'<div class="charts">{front}</div>{parallel_chart(rows, metric)}{_table(rows, metric)}'
-        f"{_rank_table(ranked, any(row.get('status') == 'stopped' for row in rows))}</section>"
+        f"{_rank_table(ranked, any(row.get('status') == 'stopped' for row in rows), whose)}</section>"
     )
 
 
@@ -67,11 +68,7 @@ def front_chart(rows: Sequence[Row], front: Sequence[str], against: str, metric:
         return ""
     x_axis = log_axis(AGAINST.get(against, against), [dot.x for dot in dots], room=1.3)
     frame = Frame(x_axis, linear_axis(f"{metric}, %", [dot.y for dot in dots]), 480, 300)
-    marks = []
-    steps = sorted({frame.place(dot.x, dot.y) for dot in dots if dot.name in front})
-    if steps:
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in steps)
-        marks.append(f'<path class="line1" d="M{path}"/>')
+    marks = [front_line(frame, [dot for dot in dots if dot.name in front])]
     for dot in dots:
         x, y = frame.place(dot.x, dot.y)
         kind, size = ("dot1", 5) if dot.name in front else ("dot0", 4)
@@ -180,7 +177,7 @@ def _table(rows: Sequence[Row], metric: str) -> str:
     return html_table(columns, shown) + note
 
 
-def _rank_table(found: Sequence[Row], stopped: bool) -> str:
+def _rank_table(found: Sequence[Row], stopped: bool, whose: str) -> str:
     """How well scores on the way told the final order."""
     if not found:
         return ""
@@ -191,7 +188,7 @@ def _rank_table(found: Sequence[Row], stopped: bool) -> str:
     ]
     biased = " Those that were stopped early are missing, so it is biased." if stopped else ""
     return (
-        f"<h2>Scores on the way</h2>{html_table(columns, found)}"
+        f"<h2>Scores on the way{escape(whose)}</h2>{html_table(columns, found)}"
         '<p class="note">Spearman\'s rank correlation of the scores there with the final ones, of trials '
         "that finished: 1 where they come in the same order, about 0 where the early scores tell nothing."
         f"{biased}</p>"

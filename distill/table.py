@@ -12,6 +12,8 @@ def print_table(rows: list[dict]) -> None:
     titles = ["model", rows[0]["metric"], "seeds", "parameters", "MB", "p50 ms", "speed-up"]
     if any("latency_ms_p95" in row for row in rows):
         titles[-1:] = ["p95 ms", "speed-up"]
+    if any(row.get("agreement") is not None for row in rows):
+        titles.insert(5, "as torch %")
     if any("sequences_per_s_32" in row for row in rows):
         titles += ["seq/s of 32", "speed-up"]
     for title in titles:
@@ -19,6 +21,7 @@ def print_table(rows: list[dict]) -> None:
     for row in rows:
         spread = f" ± {100 * row['accuracy_sd']:.2f}" if row["accuracy_sd"] is not None else ""
         measured = {
+            "as torch %": percent(row.get("agreement")),
             "p50 ms": _shown(row.get("latency_ms_p50"), "{:.2f}"),
             "p95 ms": _shown(row.get("latency_ms_p95"), "{:.2f}"),
             "seq/s of 32": _shown(row.get("sequences_per_s_32"), "{:,.0f}"),
@@ -36,6 +39,11 @@ def print_table(rows: list[dict]) -> None:
     if not console.is_terminal:  # a log has no width: let no column be cut
         console.width = 160
     console.print(table)
+
+
+def percent(share: float | None) -> str:
+    """A share of labels, where there is one."""
+    return "" if share is None else f"{100 * share:.2f}"
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -27,7 +27,7 @@ def page() -> str:
         "`batch_size` of `stage` is `--stage.batch_size`; a recipe nests them.",
     ]
     for name, config in configs.items():
-        lines += ["", f"## distillery {name}", "", f"{JOBS[name].help.capitalize()}.", *_table(config)]
+        lines += ["", f"## distillery {name}", "", _sentence(JOBS[name].help), *_table(config)]
         if JOBS[name].folder:
             lines += ["", "And [where and how it runs](#where-and-how-it-runs)."]
     for part in sorted(parts, key=lambda part: part.__name__):
@@ -41,6 +41,11 @@ def page() -> str:
     lines += ["| `--resume` | Continue the run in the folder, or start it there. |"]
     lines += ["| `--dry-run` | Print what would run, and run nothing. |"]
     return "\n".join(lines) + "\n"
+
+
+def _sentence(text: str) -> str:
+    """Words as a sentence; names in them keep their capitals."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _parts(configs: Iterable[type]) -> list[type]:

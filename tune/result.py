@@ -12,6 +12,7 @@ from statistics import StatisticsError, correlation
 from typing import Any
 
 from data_pipeline.whole import write_whole
+from distill.charts import front
 from tune.record import Record, Trial
 from tune.settings import TuneConfig, WorkersConfig
 
@@ -69,14 +70,6 @@ def _recipe(winner: Trial, record: Record) -> str:
 def best(finished: list[Trial]) -> Trial:
     """The highest score on dev; of equals the smaller student, then the earlier."""
     return min(finished, key=lambda trial: (-_score(trial), trial.shape["parameters"], trial.number))
-
-
-def front(points: list[tuple[float, float]]) -> list[bool]:
-    """Which points (score, cost) no other beats: at least as good in both and better in one."""
-    return [
-        not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in points)
-        for score, cost in points
-    ]
 
 
 def rank_correlation(finished: list[Trial]) -> list[dict[str, Any]]:

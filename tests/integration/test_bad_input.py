@@ -422,7 +422,23 @@ def test_heads_that_do_not_divide_the_width(refused, general):
 
 def test_other_heads_than_the_teachers_with_an_attention_term(refused, general):
     flags = {**general, **student(heads=3)}
-    refused("general", flags, "student.heads: 3, but the teacher has 4", "give 4, or set")
+    advice = "attention 0 --stage.objective.relation 1 --stage.objective.relation_heads 8"
+    refused(
+        "general",
+        flags,
+        "student.heads: 3, but the teacher has 4",
+        f"give 4, or --stage.objective.{advice}",
+    )
+
+
+@pytest.mark.parametrize(("job", "stage"), [("general", "stage"), ("task", "intermediate")])
+def test_what_is_advised_for_other_heads_works(request, refused, job, stage):
+    flags = {**request.getfixturevalue(job), **student(heads=3)}
+    advice = refused(job, flags).rpartition(" or ")[2].split()
+    assert len(advice) == 6
+    assert all(word.startswith(f"--{stage}.objective.") for word in advice[::2])
+    config, _ = parse(job, [*argv(flags), *advice])
+    jobs.check(job, config, 1)
 
 
 def test_other_heads_are_taken_without_an_attention_term(general):

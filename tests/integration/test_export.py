@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -22,7 +24,8 @@ from benchmarks import export as benchmark
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import encode_split, read_examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
-from distill import export, onnx_runtime
+from distill import export, model_card, onnx_runtime
+from distill.measure import agreement
 from distill.measure import predict as logits_of
 from distill.onnx_graph import program_difference, write_program
 from distill.settings import ExportConfig
@@ -88,6 +91,67 @@ def test_every_form_is_measured(run_folder, task):
     assert all(row["latency_ms_p50"] > 0 for row in rows)
 
 
+def test_the_labels_of_the_files_are_compared_with_the_models(run_folder, task):
+    """Here by hand, from the files."""
+    summary = json.loads((run_folder / "summary.json").read_text())
+    path = run_folder / "model"
+    model = export.load(str(path))
+    dev = encode_split(task.dev, task, load_vocabulary(str(path)), LABELS)
+    own = logits_of(model, dev).argmax(-1)
+    shares = [
+        float((logits_of(form, dev).argmax(-1) == own).float().mean())
+        for form in export.onnx_models(path, model.config).values()
+    ]
+    assert [row.get("agreement") for row in summary["rows"]] == pytest.approx([None, *shares])
+    assert shares[0] == 1
+    assert summary["int8_agreement"] == pytest.approx(shares[1])
+
+
+def spoil(folder: Path) -> None:
+    """Turn the answers of an int8 file round."""
+    file = folder / "onnx" / "model_int8.onnx"
+    graph = onnx.load(file)
+    (output,) = graph.graph.output
+    (last,) = [node for node in graph.graph.node if output.name in node.output]
+    last.output[:] = ["turned" if name == output.name else name for name in last.output]
+    graph.graph.node.append(onnx.helper.make_node("Neg", ["turned"], [output.name]))
+    onnx.save(graph, file)
+
+
+def test_labels_that_int8_changes_are_told_in_one_line(run_folder, tmp_path, capsys):
+    model = export.load(str(run_folder / "model"))
+    config = ExportConfig(str(run_folder / "model"))
+    shutil.copytree(run_folder / "model" / "onnx", tmp_path / "onnx")
+    spoil(tmp_path)
+    capsys.readouterr()  # of loading
+    assert export.int8_agreement(model, tmp_path, [], config) == 0
+    assert capsys.readouterr().err == (
+        "warning: onnx/model_int8.onnx labels 0.0 % of the 22 rows of random tokens as the model does; "
+        "give --task to see what that costs on texts\n"
+    )
+    for share, said in (
+        (0.994, "99.4 % of the texts of dev as the model does; where"),
+        (0.995, ""),
+        (None, ""),
+    ):
+        rows = [{}, {"agreement": 1.0}, {"agreement": share}]
+        assert export.int8_agreement(model, tmp_path, rows, config) == share
+        error = capsys.readouterr().err
+        assert error.count("\n") == bool(said)
+        assert said in error
+    (tmp_path / "onnx" / "model_int8.onnx").unlink()
+    assert export.int8_agreement(model, tmp_path, [], config) is None
+
+
+def test_labels_agree_where_all_of_them_do():
+    one = torch.tensor([[1.0, -1.0, 2.0], [1.0, 3.0, -1.0]])
+    other = torch.tensor([[1.0, 1.0, 2.0], [1.0, 3.0, -1.0]])
+    assert agreement(one, other) == 1
+    assert agreement(one, other, several=True) == 0.5
+    assert agreement(one[:, :1], other[:, :1]) is None
+    assert agreement(one[:, :1], -other[:, :1], several=True) == 0
+
+
 def test_the_card_holds_the_figures(run_folder):
     _, metadata, text = (run_folder / "model" / "README.md").read_text().split("---\n", 2)
     card = yaml.safe_load(metadata)
@@ -99,6 +163,43 @@ def test_the_card_holds_the_figures(run_folder):
     assert result["metrics"][0]["value"] == pytest.approx(rows[0]["accuracy_mean"], abs=1e-4)
     for row in rows:
         assert f"| {row['name']} | {100 * row['accuracy_mean']:.2f} |" in text
+    assert f"| {100 * rows[2]['agreement']:.2f} | {rows[2]['megabytes']:.1f} |" in text
+    hardware = json.loads((run_folder / "versions.json").read_text())["hardware"]
+    assert (
+        f"Latency is the median of 2 texts of dev, one at a time. Measured on {hardware}, with torch"
+        in text
+    )
+    assert "by `distillery export --config run/config.yaml`" in text
+    assert str(run_folder.parent) not in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (
+            "--model /home/me/runs/task/student --input /data/new.txt",
+            "--model task/student --input data/new.txt",
+        ),
+        ("--task.more_dev '{a: /x/y/a.tsv, b: /x/y/b.tsv}'", "--task.more_dev '{a: y/a.tsv, b: y/b.tsv}'"),
+        (
+            "--model runs/task/student --task.dev=/x/y/dev.tsv",
+            "--model runs/task/student --task.dev=y/dev.tsv",
+        ),
+        ("--task.dev hub:nyu/glue,sst2 --model https://a.b/c/d", None),
+    ],
+)
+def test_the_cards_command_names_no_place_of_this_machine(typed, shown):
+    assert model_card._without_places(typed) == (shown or typed)
+
+
+def test_a_card_has_no_column_of_what_was_not_measured():
+    rows = [{"name": "torch fp32", "metric": "pearson_spearman", "accuracy_mean": 0.5, "megabytes": 1.0}]
+    lines = model_card._figures(rows, "stsb").splitlines()
+    assert lines == [
+        "| stsb, dev | pearson_spearman | MB |",
+        "| --- | --- | --- |",
+        "| torch fp32 | 50.00 | 1.0 |",
+    ]
 
 
 def test_the_card_says_how_to_use_it(run_folder):

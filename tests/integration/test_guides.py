@@ -14,13 +14,16 @@ from tests.helpers import tiny_tokens, write_documents
 
 ROOT = Path(__file__).parents[2]
 TYPED = ("distillery", "python", "mkdir", "echo", "export")  # other indented lines show files
+TEACHER, STUDENT = "runs/own_data/teacher/model", "runs/own_data/general/student"
 # What each guide takes for granted, and what its commands leave behind.
 GUIDES = {
-    "tour": ([], ["tour/report.html", "tour/export/model/onnx"]),
-    "own_data": ([], ["evaluate/report.html", "../labels.jsonl"]),
-    "augmentation": (["teacher/model", "general/student", "mlm/model"], ["task/student"]),
-    "tuning": (["teacher/model"], ["search/report.html", "best/student"]),
+    "tour": ([], ["runs/tour/report.html", "runs/tour/export/model/onnx"]),
+    "own_data": ([], ["runs/own_data/evaluate/report.html", "labels.jsonl"]),
+    "own_teacher": ([], ["runs/own_teacher/task/student", "runs/own_teacher/label_two/outputs"]),
+    "augmentation": ([TEACHER, STUDENT, "MLM"], ["runs/augmentation/task/student"]),
+    "tuning": ([TEACHER], ["runs/tuning/search/report.html", "runs/tuning/best/student"]),
 }
+KINDS = {TEACHER: BertForSequenceClassification, STUDENT: BertModel, "MLM": BertForMaskedLM}
 
 
 def commands(guide: str) -> str:
@@ -58,9 +61,8 @@ def save(kind: type, folder: Path, tokenizer: str) -> None:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_guide_can_be_followed(guide, folder, tiny_tokenizer):
     granted, left = GUIDES[guide]
-    kinds = {"teacher": BertForSequenceClassification, "general": BertModel, "mlm": BertForMaskedLM}
     for path in granted:
-        save(kinds[path.partition("/")[0]], folder / "runs" / path, tiny_tokenizer)
+        save(KINDS[path], folder / path, tiny_tokenizer)
     script = commands(guide)
     assert script.count("distillery ") >= 2
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -74,4 +76,12 @@ def test_a_guide_can_be_followed(guide, folder, tiny_tokenizer):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    assert [name for name in left if not (folder / "runs" / name).exists()] == []
+    assert [name for name in left if not (folder / name).exists()] == []
+
+
+def test_no_guide_writes_into_anothers_runs():
+    written = {
+        guide: {run.split("/")[1] for run in re.findall(r"--run (runs/\S+)", commands(guide))}
+        for guide in [*GUIDES, "own_student"]
+    }
+    assert written == {guide: {guide} for guide in written}

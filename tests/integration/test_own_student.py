@@ -21,6 +21,7 @@ from distill.settings import (
     GeneralConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    PredictConfig,
     StageConfig,
     StudentConfig,
     TaskDistillConfig,
@@ -203,28 +204,45 @@ def test_general_distillation_takes_no_class_and_no_term_of_logits(teacher, tiny
         check("general", given, 1)
 
 
+def test_an_exported_file_answers_without_the_class_and_torch_does_not(tmp_path, teacher):
+    """Of what is checked; the guide's commands below run it."""
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").touch()
+    own = {"model_type": "my_conv", "architectures": ["ConvStudent"], "id2label": {"0": "bad", "1": "good"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    copy_tokenizer(teacher, tmp_path)
+    check("predict", PredictConfig(str(tmp_path), runtime="onnx"), 1)
+    with pytest.raises(ValueError, match="is of type my_conv, without num_hidden_layers"):
+        check("predict", PredictConfig(str(tmp_path)), 1)
+
+
 @pytest.mark.slow
 def test_the_guides_commands_run_as_they_stand(folder, teacher, tiny_task):
     for name in ("train.tsv", "dev.tsv"):
         (folder / name).write_bytes((tiny_task / name).read_bytes())
-    lines = re.findall(r"^    distillery (.+)$", GUIDE.replace("\\\n", " "), re.M)
-    assert len(lines) == 4
+    lines = re.findall(r"^    (?:echo .+)?distillery (.+)$", GUIDE.replace("\\\n", " "), re.M)
+    assert len(lines) == 6
     for line in lines:
         shape = " --student.heads 2 --student.hidden_size 24 --processes 2 --record.log_every 3" * (
             "--student.layers" in line
         )
-        few = " --latency_repeats 3" if line.startswith("evaluate") else " --task.max_length 32"
+        few = {"task": " --task.max_length 32", "predict": " --max_length 32"}
+        few = few.get(line.split()[0], " --latency_repeats 3")
         words = [sys.executable, "-m", "launcher.cli", *shlex.split(line + few + shape)]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+        text = {"input": "the soup was good .\n"}
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, **text)
         assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(row) for row in Path("runs/vectors/metrics.jsonl").read_text().splitlines()]
+        if line.startswith("predict"):  # without the class
+            assert json.loads(done.stdout)["label"] in ("negative", "positive"), done.stderr
+    metrics = Path("runs/own_student/vectors/metrics.jsonl").read_text()
+    rows = [json.loads(row) for row in metrics.splitlines()]
     losses = [
         row["loss/my_student.SentenceVectors"]
         for row in rows
         if "lr" in row and row["stage"] == "intermediate"
     ]
     assert losses[-1] < losses[0]
-    predict = "predict --model runs/conv/student --classes [my_student.ConvStudent]"
+    predict = "predict --model runs/own_student/conv/student --classes [my_student.ConvStudent]"
     words = [sys.executable, "-m", "launcher.cli", *predict.split()]
-    done = subprocess.run(words, input="the soup was good .\n", capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, **text)
     assert json.loads(done.stdout)["label"] in ("negative", "positive"), done.stderr

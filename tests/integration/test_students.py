@@ -294,6 +294,9 @@ def test_a_family_that_hides_its_attention_says_so(tmp_path, tiny_tokenizer, tas
     )
     with pytest.raises(ValueError, match="reports no attention"):
         run_here("task", config, tmp_path / "run")
+    config.intermediate = stage(1, hidden=1.0)
+    run_here("task", config, tmp_path / "hidden")
+    assert (tmp_path / "hidden" / "student" / "config.json").is_file()
 
 
 # ---- tasks of every kind

@@ -75,6 +75,23 @@ def test_every_command_can_be_typed(page, monkeypatch):
             raise AssertionError(f"{page}: {shlex.join(words)}: {error}") from error
 
 
+def test_stored_logits_are_those_of_the_texts_as_the_student_reads_them(monkeypatch):
+    """`task` refuses others: label and task of a page cut at one length."""
+    monkeypatch.chdir(ROOT)
+    seen = 0
+    for page in PAGES:
+        lengths = {}
+        for words in commands(page):
+            if words[1:2] == ["label"] and "--run" in words:
+                config, launch = parse("label", words[2:])
+                lengths[f"{launch.run}/outputs"] = config.task.max_length
+            if words[1:2] == ["task"] and "--teacher.outputs" in words:
+                config, _ = parse("task", words[2:])
+                assert config.task.max_length == lengths[config.teacher.outputs], page
+                seen += 1
+    assert seen >= 2
+
+
 def test_commands_are_found_and_wrong_ones_too():
     found = [words for page in PAGES for words in commands(page)]
     assert {words[1] for words in found if words[0] == "distillery" and len(words) > 1} >= {
@@ -92,6 +109,7 @@ def test_the_reference_is_what_the_dataclasses_say():
     assert text == reference.page(), "run `make docs`, or `python -m launcher.reference docs/reference.md`"
     assert "| `batch_size` | `int` | `32` | Sequences of a step over all processes. |" in text
     assert "|  |\n" not in text  # every setting says what it is
+    assert "A trained model to ONNX, fp32 and int8, with a model card." in text
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import torch
 from data_pipeline.settings import TaskConfig
 from distill.charts import LIMIT, confusion_chart, down_sample, linear_axis, log_axis, standalone
 from distill.disagreements import MOST, write_disagreements
-from distill.recorded_run import read_metrics, read_run
+from distill.recorded_run import RecordedRun, read_metrics, read_run
 from distill.report import ReportConfig, check, render, run
 
 EVIL = '<script>alert("x")</script>'
@@ -266,6 +266,40 @@ def test_classes_and_confusions_of_a_measured_model_are_shown(tmp_path):
     marks = ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}rect")
     shares = [float(mark.get("fill-opacity", "nan")) for mark in marks]
     assert shares == pytest.approx([0.75 * s for s in (7 / 8, 1 / 8, 2 / 32, 30 / 32)], abs=1e-3)
+
+
+def test_of_several_runs_classes_and_confusions_say_whose_they_are():
+    by_class = {name: {"precision": 0.5, "recall": 0.5, "f1-score": 0.5, "support": 8} for name in "ab"}
+    row = {"name": "cnn", "accuracy_mean": 0.5, "classes": by_class, "confusion": [[4, 4], [4, 4]]}
+    runs = [RecordedRun(name, summary={"rows": [row]}) for name in ("one", "two")]
+    alone, both = Balance(render(runs[:1])).text, Balance(render(runs)).text
+    assert [name for name in ("one: cnn", "two: cnn") if name in alone] == []
+    assert [both.count(f"{name}: cnn: confusion") for name in ("one", "two")] == [1, 1]
+    assert [both.count(f"{name}: cnn") for name in ("one", "two")] == [2, 2]
+
+
+# ---- accuracy against latency
+
+
+@pytest.mark.parametrize(
+    ("points", "joined"),
+    [
+        ([(4.0, 0.9), (1.0, 0.8)], [1, 0]),
+        ([(4.0, 0.9), (2.0, 0.7), (1.0, 0.8), (0.5, 0.6)], [3, 2, 0]),
+        ([(4.0, 0.9), (1.0, 0.95)], []),  # one beats all
+        ([(4.0, 0.9)], []),
+    ],
+)
+def test_the_line_joins_the_models_that_none_beats(points, joined):
+    rows = [
+        {"name": f"m{i}", "accuracy_mean": score, "latency_ms_p50": latency}
+        for i, (latency, score) in enumerate(points)
+    ]
+    page = render([RecordedRun("run", summary={"rows": rows})])
+    places = re.findall(r'<circle class="dot0" cx="([\d.]+)" cy="([\d.]+)" r="4">', page)
+    assert len(places) == len(points) * (len(points) > 1)
+    drawn = [line.split("L") for line in re.findall(r'class="line1" d="M([^"]+)"', page)]
+    assert drawn == ([[" ".join(places[i]) for i in joined]] if joined else [])
 
 
 # ---- where they disagree

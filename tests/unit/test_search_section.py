@@ -84,6 +84,17 @@ def test_how_scores_on_the_way_told_the_final_order():
     assert "Rank correlation" not in search_section(SEARCH)
 
 
+def test_of_several_runs_a_search_says_whose_it_is():
+    ranked = [{"share": 0.5, "trials": 12, "spearman": 0.7}]
+    runs = [
+        RecordedRun(f"<{name}>", summary={"job": "tune", "search": {**SEARCH, "rank_correlation": ranked}})
+        for name in "ab"
+    ]
+    assert re.findall("<h2>(S[^<]+)</h2>", render(runs[:1])) == ["Search", "Scores on the way"]
+    found = [f"{head}: &lt;{name}&gt;" for name in "ab" for head in ("Search", "Scores on the way")]
+    assert re.findall("<h2>(S[^<]+)</h2>", render(runs)) == found
+
+
 @pytest.mark.parametrize("trials", [[], TRIALS[:1], TRIALS[4:]])
 def test_a_search_with_little_to_show_is_shown(trials):
     page = render([RecordedRun("run", summary={"job": "tune", "search": {**SEARCH, "trials": trials}})])
