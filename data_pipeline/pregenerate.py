@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -184,13 +185,13 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
 def _progress(total: int) -> Iterator[Any]:
     """Progress over the corpus's bytes; yields the counter, shared by processes, that moves it."""
     done = multiprocessing.get_context("spawn").Value("q", 0)
-    with Progress("pregenerate", round(total / MB), unit="MB") as progress:
+    with Progress("pregenerate", math.ceil(total / MB), unit="MB") as progress:
         stop = _watch(progress, done)
         try:
             yield done
         finally:
             stop()
-            progress.reach(round(done.value / MB))
+            progress.reach(math.ceil(done.value / MB))
 
 
 def _watch(progress: Progress, done: Any) -> Callable[[], None]:
@@ -202,7 +203,7 @@ def _watch(progress: Progress, done: Any) -> Callable[[], None]:
         while not ended.wait(0.5):
             speed = done.value / MB / (time.monotonic() - started)
             progress.describe(f"{speed:.1f} MB/s", {"mb_per_s": round(speed, 2)})
-            progress.reach(round(done.value / MB))
+            progress.reach(math.ceil(done.value / MB))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
