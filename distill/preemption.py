@@ -1,4 +1,4 @@
-"""A wish that a job stop, told by SIGUSR1 or SIGTERM: its machine is about to be taken away."""
+"""A wish that a job stop: Ctrl-C, or SIGUSR1 or SIGTERM where its machine is about to be taken away."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on where this one stopped
+INTERRUPTED = 130  # the same after Ctrl-C, as a shell has it
+TOLD = b"stopping after the next step, with a checkpoint; Ctrl-C again ends at once\n"
 
 _asked = False
+_interrupted = False
 _file: Path | None = None
 
 
@@ -18,8 +21,9 @@ class Stopped(BaseException):
 
 
 def listen(at_once: bool) -> None:
-    """Take SIGUSR1 and SIGTERM as the wish to stop, from now on: `at_once` by raising Stopped, otherwise
-    by `asked`, for training to answer between two steps.
+    """Take SIGUSR1, SIGTERM and SIGINT as the wish to stop, from now on: `at_once` by raising Stopped, or
+    KeyboardInterrupt for SIGINT, otherwise by `asked`, for training to answer between two steps. A second
+    SIGINT raises always.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -28,8 +32,19 @@ def listen(at_once: bool) -> None:
         if at_once and first:  # another would break off what the first has set going
             raise Stopped("stopped, as asked")
 
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        global _asked, _interrupted
+        first, _asked, _interrupted = not _interrupted, True, True
+        if at_once or not first:
+            raise KeyboardInterrupt
+        if os.environ.get("RANK", "0") == "0":  # not by print, which may be what the signal interrupts
+            os.write(2, b"\n" * os.isatty(2) + TOLD)
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background
+        signal.signal(signal.SIGINT, interrupt)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # what started this one has it wait
 
 
 def watch(file: Path) -> None:
@@ -41,3 +56,8 @@ def watch(file: Path) -> None:
 def asked() -> bool:
     """Whether this process was asked to stop."""
     return _asked or (_file is not None and os.path.exists(_file))
+
+
+def interrupted() -> bool:
+    """Whether it was asked by Ctrl-C."""
+    return _interrupted

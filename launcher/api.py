@@ -84,13 +84,16 @@ def _say(command: list[str]) -> tuple[int, str]:
         start_new_session=True,
     ) as child:
         assert child.stdout
-        try:
-            for line in child.stdout:
-                print(line, end="", flush=True)
-                last = line.strip() or last
-        except KeyboardInterrupt:  # goes on to all processes, and they end by themselves
-            os.killpg(child.pid, signal.SIGINT)
-            for line in child.stdout:
-                print(line, end="", flush=True)
-            raise
+        interrupted = False
+        while True:
+            try:
+                for line in child.stdout:
+                    print(line, end="", flush=True)
+                    last = line.strip() or last
+                break
+            except KeyboardInterrupt:  # a training writes a checkpoint first; a second one ends it
+                interrupted = True
+                os.killpg(child.pid, signal.SIGINT)
+        if interrupted:
+            raise KeyboardInterrupt
     return child.returncode, last

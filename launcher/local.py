@@ -10,9 +10,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
 
-from distill.preemption import EXIT_CODE
+from distill.preemption import EXIT_CODE, INTERRUPTED
+from launcher.jobs import JOBS
 from launcher.settings import Launch
 
 STANDALONE = ("--standalone",)
@@ -40,6 +45,14 @@ def command(job: str, folder: str, processes: int, rendezvous: Sequence[str] = S
         return [sys.executable, *rank]
     torchrun = ["-m", "torch.distributed.run", *rendezvous, "--nproc-per-node", str(processes)]
     return [sys.executable, *torchrun, *rank]
+
+
+def resume_command(job: str, folder: str, processes: int) -> str:
+    """The command that goes on with a run on this machine, over as many processes."""
+    words = ["distillery", job, "--run", folder, "--resume"]
+    if JOBS[job].parallel and {processes, default_processes()} != {1}:
+        words += ["--processes", str(processes)]
+    return shlex.join(words)
 
 
 # Waiting threads sleep: by default they spin, and two jobs on one machine slow each other manifold.
@@ -72,47 +85,90 @@ def default_processes() -> int:
 def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[str] = STANDALONE) -> int:
     """Run this machine's processes of a job to their end; returns the exit code.
 
-    SIGTERM and SIGUSR1 go on to the ranks, which write a checkpoint and stop; the code is then EXIT_CODE.
+    SIGTERM, SIGUSR1 and Ctrl-C go on to the ranks, which write a checkpoint and stop; the code is then
+    EXIT_CODE, after Ctrl-C INTERRUPTED. A second Ctrl-C ends every process at once.
     """
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: asked.set())
+    asked: list[int] = []
+    news: SimpleQueue[None] = SimpleQueue()  # unlike an Event it may be told within a signal handler
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        news.put(None)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as in the background
+            signal.signal(number, ask)
     with tempfile.TemporaryDirectory() as scratch:
         stopped = Path(scratch, "stopped")  # made by a rank that stopped: torchrun hides its exit code
         words = environment(processes, {**os.environ, "DISTILLERY_STOPPED": str(stopped)})
         child = subprocess.Popen(
-            command(job, folder, processes, rendezvous), env=words, preexec_fn=_ignore_warnings
+            command(job, folder, processes, rendezvous), env=words, preexec_fn=_hold_signals
         )
-        threading.Thread(target=_pass_on, args=(asked, child), daemon=True).start()
-        while True:
-            try:
-                code = child.wait()
-            except KeyboardInterrupt:
-                continue  # the processes got it too, and end by themselves
-            # A rank that fails makes torchrun ask the others to stop: that was nobody's wish.
-            return EXIT_CODE if stopped.exists() and (asked.is_set() or code == 0) else code
+        threading.Thread(target=_pass_on, args=(asked, news, child), daemon=True).start()
+        code = child.wait()
+        if code == -signal.SIGKILL and asked.count(signal.SIGINT) > 1:
+            again = resume_command(job, folder, processes)
+            print(f"interrupted; continue from the last checkpoint with: {again}", file=sys.stderr)
+            return INTERRUPTED
+        # A rank that fails makes torchrun ask the others to stop: that was nobody's wish.
+        if stopped.exists() and (asked or code == 0):
+            return INTERRUPTED if signal.SIGINT in asked else EXIT_CODE
+        return code
 
 
-def _ignore_warnings() -> None:
-    """Slurm signals every process of a step: torchrun, and a rank that does not listen yet, would die."""
+def _hold_signals() -> None:
+    """Keep from torchrun, and from a rank until it listens, what would end them.
+
+    Slurm signals every process of a step, a terminal's Ctrl-C all in the foreground. A rank that listens
+    takes what has waited; torchrun never does, and its ranks, outside the terminal, are told by us.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
-def _pass_on(asked: threading.Event, child: subprocess.Popen) -> None:
+def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen) -> None:
     """Once asked to stop, tell the ranks, torchrun's children, as soon as they listen.
 
     torchrun itself would give them 30 s only.
     """
-    asked.wait()
-    told: set[int] = set()
+    news.get()
     if not Path("/proc/self/status").is_file():  # no Linux
-        child.terminate()
+        if signal.SIGINT not in asked or "torch.distributed.run" in str(child.args):
+            child.terminate()
+        return
+    told: set[tuple[int, int]] = set()
     while child.poll() is None:
-        for process in {child.pid, *_children(child.pid)} - told:
-            if _is_listening_rank(process):
-                os.kill(process, signal.SIGUSR1)
-                told.add(process)
-        threading.Event().wait(0.2)
+        ranks = [process for process in (child.pid, *_children(child.pid)) if _is_listening_rank(process)]
+        if asked.count(signal.SIGINT) > 1 and child.pid not in ranks:
+            _end(child.pid)
+        wishes = {signal.SIGINT if number == signal.SIGINT else signal.SIGUSR1 for number in asked}
+        for word in product(ranks, wishes):
+            if word not in told and not _has_it(*word):
+                _send(*word)
+            told.add(word)
+        with suppress(Empty):
+            news.get(timeout=0.2)
+
+
+def _has_it(process: int, number: int) -> bool:
+    """Whether a signal reaches a process without us: a terminal's Ctrl-C tells the whole group."""
+    with suppress(ProcessLookupError):
+        return number == signal.SIGINT and os.getpgid(process) == os.getpgrp()
+    return True
+
+
+def _end(process: int) -> None:
+    """End a process and all below it; stopped meanwhile, it neither starts more nor complains."""
+    _send(process, signal.SIGSTOP)
+    for child in _children(process):
+        _end(child)
+    _send(process, signal.SIGKILL)
+
+
+def _send(process: int, number: int) -> None:
+    """Signal a process that may have ended."""
+    with suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 def _children(process: int) -> list[int]:

@@ -24,6 +24,7 @@ from data_pipeline.whole import write_whole
 from distill import preemption
 from distill.run_folder import held, write_summary
 from launcher.jobs import JOBS, load
+from launcher.local import resume_command
 from launcher.settings import from_yaml
 
 LEASE = 100.0  # seconds: somewhat more than an NFS server keeps the lock of a node that has died
@@ -50,9 +51,9 @@ def main(job: str, run: str) -> int:
         print(f"distillery {job}: error: {error}", file=sys.stderr)
         return 2
     except preemption.Stopped as stop:
-        if first():
-            print(f"{stop}; continue with: distillery {job} --run {run} --resume", file=sys.stderr)
-        return _tell_stopped()
+        return _tell_stopped(job, run, f"{stop}; continue with")
+    except KeyboardInterrupt:
+        return _tell_stopped(job, run, "interrupted; continue from the last checkpoint with")
 
 
 def _run(job: str, folder: Path) -> int:
@@ -65,7 +66,10 @@ def _run(job: str, folder: Path) -> int:
     except Exception as error:
         # The wish goes to workers and other ranks too, and may end them first; what is wrong comes again.
         if preemption.asked():
-            traceback.print_exc()
+            if not preemption.interrupted():
+                traceback.print_exc()
+            elif JOBS[job].steps:
+                print(f"distillery {job}: error: {one_line(told(error) or repr(error))}", file=sys.stderr)
             raise preemption.Stopped("stopped, as asked") from None
         if not (line := one_line(told(error))):
             raise
@@ -73,11 +77,6 @@ def _run(job: str, folder: Path) -> int:
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        if first():
-            command = f"distillery {job} --run {folder} --resume"
-            print(f"interrupted; continue from the last checkpoint with: {command}", file=sys.stderr)
-        return 130
     finally:
         if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -99,14 +98,19 @@ def told(error: Exception) -> str:
     return ""
 
 
-def _tell_stopped() -> int:
-    """Say that this process stopped as asked; returns its exit code.
+def _tell_stopped(job: str, run: str, said: str) -> int:
+    """Say that this process stopped as asked, and how to go on; returns its exit code.
 
     torchrun would turn any code into 1, and report a failure: below it the word goes by a file.
     """
+    if first():
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        print(f"{said}: {resume_command(job, run, processes)}", file=sys.stderr)
     if word := os.environ.get("DISTILLERY_STOPPED"):
         Path(word).touch()
-    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else preemption.EXIT_CODE
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return 0
+    return preemption.INTERRUPTED if preemption.interrupted() else preemption.EXIT_CODE
 
 
 def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:

@@ -82,17 +82,7 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
         str(DISTILLERY), "pregenerate", "--corpus.files", '["corpus.txt"]', "--tokenizer", tiny_tokenizer,
         "--packing.max_length", "32", "--shard_mb", "0.004", "--workers", "2", "--run", "run",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a job in the background ignores it
-    )
+    process = in_a_terminal(command, tmp_path)
     records = tmp_path / "run" / "shards" / "pieces"
     while len(list(records.glob("0*.json"))) < 3:
         assert process.poll() is None
@@ -117,11 +107,7 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
     elif event == "a worker is killed":
         assert process.returncode == 2
         assert "a worker was killed" in said
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{number}/cmdline").is_file() and Path(f"/proc/{number}/cmdline").read_bytes()
-              for number in started):  # fmt: skip
-        assert time.monotonic() < deadline, "a process was left behind"
-        time.sleep(0.05)
+    assert_ended(started)
     run([*command, "--resume"], tmp_path)
     assert (tmp_path / "run" / "shards" / "manifest.json").is_file()
 
@@ -190,6 +176,74 @@ def test_a_distillation_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path, gene
     assert_as_undisturbed(tmp_path / "cut", whole)
 
 
+def in_a_terminal(command: list[str], folder: Path) -> subprocess.Popen:
+    """Start a command as the foreground's: `Ctrl-C` is then a SIGINT to its group."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the background ignores it
+    )
+
+
+def assert_ended(processes: list[int]) -> None:
+    """Nothing is left of them, or will be in a moment."""
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{number}/cmdline").is_file() and Path(f"/proc/{number}/cmdline").read_bytes()
+              for number in processes):  # fmt: skip
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 0), (2, 3)])
+def test_ctrl_c_leaves_a_checkpoint(tmp_path, general, whole, processes, steps):
+    """At a rank's first breath, and amid its steps."""
+    command = [*general, "--processes", str(processes), "--run", "a cut"]
+    process = in_a_terminal(command, tmp_path)
+    while len(losses(tmp_path / "a cut")) < steps or not children(process.pid):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    done = len(losses(tmp_path / "a cut"))
+    assert steps < done < len(losses(whole))
+    assert (tmp_path / "a cut" / "checkpoints" / "general" / f"step-{done:08d}").is_dir()
+    assert said.count("Ctrl-C again ends at once") == 1
+    assert f"general: stopped after step {done} of" in said
+    again = " --processes 2" if processes == 2 else ""
+    assert f"continue with: distillery general --run 'a cut' --resume{again}\n" in said
+    assert "Traceback" not in said
+    assert "failed" not in said
+    run([*command, "--resume"], tmp_path)
+    assert len(losses(tmp_path / "a cut")) == len(losses(whole))
+    if processes == 2:
+        assert_as_undisturbed(tmp_path / "a cut", whole)
+
+
+def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path, general):
+    """Where a rank stands still, the others wait for it and would for long."""
+    process = in_a_terminal([*general, "--run", "cut"], tmp_path)
+    while len(losses(tmp_path / "cut")) < 2:
+        assert process.poll() is None
+        time.sleep(0.005)
+    started = children(process.pid)
+    ranks = [n for n in started if b"RANK=1\0" in Path(f"/proc/{n}/environ").read_bytes()]
+    os.kill(ranks[0], signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    while "Ctrl-C again ends at once" not in process.stderr.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "checkpoint with: distillery general --run cut --resume --processes 2" in said
+    assert "Traceback" not in said
+    assert_ended(started)
+
+
 @pytest.mark.slow
 def test_a_rank_that_stands_still_is_named(tmp_path, general):
     """The others wait no longer than asked; what is left continues."""
@@ -214,7 +268,9 @@ def test_a_rank_that_stands_still_is_named(tmp_path, general):
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line)["loss"] for line in lines]
 
 
 # Serves the rows of steps `first` to `last` to a file, a line a step, as slowly as a training would.

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -462,19 +462,50 @@ def test_a_wish_to_stop_that_comes_while_a_job_starts_is_heard(tmp_path):
     assert "Traceback" not in said
 
 
+@contextmanager
+def as_before():
+    """Answer signals afterwards as before."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_wish_to_stop_raises_once_at_most(monkeypatch, at_once):
     monkeypatch.setattr(preemption, "_asked", False)
-    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
-    try:
+    with as_before():
         preemption.listen(at_once)
         with pytest.raises(preemption.Stopped) if at_once else nullcontext():
             signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGTERM)
         assert preemption.asked()
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_second_ctrl_c_ends_what_the_first_does_not(monkeypatch, capfd, at_once):
+    monkeypatch.setattr(preemption, "_asked", False)
+    monkeypatch.setattr(preemption, "_interrupted", False)
+    with as_before():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        preemption.listen(at_once)
+        with pytest.raises(KeyboardInterrupt) if at_once else nullcontext():
+            signal.raise_signal(signal.SIGINT)
+        assert preemption.asked()
+        assert ("Ctrl-C again" in capfd.readouterr().err) != at_once
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_the_background_hears_no_ctrl_c(monkeypatch):
+    monkeypatch.setattr(preemption, "_asked", False)
+    with as_before():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        preemption.listen(at_once=True)
+        signal.raise_signal(signal.SIGINT)
+        assert not preemption.asked()
 
 
 def test_a_file_is_a_wish_to_stop_where_no_signal_reaches(monkeypatch, tmp_path):
@@ -522,9 +553,18 @@ def test_a_rank_that_fails_is_no_wish_to_stop(monkeypatch, ended, told):
     """torchrun asks the other ranks to stop, which they tell by a file, as if the user had."""
     words = [sys.executable, "-c", STOPPED_RANK.format(ended)]
     monkeypatch.setattr(local, "command", lambda *_: words)
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
-    try:
+    with as_before():
         assert local.run_processes("augment", "run", 2) == told
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGUSR1), before, strict=True):
-            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("processes", "default", "said"), [(1, 1, ""), (2, 1, "2"), (4, 4, "4"), (1, 4, "1")]
+)
+def test_a_run_goes_on_with_as_many_processes(monkeypatch, processes, default, said):
+    monkeypatch.setattr(local, "default_processes", lambda: default)
+    words = shlex.split(local.resume_command("general", "a b", processes))
+    assert words == [
+        *["distillery", "general", "--run", "a b", "--resume"],
+        *(["--processes", said] if said else []),
+    ]
+    assert "--processes" not in local.resume_command("pregenerate", "a", processes)
