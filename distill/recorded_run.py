@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from distill.html_table import Row
+from distill.legs import spent
 
 
 @dataclass
@@ -24,6 +25,7 @@ class RecordedRun:
     written: str = ""
     notes: list[str] = field(default_factory=list)
     disagreements: Row = field(default_factory=dict)
+    spent: Row = field(default_factory=dict)
     parts: list["RecordedRun"] = field(default_factory=list)
 
 
@@ -53,6 +55,7 @@ def read_run(path: Path, name: str, with_parts: bool = True) -> RecordedRun:
         written=_finished(summary or {}, datetime.fromtimestamp(date, UTC)),
         notes=notes,
         disagreements=_read_json(path / "disagreements.json") or {},
+        spent=spent(path),
         parts=[read_run(p, p.name, False) for p in parts_of(path)] if with_parts else [],
     )
 

@@ -336,7 +336,7 @@ def _stages(folders: Folders) -> str:
 
 
 def _cost_row(name: str, run: RecordedRun) -> Row:
-    summary = run.summary or {"status": "unfinished"}
+    summary = run.summary or {"status": "unfinished", **run.spent}
     best = {k: number_of(v) for k, v in (summary.get("best") or {}).items() if k not in NOT_A_METRIC}
     scores = ", ".join(f"{k} {short(v * percent_factor(k, [v]))}" for k, v in best.items() if v is not None)
     speed, mfu = (_median(run, key) for key in ("sequences_per_s", "mfu"))

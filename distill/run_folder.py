@@ -3,7 +3,7 @@
 RUN/config.yaml     every setting, resolved       RUN/metrics.jsonl  curves
 RUN/command.txt     what the user typed           RUN/checkpoints/   to resume from
 RUN/versions.json   packages, commit, hardware    RUN/summary.json   written when a job ended
-RUN/lock            held while a run writes here
+RUN/lock            held while a run writes here  RUN/legs.json      what it took, resumed or not
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import platform
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from typing import Any
 
 from data_pipeline.untrusted import one_line
 from data_pipeline.whole import write_whole
-from distill import preemption
+from distill import legs, preemption
 from distill.run_folder import held, write_summary
 from launcher.jobs import JOBS, load
 from launcher.local import resume_command
@@ -114,38 +113,26 @@ def _tell_stopped(job: str, run: str, said: str) -> int:
 
 
 def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:
-    """Run a job in its begun folder and write its summary; returns the summary.
+    """Run a job in its begun folder. Rank 0 writes its summary and returns it, others the job's figures.
 
     `more` goes to the job's function, such as `task`'s on_measure.
     """
     function = load(JOBS[job].run)  # imports torch where the job needs it
-    if first():
-        versions = json.dumps(describe_machine(), indent=2) + "\n"
-        write_whole(folder / "versions.json", versions)
-    wall, cpu = time.time(), _cpu_seconds()
-    result = function(config, folder, **more)
-    wall, cpu = time.time() - wall, _cpu_seconds() - cpu
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    torch = sys.modules.get("torch")
-    gpus = world if torch and torch.cuda.is_available() else 0
+    if not first():
+        return function(config, folder, **more)
+    versions = json.dumps(describe_machine(), indent=2) + "\n"
+    write_whole(folder / "versions.json", versions)
+    with legs.leg(folder, int(os.environ.get("WORLD_SIZE", "1"))):
+        result = function(config, folder, **more)
     summary = {
         "job": job,
         "status": "finished",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "wall_s": round(wall, 2),
-        "cpu_hours": round(cpu * world / 3600, 4),
-        "gpu_hours": round(wall * gpus / 3600, 4),
+        **legs.spent(folder),
         **result,
     }
-    if first():
-        write_summary(folder, summary)
+    write_summary(folder, summary)
     return summary
-
-
-def _cpu_seconds() -> float:
-    """Processor time of this process and of those it started that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def _show(summary: dict[str, Any], folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipeline.whole import write_whole
 from distill.charts import front
+from distill.legs import spent
 from tune.record import Record, Trial
 from tune.settings import TuneConfig, WorkersConfig
 
@@ -148,12 +149,9 @@ def _told(trial: Trial, cost: dict[str, Any]) -> dict[str, Any]:
 def _cost(run: Path, workers: WorkersConfig) -> dict[str, Any]:
     """What a trial took: training steps, seconds, and its processes' hours."""
     steps: dict[str, int] = {}
-    seconds = 0.0
     for row in metric_lines(run / "metrics.jsonl"):
         steps[row["stage"]] = max(row["step"], steps.get(row["stage"], 0))
-        seconds = max(seconds, row["time"])
-    if summary := read_summary(run):
-        seconds = max(seconds, summary["wall_s"])
+    seconds = spent(run).get("wall_s", 0.0)
     hours = seconds * workers.processes / 3600
     return {
         "steps": sum(steps.values()),

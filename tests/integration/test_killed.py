@@ -151,6 +151,18 @@ def test_general_distillation_on_two_processes(tmp_path, general, whole):
     assert not (tmp_path / "cut" / "student").exists()
     run([*general, "--run", "cut", "--resume"], tmp_path)
     assert_as_undisturbed(tmp_path / "cut", whole)
+    assert_all_legs_count(tmp_path / "cut", whole)
+
+
+def assert_all_legs_count(cut: Path, whole: Path) -> None:
+    """The cost of a run that was resumed once is that of both its legs."""
+    legs, summary = (json.loads((cut / name).read_text()) for name in ("legs.json", "summary.json"))
+    assert [leg["processes"] for leg in legs] == [2, 2]
+    assert min(leg["wall_s"] for leg in legs) > 0
+    assert min(leg["cpu_s"] for leg in legs) > 0
+    assert summary["wall_s"] == round(sum(leg["wall_s"] for leg in legs), 2)
+    assert summary["cpu_hours"] == round(sum(leg["cpu_s"] for leg in legs) / 3600, 4)
+    assert len(json.loads((whole / "legs.json").read_text())) == 1
 
 
 def test_a_distillation_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path, general, whole):
@@ -174,6 +186,7 @@ def test_a_distillation_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path, gene
     assert "Traceback" not in said
     run([*command, "--resume"], tmp_path)
     assert_as_undisturbed(tmp_path / "cut", whole)
+    assert_all_legs_count(tmp_path / "cut", whole)
 
 
 def in_a_terminal(command: list[str], folder: Path) -> subprocess.Popen:
