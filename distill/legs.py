@@ -1,5 +1,5 @@
-"""What a run has cost, leg by leg: RUN/legs.json. A leg ends where the run stops or is killed; a resumed run
-begins another.
+"""What a run has cost, leg by leg: RUN/legs.json. A leg ends where the run ends, stops or is killed; when
+it is resumed another begins.
 """
 
 from __future__ import annotations

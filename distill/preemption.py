@@ -9,7 +9,7 @@ from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on where this one stopped
 INTERRUPTED = 130  # the same after Ctrl-C, as a shell has it
-TOLD = b"stopping after the next step, with a checkpoint; Ctrl-C again ends at once\n"
+STEP = "stopping after the next step, with a checkpoint"
 
 _asked = False
 _interrupted = False
@@ -37,14 +37,19 @@ def listen(at_once: bool) -> None:
         first, _asked, _interrupted = not _interrupted, True, True
         if at_once or not first:
             raise KeyboardInterrupt
-        if os.environ.get("RANK", "0") == "0":  # not by print, which may be what the signal interrupts
-            os.write(2, b"\n" * os.isatty(2) + TOLD)
+        if os.environ.get("RANK", "0") == "0":
+            tell(STEP)
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background
         signal.signal(signal.SIGINT, interrupt)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, ask)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # what started this one has it wait
+
+
+def tell(wish: str) -> None:
+    """Say what the first Ctrl-C asks for, in a signal handler: print may be what it interrupts."""
+    os.write(2, b"\n" * os.isatty(2) + f"{wish}; Ctrl-C again ends at once\n".encode())
 
 
 def watch(file: Path) -> None:

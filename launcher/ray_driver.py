@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -33,9 +34,9 @@ from tune.settings import WorkersConfig
 from tune.trial import each
 from tune.workers import cause, line, nodes, places, reserved, train
 
-JOINING = (
-    900.0  # seconds that nodes have to join the cluster before a search begins; a cloud's install much
-)
+# Seconds that nodes have to join the cluster before a search begins; a cloud's install much.
+JOINING = 900.0
+AGAIN = "the same command with --resume continues from the last checkpoint"
 STOP = "stop"  # in the run folder: the wish that its training stop, for the first rank to see
 
 
@@ -58,32 +59,61 @@ def main(folder: str) -> int:
         runs.go_on(run, config)
     else:
         runs.begin(run, plan.job, config)
-    (run / STOP).unlink(missing_ok=True)
-    signal.signal(signal.SIGUSR1, lambda *_: (run / STOP).touch())
+    interrupts = _listen(jobs.JOBS[plan.job], run / STOP)
     try:
         connect(plan.address)
     except ValueError as error:
         print(f"distillery {plan.job}: error: {error}", file=sys.stderr)
         return 2
     try:
-        if jobs.JOBS[plan.job].schedules:
-            with room(plan.nodes, config.workers, run / STOP):
-                _run_here(plan.job, run)
-        else:
-            train_as_workers(plan, run) if parallel else run_tasks(plan, config, run)
-    except KeyboardInterrupt:
-        return 130
-    except preemption.Stopped as stop:
-        print(stop, file=sys.stderr)
-        return preemption.EXIT_CODE
+        _run(plan, config, run)
+    except (preemption.Stopped, KeyboardInterrupt) as stop:
+        print(f"{str(stop) or 'interrupted'}; {AGAIN}", file=sys.stderr)
+        return preemption.INTERRUPTED if interrupts else preemption.EXIT_CODE
     except Exception as error:
         (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"distillery {plan.job}: error: {line(error)} (details: {run}/error.txt)", file=sys.stderr)
         return 2 if isinstance(cause(error), ValueError) else 1
-    if parallel and not (run / "summary.json").is_file():
-        return preemption.EXIT_CODE
     print(f"finished: {run}")
     return 0
+
+
+def _listen(job: jobs.Job, stop: Path) -> list[int]:
+    """Take SIGUSR1 as the wish to stop, and where that is answered the first Ctrl-C too; every other one
+    raises KeyboardInterrupt. Returns the list of all that come.
+    """
+    stop.unlink(missing_ok=True)
+    interrupts: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.touch()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        searches = signal.getsignal(signal.SIGUSR1) is not ask  # which is Ray Tune's then
+        if len(interrupts) > 1 or not (job.parallel or searches):
+            raise KeyboardInterrupt
+        preemption.tell(preemption.STEP if job.steps else "stopping where it can go on later")
+        signal.raise_signal(signal.SIGUSR1)
+
+    signal.signal(signal.SIGUSR1, ask)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background
+        signal.signal(signal.SIGINT, interrupt)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    return interrupts
+
+
+def _run(plan: Plan, config: Any, run: Path) -> None:
+    """Run the job on the cluster. Raises Stopped where it stopped as asked."""
+    if jobs.JOBS[plan.job].schedules:
+        with room(plan.nodes, config.workers, run / STOP):
+            _run_here(plan.job, run)
+    elif jobs.JOBS[plan.job].parallel:
+        train_as_workers(plan, run)
+        if not (run / "summary.json").is_file():
+            raise preemption.Stopped("stopped, as asked")
+    else:
+        run_tasks(plan, config, run)
 
 
 def connect(address: str = "") -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,24 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    trainer.fit()
+    _fit(trainer)
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer) -> None:
+    """Train outside the main thread, in which Ray Train would take Ctrl-C for itself and abort."""
+    if threading.current_thread() is not threading.main_thread():
+        trainer.fit()
+        return
+    done: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=fit, name="train", daemon=True).start()
+    done.result()
 
 
 def reserved(cpus: float, gpus: float) -> dict[str, float]:

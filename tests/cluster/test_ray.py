@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from tests.cluster.conftest import (
     DISTILLERY,
     NUMBER,
     ROOT,
+    SECONDS,
     assert_continued,
     call,
     curve,
@@ -42,6 +44,56 @@ def test_workers_of_ray_on_this_machine_train_as_processes_do(environment, train
     quiet.pop("RAY_ADDRESS", None)
     call(DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}", environment=quiet)
     assert_as_undisturbed(run, undisturbed)
+
+
+def started(environment: dict[str, str], *command: Any) -> subprocess.Popen:
+    """A command in the foreground of a terminal: `Ctrl-C` is then a SIGINT to its group."""
+    return subprocess.Popen(
+        [str(word) for word in command],
+        env={**environment, "RAY_USAGE_STATS_ENABLED": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the background ignores it
+    )
+
+
+def test_ctrl_c_has_workers_of_ray_write_a_checkpoint(environment, training, undisturbed, tmp_path):
+    environment.pop("RAY_ADDRESS", None)
+    run = tmp_path / "run"
+    command = [DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}"]
+    process = started(environment, *command)
+    wait_until(lambda: len(lines(run)) > 5, "step 6")
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, said
+    assert said.count("Ctrl-C again ends at once") == 1
+    assert "the same command with --resume continues" in said
+    assert "Traceback" not in said
+    done = len(lines(run))
+    assert (run / "checkpoints" / "general" / f"step-{done:08d}").is_dir()
+    call(*command, "--resume", environment=environment)
+    assert_as_undisturbed(run, undisturbed)
+
+
+def test_a_second_ctrl_c_ends_workers_of_ray(environment, training, tmp_path):
+    """Where they do not answer the first."""
+    environment.pop("RAY_ADDRESS", None)
+    run = tmp_path / "run"
+    process = started(environment, DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}")
+    wait_until(lambda: len(lines(run)) > 5, "step 6")
+    (holder,) = re.findall(r"process (\d+) of", (run / "lock").read_text())
+    os.kill(int(holder), signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout
+    while "Ctrl-C again ends at once" not in process.stdout.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, said
+    assert "interrupted; the same command with --resume continues" in said
+    wait_until(lambda: not Path("/proc", holder).exists(), "end of the worker")
 
 
 def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tmp_path):
