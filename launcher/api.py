@@ -19,6 +19,7 @@ import yaml
 
 from data_pipeline.whole import write_whole
 from launcher.jobs import JOBS
+from launcher.runs import CALLED
 from launcher.settings import to_yaml
 
 
@@ -81,6 +82,7 @@ def _say(command: list[str]) -> tuple[int, str]:
         text=True,
         encoding="utf-8",
         errors="replace",
+        env={**os.environ, CALLED: "1"},
         start_new_session=True,
     ) as child:
         assert child.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from data_pipeline.whole import write_whole
 from launcher.jobs import JOBS
 from launcher.settings import to_yaml
 
+CALLED = "DISTILLERY_CALLED"  # in the environment of a command that launcher/api.py runs
 HOW = ("zero", "micro_batch_size", "patience")  # settings of `engine`
 
 
@@ -74,9 +76,9 @@ def undo(folder: Path) -> None:
         folder.rmdir()
 
 
-def typed_command() -> list[str]:
-    """What the user typed."""
-    return ["distillery", *sys.argv[1:]]
+def typed_command() -> list[str] | None:
+    """What the user typed; None where a program did, whose recipe is soon gone."""
+    return None if CALLED in os.environ else ["distillery", *sys.argv[1:]]
 
 
 def tell_whole_run(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,10 @@ def test_a_job_runs_and_its_summary_comes_back(tmp_path, config, capsys):
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert f"finished: {tmp_path}/run" in capsys.readouterr().out
+    again = shlex.split(
+        (tmp_path / "run" / "command.txt").read_text()
+    )  # its own recipe: the one given is gone
+    assert again == ["distillery", "pregenerate", "--config", f"{tmp_path}/run/config.yaml"]
     before = tree(tmp_path)
     assert run(config, tmp_path / "run", resume=True) == summary
     config.seed = 1
