@@ -35,6 +35,11 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}" if value else "0"
 
 
+def energy(watt_hours: float) -> str:
+    """Wh, or kWh from a thousand on."""
+    return f"{short(watt_hours / 1000)} kWh" if watt_hours >= 1000 else f"{short(watt_hours)} Wh"
+
+
 def millions(value: float) -> str:
     """Thousands as k, millions as M."""
     if value < 1000:

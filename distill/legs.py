@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.whole import write_whole
+from distill.energy import EnergyMeter
 
 FILE = "legs.json"
 FIGURES = ("wall_s", "cpu_s", "gpus")  # of every leg
+DEVICES = ("cpu", "gpu")  # whose joules some machines tell
 LONGEST = 60.0  # seconds from beat to beat
 
 
@@ -54,10 +56,12 @@ def spent(folder: Path) -> dict[str, float]:
     legs = read(folder)
     if not legs:
         return {}
+    joules = {device: [leg[f"{device}_j"] for leg in legs if f"{device}_j" in leg] for device in DEVICES}
     return {
         "wall_s": round(sum(leg["wall_s"] for leg in legs), 2),
         "cpu_hours": round(sum(leg["cpu_s"] for leg in legs) / 3600, 4),
         "gpu_hours": round(sum(leg["wall_s"] * leg["gpus"] for leg in legs) / 3600, 4),
+        **{f"{device}_wh": round(sum(told) / 3600, 3) for device, told in joules.items() if told},
     }
 
 
@@ -70,8 +74,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
         legs = json.loads(path.read_text(encoding="utf-8"))
         for leg in legs:
             sum(leg[figure] for figure in FIGURES)  # which only numbers have
+            sum(leg.get(f"{device}_j", 0) for device in DEVICES)
         return legs
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{path}: no list of a run's legs; remove the file") from None
 
 
@@ -83,19 +88,22 @@ class _Meter:
         self.processes = processes
         self.gpus = processes if torch and torch.cuda.is_available() else 0
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.energy = EnergyMeter(min(self.gpus, here))
         self.begun, self.cpu = time.monotonic(), _cpu_seconds()
 
     def seconds(self) -> float:
         return time.monotonic() - self.begun
 
     def read(self) -> dict[str, Any]:
-        """The leg so far; the CPU's seconds are this process's, times the processes."""
+        """The leg so far; the CPU's seconds are this process's, times the processes; joules this node's."""
         return {
             "started": self.started,
             "wall_s": round(self.seconds(), 2),
             "cpu_s": round((_cpu_seconds() - self.cpu) * self.processes, 2),
             "processes": self.processes,
             "gpus": self.gpus,
+            **{f"{device}_j": round(joules, 1) for device, joules in self.energy.read().items()},
         }
 
 

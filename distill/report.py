@@ -28,6 +28,7 @@ from distill.html_table import (
     Row,
     count,
     duration,
+    energy,
     html_table,
     millions,
     number_of,
@@ -41,6 +42,9 @@ from distill.search_section import search_section
 STAGES = ("pretrain", "finetune", "general", "intermediate", "prediction")
 SPEEDS = {"lr", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_mb"}
 NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", *SPEEDS}
+
+
+ENERGY = " Energy is that of the first node's whole CPU packages and GPUs, other programs included."
 
 
 @dataclass
@@ -365,16 +369,20 @@ def _cost(folders: Folders) -> str:
         Column("wall_s", "Wall time", duration),
         Column("cpu_hours", "CPU-hours", short),
         Column("gpu_hours", "GPU-hours", short),
+        Column("cpu_wh", "CPU energy", energy),
+        Column("gpu_wh", "GPU energy", energy),
         Column("speed", "Sequences/s", short),
         Column("mfu", "MFU %", short),
         Column("memory", "Peak MB", count),
     ]
-    table = html_table(columns, [_cost_row(name, run) for name, run in folders])
+    rows = [_cost_row(name, run) for name, run in folders]
+    told = any(row.get(key) is not None for row in rows for key in ("cpu_wh", "gpu_wh"))
+    table = html_table(columns, rows)
     note = (
         '<p class="note">Sequences/s and MFU are medians over the logged training steps. MFU (model FLOPs '
         "utilisation) is the share that teacher and student take of the matrix products per second that "
         "the machine reached when the stage began. Peak MB is the GPU's memory, without one the first "
-        "process's.</p>"
+        f"process's.{ENERGY if told else ''}</p>"
     )
     return f"<section><h2>Runs and their cost</h2>{table}{note}</section>"
 

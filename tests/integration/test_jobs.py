@@ -112,7 +112,7 @@ def metrics(way: Path, job: str, split: str) -> list[dict[str, Any]]:
 )
 def test_a_summary_says_what_was_done(way, job, keys):
     found = summary(way, job)
-    assert found.keys() == keys
+    assert found.keys() - {"cpu_wh", "gpu_wh"} == keys  # which some machines tell
     assert (found["job"], found["status"]) == (job, "finished")
 
 
