@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError
 
 from data_pipeline.settings import PROGRESS, progress_mode
 from data_pipeline.untrusted import one_line
-from distill.preemption import EXIT_CODE
+from distill.preemption import EXIT_CODE, INTERRUPTED
 from distill.run_folder import held
 from launcher import jobs, node, runs, submitted
 from launcher.places import place
@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(f"{name} is no job; the jobs are {', '.join(jobs.JOBS)}")
     try:
         return run(name, rest)
+    except KeyboardInterrupt:
+        print(f"distillery {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except ArgumentError as error:
         return refuse(f"{error}; `distillery {name} --help` explains the settings", name)
     except (ValueError, OSError) as error:
@@ -173,7 +176,7 @@ def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
 def _finish(code: int, launch: Launch) -> int:
     if code == 0 and launch.on == "local":
         print(f"finished: {launch.run}")
-    elif code not in (0, 2, 130, EXIT_CODE):
+    elif code not in (0, 2, INTERRUPTED, EXIT_CODE):
         again = "the same command with --resume continues from the last checkpoint"
         print(f"failed with exit code {code}: {launch.run}; {again}", file=sys.stderr)
     return code

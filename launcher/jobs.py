@@ -21,7 +21,7 @@ class Job:
         parallel: Whether several processes may run it together.
         schedules: Whether it starts workers on Ray itself.
         steps: Whether a wish to stop waits for the end of its training step; others stop at once.
-        words: The setting that leading bare words of the command line go to.
+        words: The setting that bare words of the command line go to.
         instead: A setting, and what does that and nothing else where it is given, without a run
             folder: `setting=module:name`, called with the setting's value.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields
-from itertools import takewhile
+from itertools import pairwise
 from pathlib import Path
 from types import FunctionType
 from typing import Any, get_type_hints
@@ -151,17 +151,34 @@ def parser(name: str, launch: bool = True) -> ArgumentParser:
 def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     """Settings and launch options of a job. Raises ArgumentError on a wrong key or type."""
     command = parser(name)
-    words = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
-    if words and (setting := JOBS[name].words):
-        many = get_type_hints(load(JOBS[name].config))[setting] == list[str]
-        taken = words if many else words[:1]
-        value = json.dumps(taken) if many else taken[0]
-        arguments = [f"--{setting}", value, *arguments[len(taken) :]]
-    values = command.parse_args(arguments)
+    values = command.parse_args(_with_words(name, command, arguments))
     given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
     launch = Launch(**{"run": default_run(name), **given})
     _refuse_unread(launch)
     return _build(name, command, values), launch
+
+
+def _with_words(name: str, command: ArgumentParser, arguments: list[str]) -> list[str]:
+    """Arguments whose bare words, those that are no option's value, go to the job's setting for them."""
+    setting = JOBS[name].words
+    words: list[str] = []
+    others: list[str] = []
+    for before, argument in pairwise(["", *arguments]):
+        bare = not argument.startswith("-") and not _takes(command, before, argument)
+        (words if bare else others).append(argument)
+    if not setting or not words:
+        return arguments
+    if get_type_hints(load(JOBS[name].config))[setting] == list[str]:
+        return [f"--{setting}", json.dumps(words), *others]
+    return [f"--{setting}", words[0], *words[1:], *others]
+
+
+def _takes(command: ArgumentParser, before: str, word: str) -> bool:
+    """Whether a word is the value of what stands before it; a flag takes none but true and false."""
+    action = command._option_string_actions.get(before)
+    if action is None:
+        return before.startswith("--") and "=" not in before  # an unknown option, which is told then
+    return word.lower() in ("true", "false") if action.nargs == "?" else action.nargs != 0
 
 
 def _refuse_unread(launch: Launch) -> None:

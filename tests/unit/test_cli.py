@@ -40,7 +40,7 @@ from distill.settings import (
     TeacherConfig,
     TextGcnConfig,
 )
-from launcher import cli, local
+from launcher import cli, jobs, local
 from launcher.completion import CompletionConfig
 from launcher.demo import DemoConfig
 from launcher.doctor import DoctorConfig
@@ -334,7 +334,36 @@ def test_a_bare_flag_is_true(typed, value):
 
 
 def test_bare_words_are_the_reports_runs():
-    assert parse("report", ["a b", "c", "--out", "x.html"])[0] == ReportConfig(["a b", "c"], "x.html")
+    for line in (
+        "'a b' c --out x.html",
+        "--out x.html 'a b' c",
+        "'a b' --out=x.html c",
+        "--out=x.html 'a b' c",
+    ):
+        assert parse("report", shlex.split(line))[0] == ReportConfig(["a b", "c"], "x.html")
+
+
+@pytest.mark.parametrize(
+    ("line", "follow"), [("--follow r", True), ("--follow false r", False), ("r --follow", True)]
+)
+def test_a_flag_takes_no_bare_word(line, follow):
+    config, _ = parse("logs", line.split())
+    assert (config.runs, config.follow) == (["r"], follow)
+
+
+def test_a_word_that_no_setting_takes_is_refused(capsys):
+    assert cli.main(["doctor", "well"]) == 2
+    assert cli.main(["completion", "bash", "zsh"]) == 2
+    assert "unrecognized arguments: zsh" in capsys.readouterr().err.replace("Unrecognized", "unrecognized")
+
+
+def test_ctrl_c_before_a_run_is_one_line(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "load", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "distillery doctor: interrupted\n"
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
