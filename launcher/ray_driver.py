@@ -61,11 +61,6 @@ def main(folder: str) -> int:
         runs.begin(run, plan.job, config)
     interrupts = _listen(jobs.JOBS[plan.job], run / STOP)
     try:
-        connect(plan.address)
-    except ValueError as error:
-        print(f"distillery {plan.job}: error: {error}", file=sys.stderr)
-        return 2
-    try:
         _run(plan, config, run)
     except (preemption.Stopped, KeyboardInterrupt) as stop:
         print(f"{str(stop) or 'interrupted'}; {AGAIN}", file=sys.stderr)
@@ -105,6 +100,7 @@ def _listen(job: jobs.Job, stop: Path) -> list[int]:
 
 def _run(plan: Plan, config: Any, run: Path) -> None:
     """Run the job on the cluster. Raises Stopped where it stopped as asked."""
+    connect(plan.address)
     if jobs.JOBS[plan.job].schedules:
         with room(plan.nodes, config.workers, run / STOP):
             _run_here(plan.job, run)
