@@ -9,6 +9,7 @@ from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on where this one stopped
 INTERRUPTED = 130  # the same after Ctrl-C, as a shell has it
+HELD = (signal.SIGINT, signal.SIGTERM)  # what started this process has them wait until it listens
 STEP = "stopping after the next step, with a checkpoint"
 
 _asked = False
@@ -44,7 +45,7 @@ def listen(at_once: bool) -> None:
         signal.signal(signal.SIGINT, interrupt)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, ask)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # what started this one has it wait
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
 
 def tell(wish: str) -> None:

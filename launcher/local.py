@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 
+from distill import preemption
 from distill.preemption import EXIT_CODE, INTERRUPTED
 from launcher.jobs import JOBS
 from launcher.settings import Launch
@@ -120,10 +121,11 @@ def _hold_signals() -> None:
     """Keep from torchrun, and from a rank until it listens, what would end them.
 
     Slurm signals every process of a step, a terminal's Ctrl-C all in the foreground. A rank that listens
-    takes what has waited; torchrun never does, and its ranks, outside the terminal, are told by us.
+    takes what has waited; torchrun never does (it would kill the ranks after 30 s), and its ranks, outside
+    the terminal, are told by us.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    signal.pthread_sigmask(signal.SIG_BLOCK, preemption.HELD)
 
 
 def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen) -> None:
