@@ -153,7 +153,7 @@ def _same_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards:
 def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int], shards: Path) -> None:
     """Make the pieces `todo`, in this process or over several, with a progress bar."""
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(todo))
-    with _progress(sum(pieces[number].size for number in todo)) as done:
+    with _progress(pieces, todo) as done:
         if workers <= 1:
             maker = _Maker(config, shards, done)
             for number in todo:
@@ -182,28 +182,32 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """Progress over the corpus's bytes; yields the counter, shared by processes, that moves it."""
-    done = multiprocessing.get_context("spawn").Value("q", 0)
+def _progress(pieces: list[CorpusPiece], todo: list[int]) -> Iterator[Any]:
+    """Progress over the corpus's bytes; yields what moves it: bytes done, by piece.
+
+    Without a lock, which a worker that is killed could take with it: each number has one writer.
+    """
+    done = multiprocessing.get_context("spawn").RawArray("q", len(pieces))
+    total = sum(pieces[number].size for number in todo)
     with Progress("pregenerate", math.ceil(total / MB), unit="MB") as progress:
         stop = _watch(progress, done)
         try:
             yield done
         finally:
             stop()
-            progress.reach(math.ceil(done.value / MB))
+            progress.reach(math.ceil(sum(done) / MB))
 
 
 def _watch(progress: Progress, done: Any) -> Callable[[], None]:
-    """Move it as the counter moves; returns what ends that."""
+    """Move it as the counters move; returns what ends that."""
     ended = threading.Event()
     started = time.monotonic()
 
     def watch() -> None:
         while not ended.wait(0.5):
-            speed = done.value / MB / (time.monotonic() - started)
+            speed = sum(done) / MB / (time.monotonic() - started)
             progress.describe(f"{speed:.1f} MB/s", {"mb_per_s": round(speed, 2)})
-            progress.reach(math.ceil(done.value / MB))
+            progress.reach(math.ceil(sum(done) / MB))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -263,7 +267,7 @@ class _Maker:
         """Write the shards of piece `number`, then its record."""
         blocks: list[Block] = []
         tokens = documents = 0
-        for part, window in enumerate(self._windows(piece)):
+        for part, window in enumerate(self._windows(number, piece)):
             documents += len(window)
             for variant in range(self.config.variants):
                 rng = np.random.default_rng([self.config.seed, variant, number, part])
@@ -284,11 +288,11 @@ class _Maker:
         }
         write_whole(_record_path(self.shards, number), json.dumps(record, sort_keys=True))
 
-    def _windows(self, piece: CorpusPiece) -> Iterator[list[Document]]:
+    def _windows(self, number: int, piece: CorpusPiece) -> Iterator[list[Document]]:
         """The piece's documents, tokenised, a shard's worth at a time."""
         window: list[Document] = []
         size = 0
-        for document, length in self._tokenised(piece):
+        for document, length in self._tokenised(number, piece):
             window.append(document)
             size += length
             if size >= self.config.shard_mb * 1e6 * SLACK:
@@ -297,31 +301,25 @@ class _Maker:
         if window:
             yield window
 
-    def _tokenised(self, piece: CorpusPiece) -> Iterator[tuple[Document, int]]:
+    def _tokenised(self, number: int, piece: CorpusPiece) -> Iterator[tuple[Document, int]]:
         """Yield each document's token ids and characters; sentences are tokenised many at once."""
         batch: list[list[str]] = []
-        sentences = reported = 0
+        sentences = 0
         for document in piece.documents():
             batch.append(document)
             sentences += len(document)
             if sentences >= BATCH_SENTENCES:
                 yield from self._ids(batch)
                 batch, sentences = [], 0
-                reported = self._report(piece, reported)
+                self.done[number] = piece.done
         yield from self._ids(batch)
-        self._report(piece, reported)
+        self.done[number] = piece.done
 
     def _ids(self, batch: list[list[str]]) -> Iterator[tuple[Document, int]]:
         ids = iter(self.tokenise([sentence for document in batch for sentence in document]))
         for document in batch:
             if kept := [sentence for sentence in islice(ids, len(document)) if sentence]:
                 yield kept, sum(map(len, document))
-
-    def _report(self, piece: CorpusPiece, reported: int) -> int:
-        done = piece.done
-        with self.done.get_lock():
-            self.done.value += done - reported
-        return done
 
 
 def _record_path(shards: Path, number: int) -> Path:
