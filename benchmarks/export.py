@@ -88,10 +88,10 @@ def measure(
         timed = take_turns(
             {name: Forwards(model, dev, batch, rounds) for name, model in models.items()}, rounds
         )
+        samples |= {f"{SIDES[name]}_ms_{batch}": times for name, times in timed.items()}
         middle = {name: median(times) for name, times in timed.items()}
         for name, side in SIDES.items():
-            samples[f"{side}_ms_{batch}"] = [round(value, 3) for value in timed[name]]
-            figures[f"{side}_ms_{batch}"] = round(middle[name], 3)
+            figures[f"{side}_ms_{batch}"] = middle[name]
             figures[f"{side}_speedup_{batch}"] = round(middle[TORCH] / middle[name], 2)
     return figures, samples
 
