@@ -1,9 +1,13 @@
-"""What the driver does before a search begins."""
+"""What the driver does before a search begins, and when Ctrl-C comes."""
+
+import signal
+from contextlib import nullcontext
 
 import pytest
 
 from distill.preemption import Stopped
 from launcher import ray_driver
+from launcher.jobs import JOBS
 from tune.settings import WorkersConfig
 
 HEAD = {"memory": 1e9}  # a cloud's, which runs no jobs
@@ -56,3 +60,22 @@ def test_it_begins_no_search_where_a_stop_was_asked_for(joined, tmp_path):
     joined += [[NODE]]
     with pytest.raises(Stopped), ray_driver.room(2, WorkersConfig(), tmp_path / "stop"):
         pass
+
+
+@pytest.mark.parametrize(("job", "answers"), [("general", True), ("label", True), ("pregenerate", False)])
+def test_the_first_ctrl_c_is_a_wish_where_the_job_answers_it(tmp_path, monkeypatch, capfd, job, answers):
+    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "")
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts = ray_driver._listen(JOBS[job], tmp_path / "stop")
+        with nullcontext() if answers else pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert (tmp_path / "stop").exists() == answers
+        assert ("Ctrl-C again ends at once" in capfd.readouterr().err) == answers
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert len(interrupts) == 2
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
