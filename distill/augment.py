@@ -164,7 +164,7 @@ class _Judge:
         self.vocabulary = load_vocabulary(config.teacher)
         longest = positions(model_config(config.teacher, "teacher"))
         self.task = replace(config.task, max_length=min(config.task.max_length, longest))
-        self.model = Teacher(TeacherConfig(config.teacher), device).model
+        self.model = Teacher(TeacherConfig(config.teacher), device, kept=True).model
 
     def __call__(self, lines: list[str]) -> list[str]:
         rows = [json.loads(line) for line in lines]

@@ -142,8 +142,12 @@ class Teacher:
         device: torch.device,
         layers: int | None = None,
         head: Any = AutoModelForSequenceClassification,
+        kept: bool = False,
     ):
-        """`layers`: load a backbone of so many layers; None loads all and a head, as the class `head`."""
+        """`layers`: load a backbone of so many layers; None loads all and a head, as the class `head`.
+
+        `kept`: what it says outlasts this run, so that `auto` takes no int8.
+        """
         path = model_folder(config.path)
         if layers is None:
             model = head.from_pretrained(path)
@@ -152,7 +156,7 @@ class Teacher:
         self.collector = listen(model)
         fuse_layer_norms(model)
         small = config.precision == "auto" and isinstance(model, WordModelForSequenceClassification)
-        self.products = torch.float32 if small else precision_of(config.precision, device)
+        self.products = torch.float32 if small else precision_of(config.precision, device, kept)
         dtype = self.products
         if dtype == torch.int8:
             check_int8(device)
@@ -183,13 +187,13 @@ class StoredTeacher:
         return replace(signal, logits=batch.teacher)
 
 
-def precision_of(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of a frozen model's matrix products; `auto` is the fastest that the hardware multiplies."""
+def precision_of(precision: str, device: torch.device, kept: bool = False) -> torch.dtype:
+    """The dtype of a frozen model's matrix products; `auto` is the fastest, for `kept` without int8."""
     if precision != "auto":
         return {"bf16": torch.bfloat16, "int8": torch.int8}.get(precision, torch.float32)
     if has_bf16_units(device):
         return torch.bfloat16
-    return torch.int8 if has_int8_units(device) else torch.float32
+    return torch.int8 if has_int8_units(device) and not kept else torch.float32
 
 
 def has_bf16_units(device: torch.device) -> bool:

@@ -59,7 +59,7 @@ def write_outputs(
             continue
         if not members:
             configs = [TeacherConfig(path, precision=teacher.precision) for path in teacher.members]
-            members = [Teacher(member, device) for member in configs]
+            members = [Teacher(member, device, kept=True) for member in configs]
         data = [_encoded(path, task, name) for path in teacher.members]
         begins = list(range(0, split.rows, rows_per_file))
         missing = [begin for begin in begins if not split.part(begin).is_file()]

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -102,9 +102,10 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
     with tempfile.TemporaryDirectory() as scratch:
         stopped = Path(scratch, "stopped")  # made by a rank that stopped: torchrun hides its exit code
         words = environment(processes, {**os.environ, "DISTILLERY_STOPPED": str(stopped)})
-        child = subprocess.Popen(
-            command(job, folder, processes, rendezvous), env=words, preexec_fn=_hold_signals
-        )
+        with _held():
+            child = subprocess.Popen(
+                command(job, folder, processes, rendezvous), env=words, preexec_fn=_ignore_warnings
+            )
         threading.Thread(target=_pass_on, args=(asked, news, child), daemon=True).start()
         code = child.wait()
         if code == -signal.SIGKILL and asked.count(signal.SIGINT) > 1:
@@ -117,15 +118,23 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
         return code
 
 
-def _hold_signals() -> None:
-    """Keep from torchrun, and from a rank until it listens, what would end them.
+@contextmanager
+def _held() -> Iterator[None]:
+    """Keep from torchrun, and from a rank until it listens, what would end them: they begin with it held.
 
     Slurm signals every process of a step, a terminal's Ctrl-C all in the foreground. A rank that listens
     takes what has waited; torchrun never does (it would kill the ranks after 30 s), and its ranks, outside
     the terminal, are told by us.
     """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, preemption.HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ignore_warnings() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, preemption.HELD)
 
 
 def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen) -> None:
