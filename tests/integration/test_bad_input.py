@@ -242,6 +242,23 @@ def test_resuming_with_other_settings(refused, general):
     refused("general", {**general, "seed": 8, "resume": True}, "settings differ", "give a new --run")
 
 
+def test_resuming_with_the_work_shared_out_otherwise(other_run, general):
+    """What is computed is the same: such settings may change, and the folder keeps them."""
+    from launcher import runs
+
+    stored = other_run / "config.yaml"
+    config, _ = parse(
+        "general", ["--config", str(stored), "--engine.zero=2", "--engine.micro_batch_size=4"]
+    )
+    runs.refuse_other_run(other_run, "general", config, resume=True)
+    runs.go_on(other_run, config)
+    again, _ = parse("general", ["--config", str(stored)])
+    assert (again.engine.zero, again.engine.micro_batch_size, again.seed) == (2, 4, 7)
+    again.engine.precision = "bf16"
+    with pytest.raises(ValueError, match="settings differ"):
+        runs.refuse_other_run(other_run, "general", again, resume=True)
+
+
 @pytest.mark.usefixtures("other_run")
 def test_resuming_another_job(refused, finetune):
     refused("finetune", {**finetune, "resume": True}, "holds a run of the job general; give another --run")
