@@ -108,11 +108,12 @@ def test_a_job_whose_node_dies_continues_on_the_others(slurm, training, undistur
 def test_a_node_that_loses_its_network_is_left_and_its_rank_ends_by_itself(
     slurm, training, undisturbed, tmp_path
 ):
-    """In the middle of a sum: nobody tells that rank, for nobody can."""
+    """In the middle of a sum: nobody tells that rank, for nobody can. (Its torchrun waits for the others.)"""
     run = tmp_path / "run"
     job = submitted(slurm, run, *training, "--engine.patience=5", "--nodes=2", "--time=20")
     wait_until(lambda: len(lines(run)) > 60, "step 60", lambda: said(run))
-    ranks = set(slurm.processes(f"launcher.rank general {run}"))
+    ranks = set(slurm.processes(f"-u -m launcher.rank general {run}"))
+    assert len(ranks) == 2
     slurm.network("n2", "down")
     before = lines(run)
     try:
