@@ -108,7 +108,7 @@ def test_a_job_whose_node_dies_continues_on_the_others(slurm, training, undistur
 def test_a_node_that_loses_its_network_is_left_and_its_rank_ends_by_itself(
     slurm, training, undisturbed, tmp_path
 ):
-    """In the middle of a sum: nobody tells that rank, for nobody can. (Its torchrun waits for the others.)"""
+    """In the middle of a sum: nobody can tell that rank. (Its torchrun waits for the others.)"""
     run = tmp_path / "run"
     job = submitted(slurm, run, *training, "--engine.patience=5", "--nodes=2", "--time=20")
     wait_until(lambda: len(lines(run)) > 60, "step 60", lambda: said(run))
