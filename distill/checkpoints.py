@@ -49,8 +49,7 @@ class Checkpoints:
         tensors, numbers = engine.snapshot()
         if rank() == 0:
             text = json.dumps({"step": done, **state, ENGINE: numbers})
-            content = safetensors.torch.save(tensors, {"state": text})
-            self._writing = self._thread.submit(self._write, content, done)
+            self._writing = self._thread.submit(self._write, tensors, text, done)
         if wait:
             self.finish(engine.device)
 
@@ -74,9 +73,11 @@ class Checkpoints:
             self._writing = None
         self._thread.shutdown(wait=False)
 
-    def _write(self, content: bytes, done: int) -> None:
+    def _write(self, tensors: dict[str, Tensor], state: str, done: int) -> None:
         target = self._path(done)
         begun = target.with_suffix(".partial")
+        content = safetensors.torch.save(tensors, {"state": state})
+        tensors.clear()  # one copy is enough
         try:
             shutil.rmtree(begun, ignore_errors=True)
             begun.mkdir(parents=True)

@@ -116,7 +116,7 @@ class Engine:
             return {name: tensor.detach().cpu().clone() for name, tensor in part.state_dict().items()}
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights and moments, whole, in host memory, and the optimizer's numbers; a step changes them.
+        """Copies of weights and moments, whole, in host memory, and the optimizer's numbers.
 
         Every rank calls; rank 0 gets the tensors, the others none.
         """
@@ -124,7 +124,7 @@ class Engine:
         tensors = {}
         for name, tensor in whole.gather():
             if rank() == 0:
-                tensors[name] = tensor.cpu().contiguous()
+                tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return tensors, whole.numbers()
 
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
