@@ -38,8 +38,6 @@ def listen(at_once: bool) -> None:
         first, _asked, _interrupted = not _interrupted, True, True
         if at_once or not first:
             raise KeyboardInterrupt
-        if os.environ.get("RANK", "0") == "0":
-            tell(STEP)
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background
         signal.signal(signal.SIGINT, interrupt)

@@ -93,6 +93,8 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
     news: SimpleQueue[None] = SimpleQueue()  # unlike an Event it may be told within a signal handler
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number not in asked and JOBS[job].steps:
+            preemption.tell(preemption.STEP)  # a rank that waits for others could not
         asked.append(number)
         news.put(None)
 

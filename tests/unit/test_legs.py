@@ -28,7 +28,7 @@ def test_a_leg_that_is_killed_counts_to_its_last_beat(tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=False)
     assert killed.returncode == -9
     (first,) = read(tmp_path)
-    assert first["wall_s"] >= 1
+    assert first["wall_s"] >= 0.1
     assert first["processes"] == 3
     with leg(tmp_path, 1):
         sum(range(10**6))

@@ -485,7 +485,7 @@ def test_a_wish_to_stop_raises_once_at_most(monkeypatch, at_once):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_second_ctrl_c_ends_what_the_first_does_not(monkeypatch, capfd, at_once):
+def test_a_second_ctrl_c_ends_what_the_first_does_not(monkeypatch, at_once):
     monkeypatch.setattr(preemption, "_asked", False)
     monkeypatch.setattr(preemption, "_interrupted", False)
     with as_before():
@@ -494,7 +494,6 @@ def test_a_second_ctrl_c_ends_what_the_first_does_not(monkeypatch, capfd, at_onc
         with pytest.raises(KeyboardInterrupt) if at_once else nullcontext():
             signal.raise_signal(signal.SIGINT)
         assert preemption.asked()
-        assert ("Ctrl-C again" in capfd.readouterr().err) != at_once
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
