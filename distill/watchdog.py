@@ -57,9 +57,10 @@ class Watchdog:
         self._prefix = f"distillery/{name}"
         self._idle = True
         self._closed = threading.Event()
+        self._beats = 0  # never twice the same: who asks compares two
         if world > 1 and patience:
             self._store = open_store()
-            self._beat(0)  # before any move: whoever asks finds every rank's
+            self._beat()  # before any move: whoever asks finds every rank's
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def move(self) -> None:
@@ -77,14 +78,13 @@ class Watchdog:
 
     def _watch(self) -> None:
         interval = min(5.0, self.patience / 10)
-        beats, seen, stood = 0, 0, 0.0
+        seen, stood = 0, 0.0
         while not self._closed.wait(interval):
-            beats += 1
             # Intervals, not the clock: a whole run may have been suspended.
             stood = 0.0 if self._idle or self.moves != seen else stood + interval
             seen = self.moves
             try:
-                self._beat(beats)
+                self._beat()
                 missing = self._asked(interval) if stood >= self.patience else ""
                 if missing and self.moves == seen and not self._closed.is_set():
                     first = self._store.add(f"{self._prefix}/told", 1) == 1
@@ -96,8 +96,9 @@ class Watchdog:
                     self.end(f"no step for {stood:.0f} s, and rank 0's node does not answer ({reason})")
                     return
 
-    def _beat(self, beats: int) -> None:
-        self._store.set(f"{self._prefix}/{self.rank}", f"{beats} {self.moves} {self._name}")
+    def _beat(self) -> None:
+        self._beats += 1
+        self._store.set(f"{self._prefix}/{self.rank}", f"{self._beats} {self.moves} {self._name}")
 
     def _others(self) -> dict[int, tuple[int, int, str]]:
         """Beats, moves and name of every rank."""
@@ -128,10 +129,10 @@ class Watchdog:
     def _missing(self, interval: float) -> str:
         """Who does not come: the ranks without beats, or else those that are behind; empty for none."""
         before = self._others()
-        for beat in range(LOOKS):
+        for _ in range(LOOKS):
             if self._closed.wait(interval):
                 return ""
-            self._beat(1 << 30 | beat)  # another may be asking as well
+            self._beat()  # another may be asking as well
         after = self._others()
         silent = [rank for rank in after if rank != self.rank and after[rank][0] == before[rank][0]]
         most = max(moves for _, moves, _ in after.values())
