@@ -20,7 +20,10 @@ setup(
             for suffix in ("", ".*")
         ]
     ),
-    package_data={package: ["py.typed"] for package in ("launcher", "data_pipeline", "distill", "tune")},
+    package_data={
+        **{package: ["py.typed"] for package in ("launcher", "data_pipeline", "tune")},
+        "distill": ["py.typed", "*.cpp"],
+    },
     entry_points={"console_scripts": ["distillery = launcher.cli:main"]},
     install_requires=[
         "torch>=2.9",

@@ -29,7 +29,7 @@ from distill.attention import Collector, Heads, collecting, install
 from distill.custom import Named, load, name_of
 from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
-from distill.int8 import check_int8, has_int8_units, quantise
+from distill.int8 import check_int8, has_int8, quantise
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
 
@@ -193,7 +193,7 @@ def precision_of(precision: str, device: torch.device, kept: bool = False) -> to
         return {"bf16": torch.bfloat16, "int8": torch.int8}.get(precision, torch.float32)
     if has_bf16_units(device):
         return torch.bfloat16
-    return torch.int8 if has_int8_units(device) and not kept else torch.float32
+    return torch.int8 if has_int8(device) and not kept else torch.float32
 
 
 def has_bf16_units(device: torch.device) -> bool:

@@ -3,22 +3,23 @@
 CPUs with VNNI multiply 8-bit integers several times as fast as fp32; nearly every x86 server since 2019
 has it, where AMX, for bf16, is rare. Weights have a scale for each output, activations one for each token,
 found as they come (vector-wise quantisation, Dettmers et al. 2022, arXiv:2208.07339, section 2.1): no
-calibration is needed, and a token's signal depends on its sequence alone.
+calibration is needed, and a token's signal depends on its sequence alone. What lies between the products of
+BERT's layers is done in one pass over memory (int8_rows.py).
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import GELUActivation
+
+from distill.int8_rows import compiler, gelu_rows, norm_rows_, round_rows, scale_rows_
 
 LEVELS = 127  # to either side of zero
 ZERO = 128  # activations are unsigned, which is what VNNI multiplies with signed weights
-WORTH = 1 << 18  # numbers; fewer are rounded before a compiled function's guards are checked
 
 
 def check_int8(device: torch.device) -> None:
@@ -30,6 +31,8 @@ def check_int8(device: torch.device) -> None:
             "teacher.precision: int8 needs a CPU with AVX-512 VNNI (avx512_vnni in /proc/cpuinfo); "
             "give auto"
         )
+    if compiler() is None:
+        raise ValueError("teacher.precision: int8 needs a C++ compiler, as $CXX or c++: apt install g++")
 
 
 def has_int8_units(device: torch.device) -> bool:
@@ -37,30 +40,45 @@ def has_int8_units(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_vnni_supported()
 
 
+def has_int8(device: torch.device) -> bool:
+    """Whether a teacher can run in 8 bits here: the units, and a compiler for what lies between."""
+    return has_int8_units(device) and compiler() is not None
+
+
+class Rounded(NamedTuple):
+    """Activations in 8 bits: levels (tokens, width), scales (tokens, 1), and the shape that they had."""
+
+    levels: Tensor
+    scales: Tensor
+    shape: torch.Size
+
+
 class Rounding:
     """Activations in 8 bits; the last ones are kept, for queries, keys and values are made of the same."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, int, tuple[Tensor, Tensor]] | None = None
+        self._last: tuple[Tensor, int, Rounded] | None = None
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., width) in fp32 to (tokens, width) in 8 bits, and each token's scale: (tokens, 1)."""
+    def __call__(self, inputs: Tensor) -> Rounded:
+        """(..., width) in fp32, rounded."""
         if self._last and self._last[0] is inputs and self._last[1] == inputs._version:
             return self._last[2]
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        one_pass = _compiled() if rows.numel() >= WORTH else round_rows
-        rounded, scale = one_pass(rows)
-        self._last = inputs, inputs._version, (rounded, scale)
-        return rounded, scale
+        return self.keep(inputs, *round_rows(inputs.reshape(-1, inputs.shape[-1])))
+
+    def keep(self, inputs: Tensor, levels: Tensor, scales: Tensor) -> Rounded:
+        """Remember what these activations are in 8 bits."""
+        rounded = Rounded(levels, scales, inputs.shape)
+        self._last = inputs, inputs._version, rounded
+        return rounded
 
 
 class Int8Linear(nn.Module):
-    """A frozen linear layer, fp32 in and out, whose product is one of 8-bit integers, summed in 32 bits."""
+    """A frozen linear layer, fp32 out, whose product is one of 8-bit integers, summed in 32 bits."""
 
     def __init__(self, linear: nn.Linear, rounding: Rounding):
         super().__init__()
         weight = linear.weight.detach().float()
-        scale = scales(weight)
+        scale = row_scales(weight)
         outputs, inputs = weight.shape
         self.packed = torch.ops.onednn.qlinear_prepack(
             (weight / scale).round_().to(torch.int8), [1024, inputs]
@@ -70,11 +88,10 @@ class Int8Linear(nn.Module):
         self.bias = torch.zeros(outputs) if linear.bias is None else linear.bias.detach().float()
         self.rounding = rounding
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(..., inputs) to (..., outputs)."""
-        rounded, scale = self.rounding(inputs)
-        outputs = torch.ops.onednn.qlinear_pointwise(
-            rounded,
+    def product(self, rounded: Rounded) -> Tensor:
+        """(tokens, outputs) without bias, still to be multiplied by the tokens' scales."""
+        return torch.ops.onednn.qlinear_pointwise(
+            rounded.levels,
             1.0,
             ZERO,
             self.packed,
@@ -88,26 +105,52 @@ class Int8Linear(nn.Module):
             [],
             "",
         )
-        torch.addcmul(self.bias, outputs, scale, out=outputs)
-        return outputs.view(*inputs.shape[:-1], -1)
+
+    def forward(self, inputs: Tensor | Rounded) -> Tensor:
+        """(..., inputs), in fp32 or rounded, to (..., outputs)."""
+        rounded = inputs if isinstance(inputs, Rounded) else self.rounding(inputs)
+        outputs = scale_rows_(self.product(rounded), rounded.scales, self.bias)
+        return outputs.view(*rounded.shape[:-1], -1)
 
 
-def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(tokens, width) in fp32 to 8 bits, above zero, and each token's scale: (tokens, 1)."""
-    scale = scales(rows)
-    return (rows / scale + (ZERO + 0.5)).to(torch.uint8), scale  # cutting off rounds
+class Int8Intermediate(nn.Module):
+    """The first half of a BERT's feed-forward: its linear layer and GELU, out in 8 bits."""
+
+    def __init__(self, plain: nn.Module):
+        super().__init__()
+        self.dense: Any = plain.dense
+
+    def forward(self, inputs: Tensor) -> Rounded:
+        """(..., inputs) to (..., outputs)."""
+        rounded = self.dense.rounding(inputs)
+        product = self.dense.product(rounded)
+        levels, scales = gelu_rows(product, rounded.scales, self.dense.bias)
+        return Rounded(levels, scales, torch.Size([*inputs.shape[:-1], product.shape[-1]]))
 
 
-@functools.cache
-def _compiled() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The same in one pass over memory instead of six; made in some seconds, once in a process."""
-    return torch.compile(round_rows, dynamic=True)
+class Int8Output(nn.Module):
+    """The end of a BERT's attention or feed-forward: linear layer, sum with its input, layer norm."""
+
+    def __init__(self, plain: nn.Module):
+        super().__init__()
+        self.plain: Any = plain
+
+    def forward(self, inputs: Tensor | Rounded, residual: Tensor) -> Tensor:
+        """(..., inputs), in fp32 or rounded, and (..., outputs) to (..., outputs)."""
+        if self.training:  # a teacher with its dropout on
+            return self.plain(inputs, residual)
+        dense = self.plain.dense
+        rounded = inputs if isinstance(inputs, Rounded) else dense.rounding(inputs)
+        outputs = dense.product(rounded)
+        levels, scales = norm_rows_(outputs, rounded.scales, dense.bias, residual, self.plain.LayerNorm)
+        outputs = outputs.view(residual.shape)
+        dense.rounding.keep(outputs, levels, scales)
+        return outputs
 
 
-def scales(rows: Tensor) -> Tensor:
+def row_scales(rows: Tensor) -> Tensor:
     """What one level stands for in each row, (rows, 1): its largest magnitude has the last level."""
-    largest = torch.maximum(rows.amax(1), -rows.amin(1))
-    return (largest.clamp_min(torch.finfo(torch.float32).tiny * LEVELS) / LEVELS)[:, None]
+    return (rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LEVELS)) / LEVELS
 
 
 def quantise(model: nn.Module) -> None:
@@ -117,6 +160,23 @@ def quantise(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, Int8Linear(child, rounding))
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            fused = FUSED.get(type(child).__name__)
+            if fused and (fused is Int8Output or _is_gelu(child)):
+                setattr(parent, name, fused(child))
+
+
+FAMILIES = ("Bert", "Roberta", "Electra", "XLMRoberta", "Camembert")  # their layers are alike
+FUSED: dict[str, type[nn.Module]] = {
+    **{f"{family}Intermediate": Int8Intermediate for family in FAMILIES},
+    **{f"{family}{part}": Int8Output for family in FAMILIES for part in ("SelfOutput", "Output")},
+}
+
+
+def _is_gelu(intermediate: Any) -> bool:
+    """Whether a feed-forward's activation is GELU with erf."""
+    return isinstance(intermediate.intermediate_act_fn, GELUActivation)
 
 
 def _flops(inputs: torch.Size, *rest: Any, **kwargs: Any) -> int:

@@ -1,12 +1,24 @@
 """8-bit products of a frozen teacher, against the formula and against fp32."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel, BertConfig, DebertaV2Config, ElectraConfig, RobertaConfig
 
 from distill.accounting import forward_cost, matrix_ceiling
-from distill.encoders import Batch, Teacher, run_encoder
-from distill.int8 import LEVELS, WORTH, Int8Linear, Rounding, check_int8, quantise, round_rows
+from distill.encoders import Batch, Teacher, precision_of, run_encoder
+from distill.int8 import (
+    LEVELS,
+    Int8Intermediate,
+    Int8Linear,
+    Int8Output,
+    Rounding,
+    check_int8,
+    quantise,
+)
+from distill.nezha import NezhaConfig
 from distill.settings import TeacherConfig
 
 CPU = torch.device("cpu")
@@ -41,17 +53,6 @@ def test_the_product_is_the_formula(shape: tuple[int, ...], bias: bool) -> None:
     assert (got - expected).abs().max() < 0.02 * exact.abs().max()
     assert (got - expected).norm() < 1e-3 * expected.norm()
     assert 1e-4 * exact.norm() < (got - exact).norm() < 0.02 * exact.norm()
-
-
-@pytest.mark.parametrize("width", [96, 768])
-def test_one_pass_rounds_as_several_do(width: int) -> None:
-    torch.manual_seed(0)
-    rows = torch.randn(WORTH // width + 3, width) * torch.rand(WORTH // width + 3, 1) * 100
-    rows[5], rows[6] = 0, rows[6] * 1e6
-    rounded, scale = Rounding()(rows)  # large enough for the compiled form
-    assert rounded.dtype == torch.uint8
-    for got, expected in zip((rounded, scale), round_rows(rows), strict=True):
-        assert torch.equal(got, expected)
 
 
 @vnni
@@ -98,6 +99,8 @@ def test_a_teacher_in_int8_gives_nearly_the_same_signal_at_the_same_cost(tiny_mo
     kinds = [type(module) for module in fast.model.modules()]
     assert nn.Linear not in kinds
     assert kinds.count(Int8Linear) == 4 * 6
+    assert kinds.count(Int8Intermediate) == 4
+    assert kinds.count(Int8Output) == 4 * 2
     layers = range(plain.model.config.num_hidden_layers + 1)
     expected, got = (t.signal(batch, layers, layers[1:]) for t in (plain, fast))
     for layer in layers[1:]:
@@ -109,6 +112,48 @@ def test_a_teacher_in_int8_gives_nearly_the_same_signal_at_the_same_cost(tiny_mo
         return forward_cost(lambda b: run_encoder(teacher.model, teacher.collector, b, layers, ()), CPU)
 
     assert cost(fast) == cost(plain)
+
+
+@vnni
+@pytest.mark.parametrize("family", [BertConfig, RobertaConfig, ElectraConfig, NezhaConfig, DebertaV2Config])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_fused_layers_give_what_their_parts_give(family: type, activation: str) -> None:
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
+    config = family(vocab_size=90, hidden_act=activation, type_vocab_size=2, pad_token_id=0, **shape)
+    exact = AutoModel.from_config(config, attn_implementation="eager").eval()
+    for name, weight in exact.named_parameters():  # first biases and norms hide what is left out
+        if name.endswith("bias") or "LayerNorm" in name:
+            nn.init.normal_(weight, mean=float(name.endswith("Norm.weight")), std=0.5)
+    fused, parts = copy.deepcopy(exact), copy.deepcopy(exact)
+    quantise(fused)
+    rounding = Rounding()
+    for parent in list(parts.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, Int8Linear(child, rounding))
+    kinds = {type(module) for module in fused.modules()}
+    known = family is not DebertaV2Config
+    assert (Int8Output in kinds) == known
+    assert (Int8Intermediate in kinds) == (known and activation == "gelu")
+    ids = torch.randint(5, 90, (4, 12))
+    with torch.no_grad():
+        got, expected, plain = (model(ids)[0] for model in (fused, parts, exact))
+    # What lies between two levels may go either way.
+    assert (got - expected).norm() < 0.2 * (expected - plain).norm()
+
+
+@vnni
+def test_a_fused_teacher_keeps_its_dropout(tiny_model: str) -> None:
+    config = TeacherConfig(str(tiny_model), precision="int8", dropout=True)
+    teacher = Teacher(config, CPU, layers=4)
+    for module in teacher.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    ids = torch.randint(5, 90, (4, 12))
+    batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids))
+    first, second = (teacher.signal(batch, [4]).hidden[4] for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @vnni
@@ -125,6 +170,14 @@ def test_int8_without_vnni_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(ValueError, match="needs a CPU with AVX-512 VNNI"):
         check_int8(CPU)
+
+
+def test_int8_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, as \$CXX or c\+\+: apt install"):
+        check_int8(CPU)
+    assert precision_of("auto", CPU) != torch.int8
 
 
 @vnni

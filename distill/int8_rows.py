@@ -1,0 +1,97 @@
+"""What lies between the 8-bit products of a frozen encoder on a CPU, each in one pass over memory.
+
+torch takes four to six passes over these rows, and its compiler two, for what fits between a read and a
+write of each row (int8_rows.cpp). Rows are (tokens, width) in fp32, scales (tokens, 1): what one of a row's
+levels stands for, or what its products are to be multiplied by.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+# What C++ says of errors and exceptions of floating point would keep the loops from being vectors.
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+
+
+def compiler() -> list[str] | None:
+    """The words that call the C++ compiler, `$CXX` or `c++`; None where there is none."""
+    words = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    return words if shutil.which(words[0]) else None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The functions, compiled in half a second for this CPU, once in a process: nothing can be stale.
+
+    Its threads are torch's own, whose OpenMP library is loaded already. Raises RuntimeError where the
+    compiler fails.
+    """
+    words = compiler()
+    if words is None:
+        raise RuntimeError("no C++ compiler, by $CXX or as c++: apt install g++")
+    with tempfile.TemporaryDirectory(prefix="distillery-") as folder:
+        target = Path(folder, "int8_rows.so")
+        done = subprocess.run(
+            [*words, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(words)} can't compile {SOURCE.name}:\n{done.stderr.strip()}")
+        return ctypes.CDLL(str(target))
+
+
+def _call(name: str, *arguments: Tensor | float, shape: torch.Size) -> None:
+    given = [
+        ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else ctypes.c_float(each)
+        for each in arguments
+    ]
+    getattr(_library(), name)(*given, ctypes.c_int64(shape[0]), ctypes.c_int64(shape[1]))
+
+
+def _rounded(shape: torch.Size) -> tuple[Tensor, Tensor]:
+    return torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], 1)
+
+
+def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in 8 bits, 128 for zero, and their scales: a row's largest magnitude has the last level."""
+    levels, scales = _rounded(rows.shape)
+    _call("round_rows", rows.contiguous(), levels, scales, shape=rows.shape)
+    return levels, scales
+
+
+def scale_rows_(rows: Tensor, factors: Tensor, bias: Tensor) -> Tensor:
+    """In place: rows times their factors, (tokens, 1), plus a bias, (width,)."""
+    _call("scale_rows", rows, factors, bias, shape=rows.shape)
+    return rows
+
+
+def gelu_rows(rows: Tensor, factors: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU of the scaled rows, with erf, in 8 bits and with new scales."""
+    levels, scales = _rounded(rows.shape)
+    _call("gelu_rows", rows, factors, bias, levels, scales, shape=rows.shape)
+    return levels, scales
+
+
+def norm_rows_(
+    rows: Tensor,
+    factors: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm: torch.nn.LayerNorm,
+) -> tuple[Tensor, Tensor]:
+    """In place: the layer norm of the scaled rows plus others, (tokens, width), and it in 8 bits."""
+    levels, scales = _rounded(rows.shape)
+    others = residual.reshape(rows.shape).contiguous()
+    given = (rows, factors, bias, others, norm.weight, norm.bias, norm.eps, levels, scales)
+    _call("norm_rows", *given, shape=rows.shape)
+    return levels, scales
