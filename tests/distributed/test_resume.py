@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 import distill.general
 import distill.task
 from data_pipeline.settings import TaskConfig
+from data_pipeline.whole import CHECKSUMS, checksum
 from distill import checkpoints
-from distill.checkpoints import RECORD as RECORD_FILE
-from distill.checkpoints import checksum
 from distill.encoders import build_classifier, read_config, save_model
 from distill.engine import rank, start_processes, world_size
 from distill.preemption import Stopped
@@ -209,7 +208,7 @@ def test_without_a_whole_checkpoint_a_run_is_refused(general, tmp_path):
         run(general, tmp_path)
     checkpoints = tmp_path / "checkpoints" / "general"
     flip(next((checkpoints / "step-00000004").glob("*.safetensors")))
-    (checkpoints / "step-00000002" / RECORD_FILE).unlink()
+    (checkpoints / "step-00000002" / CHECKSUMS).unlink()
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         run(general, tmp_path)
 
@@ -417,7 +416,7 @@ def test_a_checkpoint_that_hides_a_program_is_refused(general, tmp_path):
     (hidden,) = (tmp_path / "killed").glob("checkpoints/general/*/*.safetensors")
     torch.save({"module": Trap(tmp_path / "sprung")}, hidden)
     record = {hidden.name: checksum(hidden)}
-    (hidden.parent / RECORD_FILE).write_text(json.dumps(record))  # who plants it covers it up
+    (hidden.parent / CHECKSUMS).write_text(json.dumps(record))  # who plants it covers it up
     with pytest.raises(ValueError, match=rf"the checkpoint {hidden} can't be read .*remove its folder"):
         run(general, tmp_path / "killed")
     assert not (tmp_path / "sprung").exists()
