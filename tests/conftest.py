@@ -2,7 +2,6 @@
 
 import os
 import random
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hypothesis import settings
 from data_pipeline import pregenerate
 from data_pipeline.grammar import NEGATIVE, POSITIVE, THINGS, write_task
 from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig
-from tests.helpers import BucketServer, tiny_tokens, write_documents
+from tests.helpers import KEYS, BucketServer, tiny_tokens, write_documents
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("DISTILLERY_DATA", ROOT.parent / "shared" / "data"))
@@ -151,10 +150,9 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: str, tiny
 
 @pytest.fixture
 def bucket_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
-    """S3 on the loopback, with an empty bucket, and keys that it takes in the environment."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "bucket-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "bucket-secret")
+    """S3 on the loopback, with an empty bucket, and its keys in the environment."""
+    for name, key in KEYS.items():
+        monkeypatch.setenv(name.upper(), key)
     server = BucketServer()
-    urllib.request.urlopen(urllib.request.Request(f"{server.endpoint}/bucket", method="PUT")).close()
     yield server
     server.close()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,9 @@ def change_manifest(folder: Path, **changes: object) -> None:
     (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
 
 
+KEYS = {"aws_access_key_id": "bucket-key", "aws_secret_access_key": "bucket-secret"}
+
+
 class BucketServer:
     """S3 over HTTP, with one bucket: moto's server, which keeps all in memory.
 
@@ -113,6 +117,7 @@ class BucketServer:
         self._server = make_server(address, 0, self._answer, threaded=True)
         self.endpoint = f"http://{address}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/bucket", method="PUT")).close()
 
     def _answer(self, request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         self.requests.append(f"{request['REQUEST_METHOD']} {request['PATH_INFO']}")
@@ -124,6 +129,16 @@ class BucketServer:
     def url(self, folder: str) -> str:
         """The URL of a folder of the bucket."""
         return f"s3://bucket/{folder}?endpoint_override={self.endpoint}&region=us-east-1"
+
+    def tree(self, folder: str) -> dict[str, bytes]:
+        """Every object below a folder with its content, by its path from there."""
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **KEYS)
+        found = client.list_objects_v2(Bucket="bucket", Prefix=f"{folder}/").get("Contents", [])
+        names = [each["Key"] for each in found if not each["Key"].endswith("/")]
+        body = {name: client.get_object(Bucket="bucket", Key=name)["Body"].read() for name in names}
+        return {name.removeprefix(f"{folder}/"): content for name, content in body.items()}
 
     def close(self) -> None:
         self._server.shutdown()

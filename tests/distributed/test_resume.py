@@ -23,6 +23,7 @@ from data_pipeline.whole import CHECKSUMS, checksum
 from distill import checkpoints
 from distill.encoders import build_classifier, read_config, save_model
 from distill.engine import rank, start_processes, world_size
+from distill.mirror import Mirror
 from distill.preemption import Stopped
 from distill.settings import (
     EngineConfig,
@@ -364,6 +365,37 @@ def test_a_checkpoint_that_finds_no_room_ends_the_run_and_costs_nothing(
     ]
     run(general, tmp_path)
     assert_same(tmp_path, undisturbed_general)
+
+
+# ---- a bucket
+
+
+def test_a_bucket_that_fails_ends_the_run_and_another_node_goes_on(
+    general, undisturbed_general, bucket_server, tmp_path, monkeypatch
+):
+    """In the thread that writes: its error surfaces in the main one, and what was whole before stays."""
+
+    def on(node: str) -> Mirror:
+        monkeypatch.setenv("HOME", str(tmp_path / node))
+        mirror = Mirror(bucket_server.url("runs/general"))
+        mirror.folder.mkdir(parents=True)
+        mirror.claim()
+        mirror.bring()
+        return mirror
+
+    one = on("one")
+    bucket_server.refuse = "step-00000004"
+    with pytest.raises(ValueError, match=r"^s3://bucket/runs/general\?\S+: .*ACCESS_DENIED"), one.sending():
+        run(general, one.folder)
+    bucket_server.refuse = ""
+    two = on("two")
+    assert [path.name for path in two.folder.glob("checkpoints/general/*")] == ["step-00000002"]
+    with two.sending():
+        run(general, two.folder)
+    assert_same(two.folder, undisturbed_general)
+    three = on("three")
+    assert_same(three.folder, undisturbed_general)
+    assert [path.name for path in three.folder.glob("checkpoints/general/*")] == ["step-00000007"]
 
 
 # ---- a loss that is not finite
