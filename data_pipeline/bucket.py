@@ -123,7 +123,8 @@ class Bucket:
     def bring(self, name: str, target: Path, mark: bool = False) -> bool:
         """Make `target` what the folder `name` holds, where that is whole; says whether it is.
 
-        What is here already is not fetched. With `mark` CHECKSUMS is brought too.
+        The empty name is this folder's. What is here already is not fetched. With `mark` CHECKSUMS comes
+        too.
         """
         if (text := self.get(f"{name}/{CHECKSUMS}")) is None:
             return False
@@ -161,7 +162,7 @@ class Bucket:
         return digest.hexdigest()
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self._root}/{name.lstrip('/')}"
 
 
 class Damaged(Exception):

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from data_pipeline import bucket as buckets
-from data_pipeline.bucket import below, check_bucket
+from data_pipeline.bucket import Bucket, below, check_bucket
+from data_pipeline.model_folder import model_folder
 from data_pipeline.whole import CHECKSUMS, checksum, write_whole
 from distill import mirror as mirrors
 from distill.mirror import Mirror
@@ -249,6 +251,32 @@ def test_a_wish_to_stop_reaches_the_rank(node, monkeypatch):
         while not (mirror.folder / "stop").exists():
             pass
     assert mirrors.mirroring() is None
+
+
+def test_a_student_in_a_bucket_is_a_model_path(bucket_server, tiny_model, tmp_path, monkeypatch):
+    """Fetched once and whole, and the same afterwards whatever becomes of the one in the bucket."""
+    bucket, files = Bucket(bucket_server.url("runs/general")), tree(Path(tiny_model))
+    bucket.put_folder("student", Path(tiny_model), files, lambda: None)
+
+    def found(home: str) -> Path:
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+        model_folder.cache_clear()
+        return Path(model_folder(below(bucket.url, "student")))
+
+    assert tree(found("one")) == files
+    bucket_server.requests.clear()
+    bucket.put("student/config.json", b"{}")
+    assert tree(found("one")) == files
+    assert not [line for line in bucket_server.requests if line.startswith("GET") and "model.safe" in line]
+    with pytest.raises(ValueError, match="the model folder is damaged; let its run end"):
+        found("two")
+    bucket.remove(f"student/{CHECKSUMS}")
+    with pytest.raises(
+        ValueError, match=r"no whole model folder \(no checksums.json there\); give student/"
+    ):
+        found("one")
+    with pytest.raises(ValueError, match="credentials belong in the environment"):
+        model_folder("s3://KEY:SECRET@bucket/student")
 
 
 @pytest.mark.parametrize(
