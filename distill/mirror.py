@@ -9,11 +9,12 @@ bucket is one to go on from.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -70,19 +71,16 @@ class Mirror:
         (self.folder / STOP).unlink(missing_ok=True)
         held = [name for name in self.bucket.listed() if name.split("/")[0] not in OWN]
         kept = {name for name in held if "/" not in name and self._bring_file(name)}
+        tops = {name.split("/")[0].removesuffix(NEW) for name in held if "/" in name}
         unsent = set()
-        for name in sorted(
-            {name.split("/")[0].removesuffix(NEW) for name in held if "/" in name} - {STEPS}
-        ):
+        for name in sorted(tops - {STEPS}):
             if self.bucket.bring(name, self.folder / name):
                 kept.add(name)
             elif self.bucket.bring(name + NEW, self.folder / name):
                 unsent.add(name)
-        steps = {name.rpartition("/")[0] for name in held if name.startswith(f"{STEPS}/")}
-        whole = {step for step in steps if f"{step}/{CHECKSUMS}" in held}
+        whole = [step for step in _steps(held) if f"{step}/{CHECKSUMS}" in held]
         for stage in {step.rpartition("/")[0] for step in whole}:
-            newest_first = sorted((step for step in whole if step.startswith(f"{stage}/")), reverse=True)
-            for step in newest_first:
+            for step in sorted((step for step in whole if step.startswith(f"{stage}/")), reverse=True):
                 if self.bucket.bring(step, self.folder / step, mark=True):
                     kept.add(step)
                     break
@@ -171,27 +169,28 @@ class Mirror:
             root = self.folder if path in steps else frozen
             self._send(path.relative_to(root).as_posix(), path, held)
         here = {step.relative_to(self.folder).as_posix() for step in steps}
-        there = {name.rpartition("/")[0] for name in held if name.startswith(f"{STEPS}/")}
-        for step in sorted(there - here):
+        for step in sorted(_steps(held) - here):
             self.bucket.remove_folder(step)
         shutil.rmtree(frozen)
 
     def _send(self, name: str, path: Path, held: dict[str, int]) -> None:
-        if self._sent.get(name) == (stamp := _stamp(path)):
+        known = self._sent.get(name) == (stamp := _stamp(path))
+        if known and (path.is_file() or f"{name}/{CHECKSUMS}" in held):
             return
         if path.is_file():
             self.bucket.put(name, path.read_bytes())
         else:
             files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
             files = [file for file in files if file != CHECKSUMS]
+            is_step = name.startswith(f"{STEPS}/")
             if f"{name}/{CHECKSUMS}" in held:
-                if not name.startswith(STEPS) and f"{name}{NEW}/{CHECKSUMS}" not in held:
+                if not is_step and f"{name}{NEW}/{CHECKSUMS}" not in held:
                     self.bucket.put_folder(name + NEW, path, files, self._refuse_others)
                 self.bucket.remove(f"{name}/{CHECKSUMS}")  # until the new one is whole, `name + NEW` is
             self.bucket.put_folder(name, path, files, self._refuse_others)
-            known = {f"{name}/{file}" for file in [*files, CHECKSUMS]}
-            self.bucket.remove(*(old for old in held if old.startswith(f"{name}/") and old not in known))
-            if not name.startswith(STEPS):
+            sent = {f"{name}/{file}" for file in [*files, CHECKSUMS]}
+            self.bucket.remove(*(old for old in held if old.startswith(f"{name}/") and old not in sent))
+            if not is_step:
                 self.bucket.remove_folder(name + NEW)
         self._sent[name] = stamp
 
@@ -199,6 +198,11 @@ class Mirror:
 def mirroring() -> Mirror | None:
     """What this process sends its run folder by, where it does."""
     return _open
+
+
+def _steps(names: Iterable[str]) -> set[str]:
+    """The checkpoints that files of a bucket belong to."""
+    return {found[0] for name in names if (found := re.match(rf"{STEPS}/[^/]+/step-\d+(?=/)", name))}
 
 
 def _stamp(path: Path) -> object:

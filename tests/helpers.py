@@ -130,6 +130,14 @@ class BucketServer:
         """The URL of a folder of the bucket."""
         return f"s3://bucket/{folder}?endpoint_override={self.endpoint}&region=us-east-1"
 
+    def copy(self, run: str, folder: Path) -> Path:
+        """Copy a run as it lies in the bucket, as `aws s3 cp --recursive` does."""
+        for name, content in self.tree(run).items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return folder
+
     def tree(self, folder: str) -> dict[str, bytes]:
         """Every object below a folder with its content, by its path from there."""
         import boto3

@@ -388,6 +388,9 @@ def test_a_bucket_that_fails_ends_the_run_and_another_node_goes_on(
     with pytest.raises(ValueError, match=r"^s3://bucket/runs/general\?\S+: .*ACCESS_DENIED"), one.sending():
         run(general, one.folder)
     bucket_server.refuse = ""
+    copy = bucket_server.copy("runs/general", tmp_path / "copy")  # is a run folder as any other
+    run(general, copy)
+    assert_same(copy, undisturbed_general)
     two = on("two")
     assert [path.name for path in two.folder.glob("checkpoints/general/*")] == ["step-00000002"]
     with two.sending():

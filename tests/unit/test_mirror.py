@@ -136,6 +136,19 @@ def test_old_checkpoints_go_from_the_bucket_too(node):
     assert steps == {STEP.format(3), STEP.format(4)}
 
 
+def test_what_others_put_there_stays_and_costs_no_checkpoint(node):
+    one = begun(node("one"))
+    save(one, 1)
+    others = ("notes.txt", "checkpoints/notes.txt", "checkpoints/general/notes.txt", "pictures/a.jpg")
+    for name in others:
+        one.bucket.put(name, b"x")
+    one.bring()
+    save(one, 2)
+    assert set(others) < one.bucket.listed().keys()
+    assert f"{STEP.format(1)}/{CHECKSUMS}" in one.bucket.listed()
+    assert (one.folder / STEP.format(1)).is_dir()
+
+
 def test_what_is_there_is_neither_sent_nor_fetched_again(node, bucket_server):
     one = begun(node("one"))
     student(one, "best")
