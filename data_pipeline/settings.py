@@ -187,8 +187,8 @@ class TaskConfig:
     """A labelled data set.
 
     Args:
-        train: Training file: .tsv (as GLUE: tabs, no quoting), .csv, .jsonl, .parquet; a folder saved by
-            `datasets`; or hub:NAME[,CONFIG[,SPLIT]], which `datasets` fetches.
+        train: Training file: .tsv (as GLUE: tabs, no quoting), .csv, .jsonl, these behind a URL too, or
+            .parquet; a folder saved by `datasets`; or hub:NAME[,CONFIG[,SPLIT]], which `datasets` fetches.
         dev: File that models are selected and compared on.
         more_dev: Further files that are measured too, {NAME: FILE}, such as MNLI's mismatched one;
             their metrics carry the name.

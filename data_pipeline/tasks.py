@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from data_pipeline.readers import whole_characters
 from data_pipeline.settings import TaskConfig
 from data_pipeline.untrusted import LONGEST_ROW, bounded_lines, parse_json
+from data_pipeline.urls import file_system, is_url
 from data_pipeline.vocabulary import Vocabulary
 
 csv.field_size_limit(LONGEST_ROW)  # its own limit, 128 KB, is less than some texts have
@@ -92,22 +94,37 @@ def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Example
 
 def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
     saved = (Path(path) / "state.json").is_file()
-    if not path.startswith(HUB) and not saved:
+    if not path.startswith(HUB) and not saved and not is_url(path):
         if Path(path).is_dir():
             raise ValueError(f"task: {path} is a folder; give a file")
         if not Path(path).is_file():
             raise ValueError(f"task: {path} does not exist; give an existing file")
-    if path.startswith(HUB) or saved or path.endswith(".parquet"):
+    if path.startswith(HUB) or saved or (path.endswith(".parquet") and not is_url(path)):
         return _dataset_rows(path, columns, task.separator)
-    if path.endswith((".tsv", ".csv", ".jsonl")):
-        return _file_rows(path, columns, task)
-    raise ValueError(f"task: {path} is of no known kind; give .tsv, .csv, .jsonl or .parquet")
+    name = path.partition("?")[0] if is_url(path) else path  # a signed URL has a query
+    if name.endswith((".tsv", ".csv", ".jsonl")):
+        return _file_rows(path, Path(name).suffix[1:], columns, task)
+    kinds = ".tsv, .csv or .jsonl" if is_url(path) else ".tsv, .csv, .jsonl or .parquet"
+    raise ValueError(f"task: {path} is of no known kind; give {kinds}")
 
 
-def _file_rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
-    form = Path(path).suffix[1:]
-    with open(path, encoding=ENCODING, newline=line_ends(form)) as file:
+def _file_rows(path: str, form: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
+    with _open(path, line_ends(form)) as file:
         yield from rows_of(file, form, f"task: {path}", columns, task.header, task.separator)
+
+
+def _open(path: str, newline: str | None) -> TextIO:
+    """A text file, of a URL whole in memory. Raises ValueError where that can't be read."""
+    if not is_url(path):
+        return open(path, encoding=ENCODING, newline=newline)
+    files, inside = file_system(path)
+    try:
+        content = files.cat_file(inside)
+    except FileNotFoundError:
+        raise ValueError(f"task: {path} does not exist; give an existing file") from None
+    except Exception as error:  # each protocol's library has errors of its own
+        raise ValueError(f"task: {path} can't be read: {error}") from None
+    return io.TextIOWrapper(io.BytesIO(content), encoding=ENCODING, newline=newline)
 
 
 def line_ends(form: str) -> str:

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import xxhash
+
+CHECKSUMS = "checksums.json"  # written last into some folders: without it they are not whole
+
 
 def beside(path: Path) -> Path:
     """A name to write `path` under before it is renamed; no process on any node has the same."""
@@ -33,3 +37,12 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text; the file is the old one or the new one, never half."""
     with whole_file(path) as file:
         file.write(text)
+
+
+def checksum(path: Path) -> str:
+    """XXH3 of a file, read in pieces."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+    return digest.hexdigest()

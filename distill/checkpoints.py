@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,20 @@ import xxhash
 from torch import Tensor
 
 from data_pipeline.untrusted import parse_json
-from data_pipeline.whole import write_whole
+from data_pipeline.whole import CHECKSUMS, checksum, write_whole
 from distill.encoders import replace_folder
 from distill.engine import Engine, rank, sum_over_ranks
+from distill.mirror import mirroring
 
 STATE = "state.safetensors"
 ENGINE = "engine"  # where a state holds the optimizer's numbers
-RECORD = "checksums.json"  # written last: a folder without it is not whole
 
 
 class Checkpoints:
     """The checkpoints below a folder, `keep` of them. Every rank calls its methods together.
 
-    A checkpoint is copied to host memory at once and written by rank 0 while training goes on.
+    A checkpoint is copied to host memory at once and written by rank 0 while training goes on. Where a
+    bucket mirrors the run, it is sent there too.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -49,7 +52,9 @@ class Checkpoints:
         tensors, numbers = engine.snapshot()
         if rank() == 0:
             text = json.dumps({"step": done, **state, ENGINE: numbers})
-            self._writing = self._thread.submit(self._write, tensors, text, done)
+            mirror = mirroring()
+            send = partial(mirror.send, mirror.freeze()) if mirror else None
+            self._writing = self._thread.submit(self._write, tensors, text, done, send)
         if wait:
             self.finish(engine.device)
 
@@ -73,7 +78,9 @@ class Checkpoints:
             self._writing = None
         self._thread.shutdown(wait=False)
 
-    def _write(self, tensors: dict[str, Tensor], state: str, done: int) -> None:
+    def _write(
+        self, tensors: dict[str, Tensor], state: str, done: int, send: Callable[[], None] | None
+    ) -> None:
         target = self._path(done)
         begun = target.with_suffix(".partial")
         content = safetensors.torch.save(tensors, {"state": state})
@@ -83,7 +90,7 @@ class Checkpoints:
             begun.mkdir(parents=True)
             write_state(begun / STATE, content)
             record = {STATE: xxhash.xxh3_128_hexdigest(content)}
-            write_whole(begun / RECORD, json.dumps(record, indent=2) + "\n")
+            write_whole(begun / CHECKSUMS, json.dumps(record, indent=2) + "\n")
             replace_folder(begun, target)
             steps = self._steps()
             for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
@@ -93,6 +100,8 @@ class Checkpoints:
                 f"the checkpoint {begun} can't be written ({error.strerror}); make room and continue with "
                 "--resume, from the newest whole one"
             ) from None
+        if send:
+            send()
 
     def load(self, engine: Engine) -> dict[str, Any] | None:
         """Read the newest whole checkpoint; returns its state, None where none was ever written.
@@ -132,12 +141,12 @@ class Checkpoints:
     def _is_whole(self, step: int) -> bool:
         path = self._path(step)
         try:
-            recorded = parse_json((path / RECORD).read_bytes())
+            recorded = parse_json((path / CHECKSUMS).read_bytes())
             damage = [name for name, said in recorded.items() if checksum(path / name) != said]
         except FileNotFoundError as error:
             damage = [f"{Path(error.filename).name} is missing"]
         except (OSError, ValueError, AttributeError) as error:
-            damage = [f"{RECORD}: {error}"]
+            damage = [f"{CHECKSUMS}: {error}"]
         if damage:
             print(
                 f"warning: the checkpoint {path} is damaged ({damage[0]}) and is skipped", file=sys.stderr
@@ -167,12 +176,3 @@ def write_state(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def checksum(path: Path) -> str:
-    """XXH3 of a file, read in pieces."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 24):
-            digest.update(piece)
-    return digest.hexdigest()

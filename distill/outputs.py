@@ -24,7 +24,7 @@ from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Examples, read_examples
 from data_pipeline.untrusted import parse_json
 from data_pipeline.vocabulary import TOKENIZER_FILES
-from data_pipeline.whole import write_whole
+from data_pipeline.whole import checksum, write_whole
 from distill.settings import TeacherConfig
 
 MANIFEST = "manifest.json"
@@ -97,7 +97,7 @@ class Split:
 
     def finish(self) -> None:
         """Write the manifest, which makes the folder whole."""
-        files = {path.name: _checksum(path) for path in sorted(self.folder.glob("*.safetensors"))}
+        files = {path.name: checksum(path) for path in sorted(self.folder.glob("*.safetensors"))}
         write_whole(self.folder / MANIFEST, json.dumps({**self.identity, "files": files}, indent=2) + "\n")
 
     def check(self) -> None:
@@ -115,11 +115,11 @@ class Split:
         for key, what in kinds.items():
             if manifest.get(key) != self.identity[key]:
                 raise ValueError(f"teacher.outputs: {self.folder} was made with another {what}; {again}")
-        for name, checksum in files.items():
+        for name, said in files.items():
             if (
                 Path(name).name != name
                 or not (self.folder / name).is_file()
-                or _checksum(self.folder / name) != checksum
+                or checksum(self.folder / name) != said
             ):
                 raise ValueError(f"teacher.outputs: {self.folder / name} is missing or damaged; {again}")
 
@@ -142,10 +142,6 @@ def _logits(path: Path) -> np.ndarray:
     if logits.ndim != 2 or logits.dtype != np.float32:
         raise ValueError(f"teacher.outputs: {path} holds no table of float32 numbers")
     return logits
-
-
-def _checksum(path: Path) -> str:
-    return xxhash.xxh3_128_hexdigest(path.read_bytes())
 
 
 def splits(folder: Path, task: TaskConfig, teacher: TeacherConfig) -> dict[str, Split]:

@@ -2,7 +2,8 @@
 
 A training runs under Ray Train, whose workers are the ranks. When a worker or its node is lost Ray Train
 starts all anew, and they continue from the run folder's last checkpoint; the folder lies where every node
-sees it. Other jobs run as tasks: one, or a slice of a pregeneration on each node.
+sees it, or a bucket mirrors it (distill/mirror.py). Other jobs run as tasks: one, or a slice of a
+pregeneration on each node.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,8 +24,12 @@ from typing import Any
 import ray
 import ray.train
 from ray.autoscaler.sdk import request_resources
+from ray.train.collective import barrier
 
+from data_pipeline.bucket import is_bucket
 from distill import preemption
+from distill.mirror import STOP, Mirror
+from distill.part_checks import is_of_words, runs_beside
 from distill.run_folder import held
 from launcher import jobs, runs
 from launcher.rank import LEASE, execute, first, quiet
@@ -37,7 +42,7 @@ from tune.workers import cause, line, nodes, places, reserved, train
 # Seconds that nodes have to join the cluster before a search begins; a cloud's install much.
 JOINING = 900.0
 AGAIN = "the same command with --resume continues from the last checkpoint"
-STOP = "stop"  # in the run folder: the wish that its training stop, for the first rank to see
+SUMMARY = "summary.json"
 
 
 def main(folder: str) -> int:
@@ -46,42 +51,77 @@ def main(folder: str) -> int:
     text = Path(folder, "config.yaml").read_text(encoding="utf-8")
     config, run = from_yaml(plan.job, text), Path(plan.run)
     parallel = jobs.JOBS[plan.job].parallel
-    if (run / "summary.json").is_file():
-        print(f"{run} is finished; see {run}/summary.json")
-        return 0
+    mirror = None
     try:
-        runs.refuse_other_run(run, plan.job, config, resume=True)
+        if is_bucket(plan.run):
+            refuse_apart(plan.job, config, plan.nodes)
+            mirror = Mirror(plan.run)
+            mirror.bring_settings()
+            run = mirror.folder
+        runs.refuse_other_run(run, plan.job, config, plan.resume)
+        if (run / SUMMARY).is_file():
+            print(f"{plan.run} is finished; see {plan.run}/{SUMMARY}")
+            return 0
         jobs.check(plan.job, config, plan.nodes * plan.processes if parallel else 1)
+        if (run / "config.yaml").is_file():
+            runs.go_on(run, config)
+        else:
+            runs.begin(run, plan.job, config)
+        if mirror:
+            mirror.send_settings()
     except ValueError as error:
-        print(f"distillery {plan.job}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join(str(error).split()).replace(str(run), plan.run)
+        print(f"distillery {plan.job}: error: {said}", file=sys.stderr)
         return 2
-    if (run / "config.yaml").is_file():
-        runs.go_on(run, config)
-    else:
-        runs.begin(run, plan.job, config)
-    interrupts = _listen(jobs.JOBS[plan.job], run / STOP)
+    interrupts = _listen(jobs.JOBS[plan.job], run / STOP, mirror)
     try:
-        _run(plan, config, run)
+        _run(plan, config, run, mirror)
     except (preemption.Stopped, KeyboardInterrupt) as stop:
         print(f"{str(stop) or 'interrupted'}; {AGAIN}", file=sys.stderr)
         return preemption.INTERRUPTED if interrupts else preemption.EXIT_CODE
     except Exception as error:
-        (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        print(f"distillery {plan.job}: error: {line(error)} (details: {run}/error.txt)", file=sys.stderr)
+        details = traceback.format_exc()
+        (run / "error.txt").write_text(details, encoding="utf-8")
+        if mirror:
+            with suppress(ValueError):  # it may be the bucket that failed
+                mirror.bucket.put("error.txt", details.encode())
+        said = f"{line(error)} (details: {run}/error.txt)".replace(str(run), plan.run)
+        print(f"distillery {plan.job}: error: {said}", file=sys.stderr)
         return 2 if isinstance(cause(error), ValueError) else 1
-    print(f"finished: {run}")
+    print(f"finished: {plan.run}")
     return 0
 
 
-def _listen(job: jobs.Job, stop: Path) -> list[int]:
+def refuse_apart(job: str, config: Any, nodes: int) -> None:
+    """Refuse what several nodes can't do without a folder that all see. Raises ValueError."""
+    if nodes == 1 or job not in ("task", "finetune"):
+        return
+    student = config.student if job == "task" else config.shape
+    if student and is_of_words(student):
+        what, instead = "a student of whole words writes its vocabulary", ""
+    elif job == "task" and not (config.teacher.outputs or runs_beside(config)):
+        what, instead = "this teacher's logits are written", ", or run `distillery label` before"
+    else:
+        return
+    raise ValueError(
+        f"--storage: {what} into a folder that every node sees, and a bucket is none; "
+        f"give --nodes 1{instead}"
+    )
+
+
+def _listen(job: jobs.Job, stop: Path, mirror: Mirror | None = None) -> list[int]:
     """Take SIGUSR1 as the wish to stop, and where that is answered the first Ctrl-C too; every other one
     raises KeyboardInterrupt. Returns the list of all that come.
     """
     stop.unlink(missing_ok=True)
+    if mirror:
+        mirror.bucket.remove(STOP)
     interrupts: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.touch()
+        if mirror:
+            mirror.bucket.put(STOP, b"")
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
@@ -98,7 +138,7 @@ def _listen(job: jobs.Job, stop: Path) -> list[int]:
     return interrupts
 
 
-def _run(plan: Plan, config: Any, run: Path) -> None:
+def _run(plan: Plan, config: Any, run: Path, mirror: Mirror | None) -> None:
     """Run the job on the cluster. Raises Stopped where it stopped as asked."""
     connect(plan.address)
     if jobs.JOBS[plan.job].schedules:
@@ -106,7 +146,8 @@ def _run(plan: Plan, config: Any, run: Path) -> None:
             _run_here(plan.job, run)
     elif jobs.JOBS[plan.job].parallel:
         train_as_workers(plan, run)
-        if not (run / "summary.json").is_file():
+        ended = mirror.bucket.get(SUMMARY) is not None if mirror else (run / SUMMARY).is_file()
+        if not ended:
             raise preemption.Stopped("stopped, as asked")
     else:
         run_tasks(plan, config, run)
@@ -165,7 +206,12 @@ def train_as_workers(plan: Plan, run: Path) -> None:
     """Run a training as Ray Train workers, plan.processes on each of plan.nodes nodes."""
     train(
         rank,
-        {"job": plan.job, "run": str(run), "each": str(plan.processes)},
+        {
+            "job": plan.job,
+            "run": str(run),
+            "each": str(plan.processes),
+            "bucket": plan.run if is_bucket(plan.run) else "",
+        },
         workers=plan.nodes * plan.processes,
         resources=reserved(plan.cpus, plan.gpus),
         retries=plan.max_failures,
@@ -179,7 +225,8 @@ def rank(place: dict[str, str]) -> None:
     With `share` in `place` it belongs to a trial of a search: every score on dev goes to Ray, and under
     that name the share of the training that is done.
     """
-    run, share = Path(place["run"]), place.get("share", "")
+    mirror = Mirror(place["bucket"]) if place.get("bucket") else None
+    run, share = mirror.folder if mirror else Path(place["run"]), place.get("share", "")
 
     def report(scores: dict[str, float], done: float) -> None:
         if done < 1:  # the last one is told when all has been written
@@ -190,14 +237,32 @@ def rank(place: dict[str, str]) -> None:
         print(
             f"warning: Ray put {here} workers on one node, where {wanted} were meant to be", file=sys.stderr
         )
+    if mirror:
+        _bring(mirror, place["job"])
     # A step's votes are summed, so one rank's is enough; pieces are each rank's own.
     if first() or not jobs.JOBS[place["job"]].steps:
         preemption.watch(run / STOP)
     try:
-        _run_here(place["job"], run, **({"on_measure": report} if share else {}))
+        with mirror.sending() if mirror and first() else nullcontext():
+            _run_here(place["job"], run, **({"on_measure": report} if share else {}))
     except preemption.Stopped as stop:  # no failure, after which Ray would start it anew
         if first():
             print(stop, file=sys.stderr)
+
+
+def _bring(mirror: Mirror, job: str) -> None:
+    """Bring the run to every node: from here on rank 0 alone writes to the bucket, so all find the same."""
+    if first():
+        mirror.claim()
+    barrier()
+    if os.environ["LOCAL_RANK"] == "0":
+        mirror.folder.mkdir(parents=True, exist_ok=True)
+        with held(mirror.folder, LEASE):
+            mirror.bring()
+    barrier()
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        config = from_yaml(job, (mirror.folder / "config.yaml").read_text(encoding="utf-8"))
+        refuse_apart(job, config, nodes=2)  # Ray may put workers on more nodes than it was asked to
 
 
 def run_tasks(plan: Plan, config: Any, run: Path) -> None:
@@ -231,7 +296,7 @@ def _run_here(job: str, folder: Path, **more: Any) -> None:
     """Run this process's part of a job in its begun folder; `more` as for `execute`."""
     quiet()
     with held(folder, LEASE) if first() else nullcontext():
-        if (folder / "summary.json").is_file():
+        if (folder / SUMMARY).is_file():
             return
         execute(job, from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8")), folder, **more)
 

@@ -18,7 +18,9 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from data_pipeline.bucket import below, check_bucket, is_bucket
 from launcher import submitted
+from launcher.jobs import JOBS
 from launcher.settings import Launch
 
 DRIVER = ("-m", "launcher.ray_driver")
@@ -30,12 +32,13 @@ class Plan:
 
     Attributes:
         job: The job.
-        run: The run folder as the cluster's nodes see it.
+        run: The run folder as the cluster's nodes see it; its URL where it lies in a bucket.
         nodes: Nodes.
         processes: Workers on each.
         gpus: GPUs of each worker.
         cpus: CPUs of each worker; 0 is one.
         max_failures: How often the workers are started anew after a failure.
+        resume: Whether a run that the folder already holds is continued.
         address: The cluster's; empty for one that is already known, or one on this machine.
     """
 
@@ -46,6 +49,7 @@ class Plan:
     gpus: float
     cpus: float
     max_failures: int
+    resume: bool
     address: str
 
 
@@ -57,22 +61,35 @@ def processes(launch: Launch) -> int:
 def plan(job: str, launch: Launch, processes: int) -> Plan:
     """The driver's plan; a pure function of its arguments.
 
-    Raises ValueError for storage that is no folder.
+    Raises ValueError for storage that can't hold the run.
     """
-    if launch.storage and not launch.storage.startswith("/"):
-        raise ValueError(
-            f"--storage: {launch.storage} is no absolute path; give a folder that every node of the "
-            "cluster sees (NFS, EFS, Filestore), such as /mnt/distillery/runs"
-        )
     run = str(Path(launch.run).absolute())
+    if is_bucket(launch.storage):
+        check_bucket("--storage", launch.storage)
+        if not JOBS[job].steps:
+            jobs = ", ".join(name for name, each in JOBS.items() if each.steps)
+            raise ValueError(
+                f"--storage: {launch.storage} is a bucket, which holds runs of {jobs}; {job} needs a "
+                "folder that every node sees"
+            )
+        run = below(launch.storage, Path(run).name)
+    elif launch.storage:
+        if not launch.storage.startswith("/"):
+            raise ValueError(
+                f"--storage: {launch.storage} is no absolute path; give a folder that every node of the "
+                "cluster sees (NFS, EFS, Filestore), such as /mnt/distillery/runs, or one of a bucket, "
+                "such as s3://BUCKET/runs"
+            )
+        run = str(PurePosixPath(launch.storage, Path(run).name))
     return Plan(
         job=job,
-        run=str(PurePosixPath(launch.storage, Path(run).name)) if launch.storage else run,
+        run=run,
         nodes=launch.nodes,
         processes=processes,
         gpus=launch.gpus_per_node / processes,
         cpus=launch.cpus_per_node / processes,
         max_failures=launch.max_failures,
+        resume=launch.resume or not launch.storage,  # else the folder here is the run's, and begun
         address="" if submits(launch) else launch.address,
     )
 

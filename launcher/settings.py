@@ -76,7 +76,7 @@ OPTIONS = {
     "address": (("ray",), "The cluster: HOST:PORT to join, http://HOST:8265 to submit; else $RAY_ADDRESS."),
     "storage": (
         ("ray",),
-        "Folder on the cluster that holds its run folders, where it has not this machine's.",
+        "Folder of the cluster, or of a bucket (s3://BUCKET/FOLDER), that holds its run folders.",
     ),
     "progress": (
         ("local",),

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.bucket import is_bucket
 from data_pipeline.whole import write_whole
 from launcher.places import place
 
@@ -93,7 +94,8 @@ def _in_words(folder: Path) -> str:
         return f"{where}: " + "; ".join(now.splitlines())
     last = read(folder).get("ended", "")
     if last == "SUCCEEDED":
-        return f"{where}: finished; see {record['run']} on the cluster"
+        there = record["run"] + ("" if is_bucket(record["run"]) else " on the cluster")
+        return f"{where}: finished; see {there}"
     if last:
         where += f": {last}"
     return f"{where}: ended without finishing; the same command with --resume continues it"

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import settings
 from data_pipeline import pregenerate
 from data_pipeline.grammar import NEGATIVE, POSITIVE, THINGS, write_task
 from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig
-from tests.helpers import tiny_tokens, write_documents
+from tests.helpers import KEYS, BucketServer, tiny_tokens, write_documents
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("DISTILLERY_DATA", ROOT.parent / "shared" / "data"))
@@ -145,3 +146,13 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: str, tiny
     folder = tmp_path_factory.mktemp("pregenerate")
     pregenerate.run(config, folder)
     return str(folder / "shards")
+
+
+@pytest.fixture
+def bucket_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
+    """S3 on the loopback, with an empty bucket, and its keys in the environment."""
+    for name, key in KEYS.items():
+        monkeypatch.setenv(name.upper(), key)
+    server = BucketServer()
+    yield server
+    server.close()

@@ -3,7 +3,11 @@
 import hashlib
 import json
 import random
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.grammar import DEGREES, FRAMES, NEGATIONS, NEGATIVE, POSITIVE, THINGS
 from data_pipeline.packing import Row
@@ -90,3 +94,59 @@ def change_manifest(folder: Path, **changes: object) -> None:
     text = json.dumps(content, sort_keys=True)
     content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+
+
+KEYS = {"aws_access_key_id": "bucket-key", "aws_secret_access_key": "bucket-secret"}
+
+
+class BucketServer:
+    """S3 over HTTP, with one bucket: moto's server, which keeps all in memory.
+
+    Attributes:
+        requests: Method and place of each.
+        refuse: Whose place holds this is refused.
+    """
+
+    def __init__(self, address: str = "127.0.0.1"):
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self.requests: list[str] = []
+        self.refuse = ""
+        self._application = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server(address, 0, self._answer, threaded=True)
+        self.endpoint = f"http://{address}:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/bucket", method="PUT")).close()
+
+    def _answer(self, request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        self.requests.append(f"{request['REQUEST_METHOD']} {request['PATH_INFO']}")
+        if self.refuse and self.refuse in request["PATH_INFO"]:
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"]
+        return self._application(request, start)
+
+    def url(self, folder: str) -> str:
+        """The URL of a folder of the bucket."""
+        return f"s3://bucket/{folder}?endpoint_override={self.endpoint}&region=us-east-1"
+
+    def copy(self, run: str, folder: Path) -> Path:
+        """Copy a run as it lies in the bucket, as `aws s3 cp --recursive` does."""
+        for name, content in self.tree(run).items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return folder
+
+    def tree(self, folder: str) -> dict[str, bytes]:
+        """Every object below a folder with its content, by its path from there."""
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **KEYS)
+        found = client.list_objects_v2(Bucket="bucket", Prefix=f"{folder}/").get("Contents", [])
+        names = [each["Key"] for each in found if not each["Key"].endswith("/")]
+        body = {name: client.get_object(Bucket="bucket", Key=name)["Body"].read() for name in names}
+        return {name.removeprefix(f"{folder}/"): content for name, content in body.items()}
+
+    def close(self) -> None:
+        self._server.shutdown()

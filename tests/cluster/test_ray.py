@@ -1,5 +1,6 @@
 """The same job on a real Ray: on this machine, in a Slurm allocation, and on machines of `ray up`."""
 
+import json
 import os
 import re
 import shlex
@@ -8,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from data_pipeline.whole import CHECKSUMS
 from tests.cluster.conftest import (
     DISTILLERY,
     NUMBER,
@@ -26,9 +29,10 @@ from tests.cluster.conftest import (
     needs,
     wait_until,
 )
-from tests.helpers import tree
+from tests.helpers import KEYS, BucketServer, tree
 
 pytestmark = pytest.mark.cluster
+COMPILED = os.environ.get("TORCH_EXTENSIONS_DIR", f"{Path.home()}/.cache/torch_extensions")
 AWKWARD = """it's a "run" of $(touch owned) `touch owned`; touch owned & #1"""
 
 
@@ -119,6 +123,52 @@ def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tm
     assert not re.search(rb"\b[0-9a-f]{64}\b", written)  # what a token looks like
 
 
+def fetched(server: BucketServer, run: str, folder: Path) -> Path:
+    """A run folder as the bucket holds it."""
+    server.copy(f"runs/{run}", folder)
+    (folder / "student" / CHECKSUMS).unlink(missing_ok=True)  # the bucket's own
+    return folder
+
+
+def assert_tells_no_key(*contents: bytes) -> None:
+    for key in KEYS.values():
+        assert key.encode() not in b"".join(contents)
+
+
+def test_a_run_in_a_bucket_is_continued_by_a_machine_that_never_saw_it(
+    environment, training, undisturbed, bucket_server, tmp_path
+):
+    """Stopped by Ctrl-C there, finished here; without --resume it is refused."""
+    environment.pop("RAY_ADDRESS", None)
+    environment = {**environment, **{name.upper(): key for name, key in KEYS.items()}}
+    environment["TORCH_EXTENSIONS_DIR"] = COMPILED
+    there, here = ({**environment, "HOME": str(tmp_path / home)} for home in ("there", "here"))
+    command = [DISTILLERY, *training, "--on=ray", "--processes=2", f"--storage={bucket_server.url('runs')}"]
+    process = started(there, *command, f"--run={tmp_path}/there/{AWKWARD}")
+    ours = "there/.cache/distillery/runs/*/run"
+    wait_until(lambda: any(len(lines(run)) > 60 for run in tmp_path.glob(ours)), "step 61")
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, said
+    assert "the same command with --resume continues" in said
+    before = lines(fetched(bucket_server, AWKWARD, tmp_path / "stopped"))
+    assert 60 < len(before) < 200
+    assert (tmp_path / "stopped" / "checkpoints" / "general" / f"step-{len(before):08d}").is_dir()
+    command.append(f"--run={tmp_path}/here/{AWKWARD}")
+    refused = subprocess.run(list(map(str, command)), env=here, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "holds another run; give a new folder, or --resume to continue it" in refused.stderr
+    said += call(*command, "--resume", environment=here)
+    run = fetched(bucket_server, AWKWARD, tmp_path / "finished")
+    assert_as_undisturbed(run, undisturbed)
+    assert lines(run)[: len(before)] == before
+    assert len(json.loads((run / "legs.json").read_text())) == 2
+    assert " is finished; see s3://bucket/runs/" in call(*command, "--resume", environment=here)
+    folders = [*tree(tmp_path / "there" / AWKWARD).values(), *tree(tmp_path / "here" / AWKWARD).values()]
+    assert_tells_no_key(said.encode(), refused.stderr.encode(), *tree(run).values(), *folders)
+    assert list(tmp_path.rglob("owned")) == []
+
+
 class Hosts:
     """Machines reached by ssh: h0 is the user's, h1 the head, h2 a worker. All see the folder `shared`."""
 
@@ -135,7 +185,7 @@ class Hosts:
             "RAY_UP_enable_autoscaler_v2": "0",
         }
         self.script, self.shared, self.environment = script, shared, environment | bed
-        self.head, self.worker = f"{net}.11", f"{net}.12"
+        self.head, self.worker, self.outside = f"{net}.11", f"{net}.12", f"{net}.254"
 
     def bed(self, *words: str) -> str:
         return call(self.script, *words, environment=self.environment)
@@ -150,7 +200,9 @@ class Hosts:
         config["provider"] |= {"head_ip": self.head, "worker_ips": [self.worker]}
         config["auth"] = {"ssh_user": "root", "ssh_private_key": f"{self.folder}/etc/key"}
         words = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "RAY_AUTH_MODE")
-        exports = [f"export {word}={shlex.quote(self.environment[word])}" for word in words]
+        values = {word: self.environment[word] for word in words}
+        values |= {name.upper(): key for name, key in KEYS.items()}
+        exports = [f"export {word}={shlex.quote(value)}" for word, value in values.items()]
         profile = self.shared / "profile"
         profile.write_text("\n".join(exports) + "\n")
         config["setup_commands"] = [f"cp {profile} ~/.profile"]
@@ -164,9 +216,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, environment) -> Iterator[Hos
     tools = {"sshd": "openssh-server", "ssh-keygen": "openssh-client", "rsync": "rsync", "ip": "iproute2"}
     script = needs("ssh-hosts-up", tools)
     shared = tmp_path_factory.getbasetemp()
-    compiled = os.environ.get("TORCH_EXTENSIONS_DIR", f"{Path.home()}/.cache/torch_extensions")
-    hosts = Hosts(script, shared, {**environment, "TORCH_EXTENSIONS_DIR": compiled})
-    keep = {sys.prefix, sys.base_prefix, str(ROOT), str(shared), compiled}
+    hosts = Hosts(script, shared, {**environment, "TORCH_EXTENSIONS_DIR": COMPILED})
+    keep = {sys.prefix, sys.base_prefix, str(ROOT), str(shared), COMPILED}
     try:
         hosts.bed("up", "-n", "2", *(word for folder in sorted(keep) for word in ("-k", folder)))
         yield hosts
@@ -178,17 +229,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, environment) -> Iterator[Hos
 def test_a_cluster_of_ray_up_from_nothing_to_the_student(hosts, training, undisturbed):
     """Up, a job submitted, its worker's machine lost on the way, the student fetched, down."""
     shared = hosts.shared
-    cluster = hosts.cluster()
-    hosts.on("h0", "ray", "get-auth-token", "--generate")
-    hosts.on("h0", "ray", "up", "-y", "--no-config-cache", cluster)
-    dashboard = subprocess.Popen(
-        [hosts.script, "exec", "h0", "ray", "dashboard", "--no-config-cache", cluster],
-        env=hosts.environment,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: answers(hosts, "http://127.0.0.1:8265"), "dashboard")
+    with ray_up(hosts) as cluster:
         run, here = shared / "runs" / AWKWARD, shared / "here" / AWKWARD
         address = ["--on=ray", "--address=http://127.0.0.1:8265", "--nodes=2", f"--storage={run.parent}"]
         hosts.on("h0", DISTILLERY, *training, f"--run={here}", *address)
@@ -209,6 +250,53 @@ def test_a_cluster_of_ray_up_from_nothing_to_the_student(hosts, training, undist
         assert list(shared.rglob("owned")) == []
         hosts.on("h0", "ray", "down", "-y", cluster)
         assert "raylet" not in hosts.on("h1", "ps", "-e", "-o", "comm")
+
+
+@pytest.mark.slow
+def test_nodes_that_share_no_folder_go_on_from_the_bucket(hosts, training, undisturbed, tmp_path):
+    """The machine of a worker is lost on the way."""
+    server = BucketServer(hosts.outside)
+    with ray_up(hosts), closing(server):
+        here = hosts.shared / "here" / "in a bucket"
+        address = ["--on=ray", "--address=http://127.0.0.1:8265", "--nodes=2"]
+        command = [DISTILLERY, *training, f"--run={here}", *address, f"--storage={server.url('runs')}"]
+        hosts.on("h0", *command)
+        status = [DISTILLERY, "status", here]
+
+        def holds(name: str) -> bool:
+            return any(name in key for key in server.tree(f"runs/{here.name}"))
+
+        wait_until(lambda: holds(f"step-00000050/{CHECKSUMS}"), "step 50", lambda: hosts.on("h0", *status))
+        hosts.bed("kill", "h2")
+        before = lines(fetched(server, here.name, tmp_path / "killed"))
+        assert len(before) < 200
+        hosts.bed("start", "h2")
+        wait_until(lambda: holds("summary.json"), "summary", lambda: hosts.on("h0", *status))
+        said = hosts.on("h0", DISTILLERY, "logs", here)
+        assert "general: continues after step" in said
+        assert "finished: s3://bucket/runs/in%20a%20bucket" in said
+        assert f"finished; see {server.url('runs/in%20a%20bucket')}\n" in hosts.on("h0", *status)
+        run = fetched(server, here.name, tmp_path / "finished")
+        assert_continued(run, before)
+        assert_as_undisturbed(run, undisturbed)
+        assert_tells_no_key(said.encode(), *tree(run).values(), *tree(here).values())
+
+
+@contextmanager
+def ray_up(hosts: Hosts) -> Iterator[Path]:
+    """A cluster from nothing, its dashboard brought to the user's machine."""
+    cluster = hosts.cluster()
+    hosts.on("h0", "ray", "get-auth-token", "--generate")
+    hosts.on("h0", "ray", "up", "-y", "--no-config-cache", cluster)
+    dashboard = subprocess.Popen(
+        [hosts.script, "exec", "h0", "ray", "dashboard", "--no-config-cache", cluster],
+        env=hosts.environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: answers(hosts, "http://127.0.0.1:8265"), "dashboard")
+        yield cluster
     finally:
         dashboard.terminate()
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 import distill.general
 import distill.task
 from data_pipeline.settings import TaskConfig
+from data_pipeline.whole import CHECKSUMS, checksum
 from distill import checkpoints
-from distill.checkpoints import RECORD as RECORD_FILE
-from distill.checkpoints import checksum
 from distill.encoders import build_classifier, read_config, save_model
 from distill.engine import rank, start_processes, world_size
+from distill.mirror import Mirror
 from distill.preemption import Stopped
 from distill.settings import (
     EngineConfig,
@@ -209,7 +209,7 @@ def test_without_a_whole_checkpoint_a_run_is_refused(general, tmp_path):
         run(general, tmp_path)
     checkpoints = tmp_path / "checkpoints" / "general"
     flip(next((checkpoints / "step-00000004").glob("*.safetensors")))
-    (checkpoints / "step-00000002" / RECORD_FILE).unlink()
+    (checkpoints / "step-00000002" / CHECKSUMS).unlink()
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         run(general, tmp_path)
 
@@ -367,6 +367,40 @@ def test_a_checkpoint_that_finds_no_room_ends_the_run_and_costs_nothing(
     assert_same(tmp_path, undisturbed_general)
 
 
+# ---- a bucket
+
+
+def test_a_bucket_that_fails_ends_the_run_and_another_node_goes_on(
+    general, undisturbed_general, bucket_server, tmp_path, monkeypatch
+):
+    """In the thread that writes: its error surfaces in the main one, and what was whole before stays."""
+
+    def on(node: str) -> Mirror:
+        monkeypatch.setenv("HOME", str(tmp_path / node))
+        mirror = Mirror(bucket_server.url("runs/general"))
+        mirror.folder.mkdir(parents=True)
+        mirror.claim()
+        mirror.bring()
+        return mirror
+
+    one = on("one")
+    bucket_server.refuse = "step-00000004"
+    with pytest.raises(ValueError, match=r"^s3://bucket/runs/general\?\S+: .*ACCESS_DENIED"), one.sending():
+        run(general, one.folder)
+    bucket_server.refuse = ""
+    copy = bucket_server.copy("runs/general", tmp_path / "copy")  # is a run folder as any other
+    run(general, copy)
+    assert_same(copy, undisturbed_general)
+    two = on("two")
+    assert [path.name for path in two.folder.glob("checkpoints/general/*")] == ["step-00000002"]
+    with two.sending():
+        run(general, two.folder)
+    assert_same(two.folder, undisturbed_general)
+    three = on("three")
+    assert_same(three.folder, undisturbed_general)
+    assert [path.name for path in three.folder.glob("checkpoints/general/*")] == ["step-00000007"]
+
+
 # ---- a loss that is not finite
 
 
@@ -417,7 +451,7 @@ def test_a_checkpoint_that_hides_a_program_is_refused(general, tmp_path):
     (hidden,) = (tmp_path / "killed").glob("checkpoints/general/*/*.safetensors")
     torch.save({"module": Trap(tmp_path / "sprung")}, hidden)
     record = {hidden.name: checksum(hidden)}
-    (hidden.parent / RECORD_FILE).write_text(json.dumps(record))  # who plants it covers it up
+    (hidden.parent / CHECKSUMS).write_text(json.dumps(record))  # who plants it covers it up
     with pytest.raises(ValueError, match=rf"the checkpoint {hidden} can't be read .*remove its folder"):
         run(general, tmp_path / "killed")
     assert not (tmp_path / "sprung").exists()

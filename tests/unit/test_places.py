@@ -178,11 +178,37 @@ def test_a_task_of_an_array_makes_a_slice(task, part):
 # --- Ray -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("storage", ["s3://bucket/runs", "runs"])
+AT = ["--on", "ray", "--address", "http://h:8265", "--dry-run", "--storage"]
+
+
+@pytest.mark.parametrize("storage", ["ftp://host/runs", "runs"])
 def test_storage_that_is_no_folder_is_refused(capsys, storage):
-    arguments = ["general", *GENERAL, "--on", "ray", "--address", "http://h:8265", "--storage", storage]
-    assert cli.main([*arguments, "--dry-run"]) == 2
+    assert cli.main(["general", *GENERAL, *AT, storage]) == 2
     assert f"--storage: {storage} is no absolute path" in capsys.readouterr().err
+
+
+def test_a_bucket_holds_no_search_and_no_corpus(capsys):
+    assert cli.main(["pregenerate", "--tokenizer=x", *AT, "s3://bucket/runs"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "s3://bucket/runs is a bucket, which holds runs of general, pretrain, finetune, task; preg" in said
+    )
+
+
+def test_a_run_in_a_bucket_is_a_url(capsys):
+    storage = "s3://bucket/my runs?endpoint_override=http://minio:9000"
+    out = printed(capsys, "general", *GENERAL, *AT, storage, "--run", 'a "b"#?')
+    assert '"run": "s3://bucket/my runs/a%20%22b%22%23%3F?endpoint_override=http://minio:9000"' in out
+
+
+def test_credentials_in_a_url_are_refused_before_anything_is_written(capsys, tmp_path):
+    run = tmp_path / "run"
+    storage = "s3://KEY:SECRET@bucket/runs"
+    command = ["general", *GENERAL, "--on", "ray", "--storage", storage, "--run", str(run)]
+    assert cli.main([*command, "--dry-run"]) == 2
+    assert cli.main(command) == 2
+    assert "SECRET" not in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_a_plan_for_ray():
@@ -195,6 +221,7 @@ def test_a_plan_for_ray():
         "gpus": 1.0,
         "cpus": 4.0,
         "max_failures": 3,
+        "resume": False,
         "address": "",
     }
 

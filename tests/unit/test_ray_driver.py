@@ -5,7 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 
+from data_pipeline.settings import TaskConfig
 from distill.preemption import Stopped
+from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
 from launcher import ray_driver
 from launcher.jobs import JOBS
 from tune.settings import WorkersConfig
@@ -60,6 +62,30 @@ def test_it_begins_no_search_where_a_stop_was_asked_for(joined, tmp_path):
     joined += [[NODE]]
     with pytest.raises(Stopped), ray_driver.room(2, WorkersConfig(), tmp_path / "stop"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "refused"),
+    [
+        (StudentConfig(), TeacherConfig("t"), ""),
+        (
+            StudentConfig(kind="bilstm"),
+            TeacherConfig("t"),
+            "a student of whole words writes its vocabulary",
+        ),
+        (
+            StudentConfig(),
+            TeacherConfig("", ensemble={"a": 1.0, "b": 1.0}),
+            "this teacher's logits are written",
+        ),
+        (StudentConfig(), TeacherConfig("", ensemble={"a": 1.0}, outputs="runs/label/outputs"), ""),
+    ],
+)
+def test_what_nodes_that_share_no_folder_can_not_do_is_refused(student, teacher, refused):
+    config = TaskDistillConfig(teacher=teacher, task=TaskConfig("train.tsv", "dev.tsv"), student=student)
+    ray_driver.refuse_apart("task", config, nodes=1)
+    with pytest.raises(ValueError, match=f"--storage: {refused}.*--nodes 1") if refused else nullcontext():
+        ray_driver.refuse_apart("task", config, nodes=2)
 
 
 @pytest.mark.parametrize(("job", "answers"), [("general", True), ("label", True), ("pregenerate", False)])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.bucket import Bucket
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import (
     Examples,
@@ -311,3 +312,24 @@ def test_a_label_that_holds_the_separator_is_refused(tmp_path):
     task = TaskConfig(str(tmp_path / "train.jsonl"), "dev", text="text", label="topics", kind="multi_label")
     with pytest.raises(ValueError, match="'Food, drink' holds ','"):
         read_examples(task.train, task)
+
+
+def test_a_file_behind_a_url_gives_the_same_examples(bucket_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket_server.endpoint)
+    bucket = Bucket("s3://bucket/sst2?region=us-east-1")
+    task = TaskConfig("train.tsv", "dev.tsv")
+    here = tmp_path / "dev.tsv"
+    here.write_bytes('sentence\tlabel\r\nein "Wort\t1\r\nünd\t0\r\n'.encode())
+    bucket.put("dev.tsv", here)
+    assert read_examples("s3://bucket/sst2/dev.tsv", task) == read_examples(str(here), task)
+    with pytest.raises(
+        ValueError, match=r"s3://bucket/sst2/train.tsv does not exist; give an existing file"
+    ):
+        read_examples("s3://bucket/sst2/train.tsv", task)
+    with pytest.raises(
+        ValueError, match=r"s3://bucket/sst2/dev.parquet is of no known kind; give .tsv, .csv"
+    ):
+        read_examples("s3://bucket/sst2/dev.parquet", task)
+    bucket.put("dev.tsv", b"sentence\tlabel\n\xff\t1\n")
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        read_examples("s3://bucket/sst2/dev.tsv", task)
