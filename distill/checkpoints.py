@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from concurrent import futures
@@ -17,7 +16,7 @@ import xxhash
 from torch import Tensor
 
 from data_pipeline.untrusted import parse_json
-from data_pipeline.whole import write_whole
+from data_pipeline.whole import to_disk, write_whole
 from distill.encoders import replace_folder
 from distill.engine import Engine, rank, sum_over_ranks
 
@@ -29,12 +28,14 @@ RECORD = "checksums.json"  # written last: a folder without it is not whole
 class Checkpoints:
     """The checkpoints below a folder, `keep` of them. Every rank calls its methods together.
 
-    A checkpoint is copied to host memory at once and written by rank 0 while training goes on.
+    A checkpoint is copied to host memory at once and written by rank 0 while training goes on; the lines of
+    `metrics` up to it are on the disk before.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int, metrics: Path):
         self.folder = folder
         self.keep = keep
+        self.metrics = metrics
         self._writing: Future[None] | None = None
         # It begins to run here: one that is started when memory has run out may not, and starting it hang.
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -81,9 +82,11 @@ class Checkpoints:
         try:
             shutil.rmtree(begun, ignore_errors=True)
             begun.mkdir(parents=True)
-            write_state(begun / STATE, content)
+            (begun / STATE).write_bytes(content)
             record = {STATE: xxhash.xxh3_128_hexdigest(content)}
             write_whole(begun / RECORD, json.dumps(record, indent=2) + "\n")
+            if self.metrics.exists():
+                to_disk(self.metrics)
             replace_folder(begun, target)
             steps = self._steps()
             for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
@@ -159,14 +162,6 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"the checkpoint {path} can't be read ({reason}); remove its folder and resume"
         ) from None
     return tensors, state
-
-
-def write_state(path: Path, content: bytes) -> None:
-    """Write a file to the disk itself."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def checksum(path: Path) -> str:

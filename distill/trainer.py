@@ -101,8 +101,10 @@ class Trainer:
         self.cost = self._step_cost()
         self.ceiling = self._ceiling()
         self.metrics = Metrics(self.folder)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints" / self.name, self.record.keep)
+        place = self.folder / "checkpoints" / self.name
+        self.checkpoints = Checkpoints(place, self.record.keep, self.metrics.path)
         self.best: dict[str, float] = {}
+        self.told_rounding = False
         self.watchdog = Watchdog(
             f"{self.name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}",
             rank(),
