@@ -5,8 +5,9 @@
 A general distillation of tiny models on two processes is run once undisturbed. Then, in every run, one
 fault befalls it at a moment drawn from the seed, and the same command with --resume is given until it ends
 well. What came out is compared: a step that its record lacks is lost, one that it has twice is repeated,
-and weights or losses other than the undisturbed run's are wrong. Where storage fails, the shards lie
-behind HTTP.
+and samples, losses or weights other than the undisturbed run's are wrong. Where storage fails, the shards
+lie behind HTTP. What a machine does not let us cause (a disk that becomes read-only needs root) is told and
+left out.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from benchmarks.bad_machine import jump, jumped, jumping_clock, make_read_only, mend, own_disk
 from benchmarks.bad_storage import failing_storage
 from benchmarks.record import print_table, write_record
 from benchmarks.startup import COMMAND, SETTINGS, make_input
@@ -35,9 +39,11 @@ STEPS = 60
 PROCESSES = 2
 SAVE_EVERY = 5
 LARGEST_FILE = 50_000  # bytes: less than a checkpoint, more than metrics and what is said
+AT_ONCE = min(4, len(os.sched_getaffinity(0)))  # runs: one alone leaves cores idle where it starts and ends
 PATIENCE = 600  # seconds after which a command hangs
 ATTEMPTS = 12  # of --resume, a few seconds apart: what a dead launcher left behind ends first
 SETTINGS_HERE = [*SETTINGS, "--student.dropout=0.1", f"--record.save_every={SAVE_EVERY}"]
+FIGURES = ("injected", "recovered", "resumes", "lost", "repeated", "wrong", "same_bits")
 ROUNDING = 1e-6  # of weights: sums over processes may be taken in another order
 
 
@@ -56,15 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(name)
         settings = [*SETTINGS_HERE, *make_input(folder, STEPS)]
         command = [*COMMAND, "general", *settings, f"--processes={PROCESSES}"]
-        seconds = undisturbed(command, folder)
-        found = []
-        for number in range(options.runs):
-            if found and time.monotonic() - begun > 60 * options.minutes:
-                break
-            kind = list(FAULTS)[number % len(FAULTS)]
+        kinds = possible(folder)
+        step = undisturbed(command, folder) / STEPS
+
+        def one(number: int) -> dict[str, str | float | bool] | None:
+            if number and time.monotonic() - begun > 60 * options.minutes:
+                return None
             rng = random.Random(f"{options.seed} {number}")
-            found.append(disturbed(command, folder, f"run{number}", kind, seconds, rng))
-            print(f"{number + 1}/{options.runs} {found[-1]}", file=sys.stderr, flush=True)
+            row = disturbed(command, folder, f"run{number}", kinds[number % len(kinds)], step, rng)
+            print(f"{number + 1}/{options.runs} {row}", file=sys.stderr, flush=True)
+            return row
+
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            found = [row for row in threads.map(one, range(options.runs)) if row]
     figures = summarise(found)
     show(found, figures)
     if options.json:
@@ -72,6 +82,19 @@ def main(arguments: list[str] | None = None) -> int:
         write_record(options.json, "faults", typed, figures, {"runs": found})
     sound = figures["recovered"] == figures["injected"]
     return 0 if sound and not any(figures[key] for key in ("lost", "repeated", "wrong")) else 1
+
+
+def possible(folder: Path) -> list[str]:
+    """The kinds of faults that can be caused here; of the others it is said why they are left out."""
+    kinds = []
+    for kind in FAULTS:
+        try:
+            with surroundings([], folder, "probe", kind, random.Random(0)):
+                kinds.append(kind)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or str(error)
+            print(f"left out: {kind} ({' '.join(reason.split())})", file=sys.stderr, flush=True)
+    return kinds
 
 
 def undisturbed(command: list[str], folder: Path) -> float:
@@ -95,11 +118,17 @@ def said(folder: Path, run: str) -> str:
     return (folder / f"{run}.txt").read_text(encoding="utf-8", errors="replace")[-3000:]
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
+def metrics(run: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's metrics."""
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
     return [json.loads(line) for line in lines]
+
+
+def steps_done(run: Path) -> int:
+    """The number of those lines."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 # ------------------------------------------------------------------------------------- the faults
@@ -215,119 +244,133 @@ FAULTS: dict[str, Fault] = {
     "disk full": fill_disk,
     "memory exhausted": exhaust_memory,
     "storage failing": lambda *_: True,  # by itself
+    "disk read-only": make_read_only,
+    "clock jumps": jump,
 }
 OF_CHECKPOINTS = ("checkpoint damaged", "checkpoint cut")  # come when there are two
 
 
 # --------------------------------------------------------------------------------------- one run
 def disturbed(
-    command: list[str], folder: Path, run: str, kind: str, seconds: float, rng: random.Random
-) -> dict[str, str | int | bool]:
+    command: list[str], folder: Path, run: str, kind: str, step: float, rng: random.Random
+) -> dict[str, str | float | bool]:
     """Disturb a run once, resume it to its end, and compare it with the undisturbed one."""
-    with surroundings(command, folder, kind, rng) as (command, failed):
-        at, injected = befallen(command, folder, run, kind, seconds, rng)
-        recovered = resumed(command, folder, run)
-        injected = injected if failed is None else bool(failed)
-    if not recovered:
-        print(said(folder, run), file=sys.stderr)
-    steps = Counter(int(row["step"]) for row in metrics(folder / run))
-    return {
-        "fault": kind,
-        "at": at,
-        "injected": injected,
-        "recovered": recovered,
-        "lost": sum(step not in steps for step in range(1, STEPS + 1)),
-        "repeated": sum(count > 1 for count in steps.values()),
-        **compared(folder / "whole", folder / run),
-    }
+    begun = time.monotonic()
+    with surroundings(command, folder, run, kind, rng) as (command, took_effect):
+        at, injected = befallen(command, folder, run, kind, step, rng)
+        recovered, resumes = resumed(command, folder, run)
+        if not recovered:
+            print(said(folder, run), file=sys.stderr)
+        steps = Counter(int(row["step"]) for row in metrics(folder / run))
+        return {
+            "fault": kind,
+            "at": at,
+            "injected": injected and took_effect(),
+            "recovered": recovered,
+            "resumes": resumes,
+            "lost": sum(step not in steps for step in range(1, STEPS + 1)),
+            "repeated": sum(count > 1 for count in steps.values()),
+            **compared(folder / "whole", folder / run),
+            "seconds": round(time.monotonic() - begun, 1),
+        }
 
 
 @contextlib.contextmanager
 def surroundings(
-    command: list[str], folder: Path, kind: str, rng: random.Random
-) -> Iterator[tuple[list[str], Counter[str] | None]]:
-    """What a kind of fault needs around it; gives the command there, and counts of what fails by itself."""
+    command: list[str], folder: Path, run: str, kind: str, rng: random.Random
+) -> Iterator[tuple[list[str], Callable[[], bool]]]:
+    """What a kind of fault needs around it; gives the command there, and whether the fault took effect.
+
+    Raises OSError or CalledProcessError where this machine can't give it.
+    """
     if kind == "storage failing":
         with failing_storage(folder / "corpus" / "shards", rng) as (url, failed):
-            yield [*command, f"--shards={url}", "--stream.store.cache=null"], failed
+            yield [*command, f"--shards={url}", "--stream.store.cache=null"], lambda: bool(failed)
+    elif kind == "disk read-only":
+        with own_disk(folder / run):
+            yield command, lambda: True
+    elif kind == "clock jumps":
+        yield [*jumping_clock(folder / run), *command], lambda: jumped(folder / run)
     else:
-        yield command, None
+        yield command, lambda: True
 
 
 def befallen(
-    command: list[str], folder: Path, run: str, kind: str, seconds: float, rng: random.Random
+    command: list[str], folder: Path, run: str, kind: str, step: float, rng: random.Random
 ) -> tuple[int, bool]:
-    """Start a run, cause the fault, see it end; returns the steps before it, and whether it took effect."""
-    process = start(command, folder, run)
+    """Start a run, cause the fault, see it end; returns the steps before it, and whether it was caused."""
     least = 2 * SAVE_EVERY + 1 if kind in OF_CHECKPOINTS else 1
-    while process.poll() is None and len(metrics(folder / run)) < least:
-        time.sleep(0.01)
-    time.sleep(rng.uniform(0, 0.9 * (1 - least / STEPS)) * seconds)
-    at = len(metrics(folder / run))
+    after, within = rng.randint(least, round(0.9 * STEPS)), step * rng.random()
+    process = start(command, folder, run)
+    while process.poll() is None and steps_done(folder / run) < after:
+        time.sleep(0.005)
+    time.sleep(within)
+    at = steps_done(folder / run)
     injected = process.poll() is None and FAULTS[kind](process, folder / run, rng)
     try:
         process.wait(PATIENCE)
     except subprocess.TimeoutExpired:  # it hangs: what comes next says whether it recovers
         kill_all(process, folder / run, rng)
         process.wait()
+    if kind == "disk read-only":
+        mend(folder / run)
     return at, injected
 
 
-def resumed(command: list[str], folder: Path, run: str) -> bool:
-    """Whether the same command with --resume ends well, some attempts given."""
-    for _ in range(ATTEMPTS):
+def resumed(command: list[str], folder: Path, run: str) -> tuple[bool, int]:
+    """Whether the same command with --resume ends well, some attempts given, and how many it took."""
+    for attempt in range(ATTEMPTS):
         if (folder / run / "summary.json").is_file():
-            return True
+            return True, attempt
         again = start([*command, "--resume"], folder, run)
         try:
             if again.wait(PATIENCE):
                 time.sleep(2)
         except subprocess.TimeoutExpired:
             kill_all(again, folder / run, random.Random(0))
-            return False
-    return (folder / run / "summary.json").is_file()
+            return False, attempt + 1
+    return (folder / run / "summary.json").is_file(), ATTEMPTS
 
 
 def compared(whole: Path, cut: Path) -> dict[str, bool]:
-    """Whether a run's losses or weights are other than the undisturbed run's, and whether bits agree."""
+    """Whether a run's samples, losses or weights are not the undisturbed run's, and whether bits agree."""
     from safetensors.numpy import load_file
 
     if not (cut / "student" / "model.safetensors").is_file():
         return {"wrong": True, "same_bits": False}
     ours, theirs = (load_file(run / "student" / "model.safetensors") for run in (cut, whole))
     losses = [[row["loss"] for row in metrics(run)] for run in (cut, whole)]
+    digests = [[row["rows_digest"] for row in metrics(run)] for run in (cut, whole)]
     apart = max((float(abs(ours[name] - theirs[name]).max()) for name in theirs), default=0.0)
     unlike = len(losses[0]) != len(losses[1]) or any(
         abs(a - b) > ROUNDING * max(1, abs(b)) for a, b in zip(*losses, strict=True)
     )
     return {
-        "wrong": ours.keys() != theirs.keys() or apart > ROUNDING or unlike,
+        "wrong": ours.keys() != theirs.keys() or apart > ROUNDING or unlike or digests[0] != digests[1],
         "same_bits": apart == 0 and losses[0] == losses[1],
     }
 
 
 # ----------------------------------------------------------------------------------- what it says
-def summarise(found: list[dict[str, str | int | bool]]) -> dict[str, float]:
+def summarise(found: list[dict[str, str | float | bool]]) -> dict[str, float]:
     """Sums over the runs that were disturbed."""
-    keys = ("injected", "recovered", "lost", "repeated", "wrong", "same_bits")
     befallen = [row for row in found if row["injected"]]
-    return {"runs": len(found), **{key: sum(int(row[key]) for row in befallen) for key in keys}}
+    return {"runs": len(found), **{key: sum(int(row[key]) for row in befallen) for key in FIGURES}}
 
 
-def show(found: list[dict[str, str | int | bool]], figures: dict[str, float]) -> None:
+def show(found: list[dict[str, str | float | bool]], figures: dict[str, float]) -> None:
     """Print sums for each fault, and over all."""
-    keys = ("injected", "recovered", "lost", "repeated", "wrong", "same_bits")
     rows = []
     for kind in FAULTS:
         sums = summarise([row for row in found if row["fault"] == kind])
-        rows.append((kind, *(f"{sums[key]:.0f}" for key in keys)))
-    rows.append(("all", *(f"{figures[key]:.0f}" for key in keys)))
+        rows.append((kind, *(f"{sums[key]:.0f}" for key in FIGURES)))
+    rows.append(("all", *(f"{figures[key]:.0f}" for key in FIGURES)))
     print_table(
         f"A distillation of {STEPS} steps on {PROCESSES} processes, disturbed",
-        ("fault", "injected", "recovered", "steps lost", "repeated", "wrong", "same bits"),
+        ("fault", "injected", "recovered", "resumes", "steps lost", "repeated", "wrong", "same bits"),
         rows,
-        f"Checkpoints every {SAVE_EVERY} steps. Wrong: weights or losses further than {ROUNDING:g} "
-        "from the undisturbed run's.",
+        f"Checkpoints every {SAVE_EVERY} steps. Wrong: other samples than the undisturbed run's, or "
+        f"weights or losses further than {ROUNDING:g} from its. Resumes: how often --resume was given.",
     )
 
 

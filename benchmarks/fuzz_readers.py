@@ -243,7 +243,7 @@ def _seal_checkpoint(path: Path) -> None:
 def _read_checkpoints(folder: Path) -> None:
     from distill.checkpoints import STATE, Checkpoints, read_state
 
-    found = Checkpoints(folder, 2)
+    found = Checkpoints(folder, 2, folder / "metrics.jsonl")
     if (step := found.newest()) < 0:
         raise ValueError(f"every checkpoint in {folder} is damaged")
     read_state(folder / f"step-{step:08d}" / STATE)

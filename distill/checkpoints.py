@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import xxhash
 from torch import Tensor
 
 from data_pipeline.untrusted import parse_json
-from data_pipeline.whole import CHECKSUMS, checksum, write_whole
+from data_pipeline.whole import CHECKSUMS, checksum, to_disk, write_whole
 from distill.encoders import replace_folder
 from distill.engine import Engine, rank, sum_over_ranks
 from distill.mirror import mirroring
@@ -31,13 +30,14 @@ ENGINE = "engine"  # where a state holds the optimizer's numbers
 class Checkpoints:
     """The checkpoints below a folder, `keep` of them. Every rank calls its methods together.
 
-    A checkpoint is copied to host memory at once and written by rank 0 while training goes on. Where a
-    bucket mirrors the run, it is sent there too.
+    A checkpoint is copied to host memory at once and written by rank 0 while training goes on; the lines of
+    `metrics` up to it are on the disk before.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int, metrics: Path):
         self.folder = folder
         self.keep = keep
+        self.metrics = metrics
         self._writing: Future[None] | None = None
         # It begins to run here: one that is started when memory has run out may not, and starting it hang.
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -88,9 +88,11 @@ class Checkpoints:
         try:
             shutil.rmtree(begun, ignore_errors=True)
             begun.mkdir(parents=True)
-            write_state(begun / STATE, content)
+            (begun / STATE).write_bytes(content)
             record = {STATE: xxhash.xxh3_128_hexdigest(content)}
             write_whole(begun / CHECKSUMS, json.dumps(record, indent=2) + "\n")
+            if self.metrics.exists():
+                to_disk(self.metrics)
             replace_folder(begun, target)
             steps = self._steps()
             for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
@@ -168,11 +170,3 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"the checkpoint {path} can't be read ({reason}); remove its folder and resume"
         ) from None
     return tensors, state
-
-
-def write_state(path: Path, content: bytes) -> None:
-    """Write a file to the disk itself."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

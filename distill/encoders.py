@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
+from data_pipeline.whole import to_disk
 from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.attention import Collector, Heads, collecting, install
 from distill.custom import Named, load, name_of
@@ -332,7 +333,10 @@ def save_model(
 
 
 def replace_folder(partial: Path, target: Path) -> None:
-    """Put a finished folder in the place of an older one."""
+    """Put a finished folder in the place of an older one, its files on the disk before their new name."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            to_disk(path)
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

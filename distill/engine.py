@@ -243,6 +243,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def from_rank_0(tensor: Tensor) -> Tensor:
+    """Rank 0's values of a tensor on every process, in place."""
+    if world_size() > 1:
+        torch.distributed.broadcast(tensor, 0)
+    return tensor
+
+
 def barrier() -> None:
     """Wait for every process."""
     if world_size() > 1:

@@ -41,7 +41,7 @@ from distill.search_section import search_section
 # in the order of a whole distillation
 STAGES = ("pretrain", "finetune", "general", "intermediate", "prediction")
 SPEEDS = {"lr", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_mb"}
-NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", *SPEEDS}
+NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", "rows_digest", *SPEEDS}
 
 
 ENERGY = " Energy is that of the first node's whole CPU packages and GPUs, other programs included."

@@ -65,7 +65,7 @@ def tracked(
         yield log
 
 
-NO_VALUE = ("stage", "split", "step")
+NO_VALUE = ("stage", "split", "step", "rows_digest")
 
 
 @contextmanager

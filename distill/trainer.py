@@ -30,6 +30,7 @@ from distill.accounting import (
     peak_memory_mb,
     profiled,
 )
+from distill.agreement import ROUNDING, digest, rows_apart, weights_apart
 from distill.checkpoints import Checkpoints
 from distill.encoders import Batch, Signal, StoredTeacher, Teacher
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
@@ -101,8 +102,10 @@ class Trainer:
         self.cost = self._step_cost()
         self.ceiling = self._ceiling()
         self.metrics = Metrics(self.folder)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints" / self.name, self.record.keep)
+        place = self.folder / "checkpoints" / self.name
+        self.checkpoints = Checkpoints(place, self.record.keep, self.metrics.path)
         self.best: dict[str, float] = {}
+        self.told_rounding = False
         self.watchdog = Watchdog(
             f"{self.name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}",
             rank(),
@@ -140,6 +143,7 @@ class Trainer:
                 # once in a while: metrics
                 if done % self.record.log_every == 0 or done == self.total or stop:
                     means = window.close(self.cost, self.ceiling)
+                    self._refuse_other_rows(done, window)
                     if not math.isfinite(means["loss"]):
                         self._refuse_non_finite(done, window)
                     progress.describe(self._log(done, means), means)
@@ -150,7 +154,9 @@ class Trainer:
                 saves = done % self.record.save_every == 0 or done == self.total or stop
                 if evaluates or saves:
                     self.watchdog.rest()
+                    self._refuse_other_rows(done, window)
                     self._refuse_non_finite(done, window)
+                    self._refuse_other_weights(done)
                 if evaluates:
                     progress.describe(*self._measure(done))
                     window = _Window()
@@ -166,20 +172,24 @@ class Trainer:
 
     # ------------------------------------------------------------------------- one step
     def train_step(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimizer step; returns the terms (this rank's share), and the global counts and votes."""
+        """One optimizer step; returns the terms (this rank's share), and what was summed over all ranks:
+        the counts, the votes to stop, the positions, and the digest of the rows.
+        """
         batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
         self.watchdog.move()
         own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
+        rows = torch.stack([digest(batch) for batch in batches]).sum(dim=0, keepdim=True)
         stop = asked() or self.checkpoints.failed  # which the end then tells
-        vote = own.new_full((1,), stop, dtype=torch.float)
-        counts = sum_over_ranks(torch.cat([own.sum(dim=0).float(), vote]))  # one all-reduce of five numbers
+        more = [own.new_full((1,), value) for value in (stop, step)]
+        counts = sum_over_ranks(torch.cat([own.sum(dim=0), *more, rows]))  # one all-reduce of seven numbers
+        divisors = counts.float()
         torch.manual_seed(hash((self.seed, step, rank())))  # dropout as a function of the step
 
         lr = self.stage.optimizer.lr * factor(self.stage.schedule, step, self.total)
         totals: dict[str, Tensor] = {}
         for batch in batches:
             self.watchdog.move()
-            terms = self.engine.forward(batch, self._signal(batch), counts)
+            terms = self.engine.forward(batch, self._signal(batch), divisors)
             self.engine.backward(terms["loss"])
             self.engine.step(lr)  # updates the weights after the last micro-batch
             for name, term in terms.items():
@@ -215,6 +225,27 @@ class Trainer:
         own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)
         return float(sum_over_ranks(own))
 
+    def _refuse_other_rows(self, done: int, window: _Window) -> None:
+        """Raise ValueError where the ranks did not take the steps of the window together."""
+        steps = range(done - window.steps, done)
+        if steps and (wrong := rows_apart(steps, self.stage.batch_size, *window.rows_and_positions())):
+            raise ValueError(f"{self.name}: {wrong}")
+
+    def _refuse_other_weights(self, done: int) -> None:
+        """Raise ValueError, on all ranks together, where one has other weights; rounding is told once."""
+        if world_size() == 1 or self.engine.zero == 3:  # where a weight is on one rank only
+            return
+        apart = {number: share for number, share in enumerate(weights_apart(self.engine.module)) if share}
+        named = ", ".join(f"rank {number} ({share:.2g} of their size)" for number, share in apart.items())
+        if not all(share <= ROUNDING for share in apart.values()):
+            raise ValueError(
+                f"{self.name}: at step {done} the weights differ from rank 0's on {named}: a processor or "
+                "memory fails there, or the gradients are not summed; continue with --resume elsewhere"
+            )
+        if apart and rank() == 0 and not self.told_rounding:
+            self.told_rounding = True
+            print(f"warning: {self.name}: the ranks round unlike: {named}", file=sys.stderr)
+
     def _refuse_non_finite(self, done: int, window: _Window) -> None:
         """Raise ValueError, on all ranks together, where a step of the window had no finite loss; its batch
         is saved.
@@ -235,7 +266,7 @@ class Trainer:
             "lower optimizer.lr and start anew, or mend the data"
         )
 
-    def _log(self, done: int, window: dict[str, float]) -> str:
+    def _log(self, done: int, window: dict[str, Any]) -> str:
         row = {"stage": self.name, "split": "train", **self._position(done), **window}
         row["peak_memory_mb"] = round(peak_memory_mb(self.engine.device), 1)
         row["lr"] = self.stage.optimizer.lr * factor(self.stage.schedule, done - 1, self.total)
@@ -297,12 +328,20 @@ class _Window:
         for name, term in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + term
 
-    def close(self, cost: Cost, ceiling: float) -> dict[str, float]:
-        """Means of the terms, speed, and the share of the ceiling that the model's FLOPs take."""
+    def rows_and_positions(self) -> tuple[float, float]:
+        """Rows of all ranks, and the sum of their positions."""
+        assert isinstance(self.counts, Tensor)
+        rows, *_, positions, _ = self.counts.tolist()
+        return rows, positions
+
+    def close(self, cost: Cost, ceiling: float) -> dict[str, Any]:
+        """Means of the terms, speed, the share of the ceiling that the model's FLOPs take, and a digest of
+        the rows, the same for any number of ranks.
+        """
         names = list(self.terms)
         sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
         assert isinstance(self.counts, Tensor)
-        sequences, tokens, pairs = self.counts.tolist()[:3]  # then masked tokens, and votes to stop
+        sequences, tokens, pairs, *_, rows = self.counts.tolist()  # as `Trainer.train_step` says
         seconds = time.perf_counter() - self.started
         rate = cost.flops(sequences, tokens, pairs) / seconds
         means = {_label(name): total / self.steps for name, total in zip(names, sums, strict=True)}
@@ -312,6 +351,7 @@ class _Window:
             "tokens_per_s": round(tokens / seconds, 1),
             "tflops_per_s": round(rate / 1e12, 4),
             "mfu": round(rate / ceiling, 4),
+            "rows_digest": f"{round(rows):x}",
         }
 
 
@@ -331,7 +371,8 @@ class _Votes:
         """
         before, arrived = self.sum, self.arrived
         if votes.is_cuda:
-            self.sum = torch.empty(votes.shape, pin_memory=True).copy_(votes, non_blocking=True)
+            host = torch.empty(votes.shape, dtype=votes.dtype, pin_memory=True)
+            self.sum = host.copy_(votes, non_blocking=True)
             self.arrived = torch.cuda.Event()
             self.arrived.record()
         else:

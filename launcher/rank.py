@@ -5,6 +5,7 @@ a process that tokenises is without torch.
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.metadata
 import json
 import os
@@ -117,7 +118,10 @@ def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:
 
     `more` goes to the job's function, such as `task`'s on_measure.
     """
+    gc.disable()  # what is imported stays: to search it for garbage again and again takes half a second
     function = load(JOBS[job].run)  # imports torch where the job needs it
+    gc.freeze()
+    gc.enable()
     if not first():
         return function(config, folder, **more)
     versions = json.dumps(describe_machine(), indent=2) + "\n"

@@ -116,14 +116,14 @@ def killed_at(stage: str, step: int) -> Iterator[None]:
 @contextmanager
 def killed_while_saving(step: int) -> Iterator[None]:
     """The process dies when a checkpoint is written but for its checksum."""
-    write = checkpoints.write_state
+    write = checkpoints.write_whole
 
-    def write_and_die(path: Path, content: bytes) -> None:
-        write(path, content)
+    def write_or_die(path: Path, text: str) -> None:
         if f"{step:08d}" in path.parent.name:
             raise Killed
+        write(path, text)
 
-    with patch.object(checkpoints, "write_state", write_and_die), pytest.raises(Killed):
+    with patch.object(checkpoints, "write_whole", write_or_die), pytest.raises(Killed):
         yield
 
 
