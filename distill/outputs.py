@@ -79,7 +79,7 @@ class Split:
     def begin(self, precisions: list[str]) -> None:
         """Make room for outputs of members that run in these precisions; asked of what is not whole.
 
-        What a killed run of these left stays; what is damaged or of another teacher, text or precision goes.
+        What a killed run of these left stays; what is damaged or of another teacher, text, precision goes.
         """
         self.identity["precision"] = precisions
         mark, made_of = self.folder / "made_of.json", json.dumps(self.identity)
