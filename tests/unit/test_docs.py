@@ -1,9 +1,9 @@
 """What documentation and recipes say can be typed: it parses, its dry run ends well; links lead somewhere.
 
 README, guides and docs/python.md are run too, on tiny models (tests/integration/test_guides.py and
-test_own_student.py, tests/unit/test_api.py), and what is typed for Slurm and Ray on real ones (tests/cluster).
-No test runs what asks for a cloud (`aws`, `ray up`, `kubectl`), the Hugging Face hub, another project's
-checkout (the benchmarks' --reference) or hours of training (results, originals): that is checked here alone.
+test_own_student.py, tests/unit/test_api.py), and what is typed for Slurm and Ray on real ones
+(tests/cluster). No test runs what asks for a cloud (`aws`, `ray up`, `kubectl`), the Hugging Face hub, another
+project's checkout (benchmarks' --reference) or hours of training (results, originals): here alone.
 """
 
 import re
@@ -45,7 +45,7 @@ TYPED = rf"(.* \| |source <\()?({COMMANDS})"
 
 
 def text_of(page: str) -> str:
-    """A page or a recipe's comments, with continued lines joined and what it sets in a shell in its place."""
+    """A page or a recipe's comments, continued lines joined, and what it sets in a shell in its place."""
     text = (ROOT / page).read_text(encoding="utf-8")
     if page in RECIPES:
         text = re.sub(r"^#", " ", "\n".join(re.findall("^#.*", text, re.M)), flags=re.M)
