@@ -35,7 +35,7 @@ def check_trackers(names: Sequence[str]) -> None:
         for package in _packages(name):
             if importlib.util.find_spec(package) is None:
                 why = "" if package == name else f", which {name} needs"
-                advice = f"pip install {package}, or leave {name} out"
+                advice = f"pip install -e '.[track]' in Distillery's folder, or leave {name} out"
                 raise ValueError(f"record.trackers: {package} is not installed{why}; {advice}")
 
 

@@ -59,16 +59,14 @@ def test_a_missing_package_is_refused_before_anything_is_written(
     data = [f"--task.train={tiny_task}/train.tsv", f"--task.dev={tiny_task}/dev.tsv"]
     words = ["finetune", "--run", str(tmp_path / "run"), "--model", tiny_model, *data]
     assert main([*words, f"--record.trackers=[{tracker}]"]) == 2
-    assert f"{tracker} is not installed; pip install {tracker}" in capsys.readouterr().err
+    assert f"{tracker} is not installed; pip install -e '.[track]' in" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_what_mlflows_database_needs_is_asked_for_and_of_a_server_nothing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "alembic" else object())
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(
-        ValueError, match="alembic is not installed, which mlflow needs; pip install alembic"
-    ):
+    with pytest.raises(ValueError, match="alembic is not installed, which mlflow needs; pip install"):
         check_trackers(["mlflow"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     check_trackers(["mlflow"])

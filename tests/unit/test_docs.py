@@ -2,8 +2,8 @@
 
 README, guides and docs/python.md are run too, on tiny models (tests/integration/test_guides.py and
 test_own_student.py, tests/unit/test_api.py), and what is typed for Slurm and Ray on real ones
-(tests/cluster). No test runs what asks for a cloud (`aws`, `ray up`, `kubectl`), the Hugging Face hub, another
-project's checkout (benchmarks' --reference) or hours of training (results, originals): here alone.
+(tests/cluster). No test runs what asks for a cloud (`aws`, `ray up`, `kubectl`), the hub, another
+project's checkout (--reference of benchmarks) or hours of training (results, originals).
 """
 
 import re
