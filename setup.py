@@ -53,7 +53,8 @@ setup(
         "gpu": ['triton>=3.5; platform_system == "Linux"'],
         # `export`, and `predict --runtime onnx`.
         "export": ["onnx>=1.19", "onnxruntime>=1.22", "onnxscript>=0.5"],
-        "track": ["mlflow-skinny", "tensorboard", "wandb"],
+        # mlflow-skinny without the first two logs to servers only, not to MLflow's default, mlflow.db.
+        "track": ["alembic", "sqlalchemy", "mlflow-skinny", "tensorboard", "wandb"],
         # Corpora and shards behind http(s), s3 and gs URLs.
         "urls": ["aiohttp", "requests", "s3fs", "gcsfs"],
         # `--on ray`; its default extra holds `ray job submit` and the dashboard.

@@ -261,7 +261,7 @@ def _make_outputs(folder: Path) -> None:
     (folder / "teacher").mkdir()
     (folder / "teacher" / "config.json").write_text("{}")
     split = _outputs(folder)
-    split.begin()
+    split.begin(["fp32"])
     for begin in (0, 4):
         split.write(begin, np.zeros((min(4, 6 - begin), 2), np.float32))
     split.finish()
@@ -271,7 +271,7 @@ def _read_outputs(folder: Path) -> None:
     split = _outputs(folder)
     split.check()
     split.read()
-    split.begin()
+    split.begin(["fp32"])
 
 
 def _seal_outputs(folder: Path) -> None:

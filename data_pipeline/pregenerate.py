@@ -80,7 +80,8 @@ def _check_packing(packing: PackingConfig) -> None:
             raise ValueError(f"packing.{name}: {value} is no probability; give 0 to 1")
     if packing.masking.unit == "chinese_word" and importlib.util.find_spec("jieba") is None:
         raise ValueError(
-            "packing.masking.unit: chinese_word needs the package jieba: pip install 'distillery[chinese]'"
+            "packing.masking.unit: chinese_word needs the package jieba: pip install -e '.[chinese]' in "
+            "Distillery's folder"
         )
 
 

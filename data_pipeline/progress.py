@@ -39,6 +39,7 @@ class Progress:
         self.name, self.total, self.start, self.done, self.unit = name, total, start, start, unit
         self.text = ""
         self.figures: Mapping[str, Any] = {}
+        self.said: tuple[int, str] | None = None
         self.started = self.last_line = time.monotonic()
         console = Console(stderr=True)
         mode = progress_mode() if show else "none"
@@ -67,7 +68,8 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
-        if self.print and kind is None and self.done > self.start:
+        last = (self.done, self.text)
+        if self.print and kind is None and self.done > self.start and last != self.said:
             self._say()
 
     def advance(self) -> None:
@@ -87,7 +89,7 @@ class Progress:
         self.bar.update(self.task, text=text)
 
     def _say(self) -> None:
-        self.last_line = time.monotonic()
+        self.last_line, self.said = time.monotonic(), (self.done, self.text)
         assert self.print
         print(self.print(), file=sys.stderr, flush=True)
 

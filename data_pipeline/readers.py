@@ -375,7 +375,8 @@ def _markup_parser():
         import mwparserfromhell
     except ImportError:
         raise ValueError(
-            "corpus: Wikipedia dumps need the package mwparserfromhell: pip install 'distillery[wikipedia]'"
+            "corpus: Wikipedia dumps need the package mwparserfromhell: pip install -e '.[wikipedia]' in "
+            "Distillery's folder"
         ) from None
     return mwparserfromhell
 

@@ -17,6 +17,6 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         return url_to_fs(url)
     except ImportError as error:
-        raise ValueError(f"{url}: {error}; pip install 'distillery[urls]'") from None
+        raise ValueError(f"{url}: {error}; pip install -e '.[urls]' in Distillery's folder") from None
     except ValueError as error:
         raise ValueError(f"{url} can't be opened: {error}") from None

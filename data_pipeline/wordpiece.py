@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_pipeline.corpus import check_corpus, read_documents
-from data_pipeline.settings import VocabularyConfig
+from data_pipeline.settings import VocabularyConfig, progress_mode
 from data_pipeline.words import CLS, MASK, PAD, SEPARATOR, SPECIAL, UNKNOWN
 
 LONGEST = 512  # tokens of a sequence
@@ -50,7 +51,10 @@ def train(config: VocabularyConfig) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=config.size, min_frequency=config.least, special_tokens=SPECIAL
+        vocab_size=config.size,
+        min_frequency=config.least,
+        special_tokens=SPECIAL,
+        show_progress=sys.stderr.isatty() and progress_mode() == "auto",
     )
     tokenizer.train_from_iterator(read_documents(config.corpus), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -157,14 +157,18 @@ class Teacher:
         self.collector = listen(model)
         fuse_layer_norms(model)
         small = config.precision == "auto" and isinstance(model, WordModelForSequenceClassification)
-        self.products = torch.float32 if small else precision_of(config.precision, device, kept)
-        dtype = self.products
+        dtype = self.products = torch.float32 if small else precision_of(config.precision, device, kept)
         if dtype == torch.int8:
             check_int8(device)
             quantise(model.base_model)
             dtype = torch.float32  # beside the products
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
         self.model.train(config.dropout)
+
+    @property
+    def precision(self) -> str:
+        """That of its products, by the setting's name."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.products)
 
     @torch.no_grad()
     def signal(self, batch: Batch, hidden: Iterable[int] = (), attention: Iterable[int] = ()) -> Signal:
@@ -188,10 +192,13 @@ class StoredTeacher:
         return replace(signal, logits=batch.teacher)
 
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+
+
 def precision_of(precision: str, device: torch.device, kept: bool = False) -> torch.dtype:
     """The dtype of a frozen model's matrix products; `auto` is the fastest, for `kept` without int8."""
     if precision != "auto":
-        return {"bf16": torch.bfloat16, "int8": torch.int8}.get(precision, torch.float32)
+        return PRECISIONS[precision]
     if has_bf16_units(device):
         return torch.bfloat16
     return torch.int8 if has_int8(device) and not kept else torch.float32

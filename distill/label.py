@@ -50,16 +50,16 @@ def write_outputs(
     rows_per_file: int = 8192,
 ) -> None:
     """Write the logits of every split that is not whole yet, from where a killed run stopped."""
-    members: list[Teacher] = []
-    for name, split in splits(outputs, task, teacher).items():
+    left = {name: split for name, split in splits(outputs, task, teacher).items() if not split.is_whole()}
+    barrier()  # every rank has looked before one writes
+    if not left:
+        return
+    configs = [TeacherConfig(path, precision=teacher.precision) for path in teacher.members]
+    members = [Teacher(member, device, kept=True) for member in configs]
+    for name, split in left.items():
         if rank() == 0:
-            split.begin()
+            split.begin([member.precision for member in members])
         barrier()
-        if split.is_whole():
-            continue
-        if not members:
-            configs = [TeacherConfig(path, precision=teacher.precision) for path in teacher.members]
-            members = [Teacher(member, device, kept=True) for member in configs]
         data = [_encoded(path, task, name) for path in teacher.members]
         begins = list(range(0, split.rows, rows_per_file))
         missing = [begin for begin in begins if not split.part(begin).is_file()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PretrainedConfig
 
 from data_pipeline.model_folder import model_folder
+from distill.custom import Named, load, name_of
 from distill.recorded_run import read_run
 from distill.settings import ExportConfig
 from distill.table import percent
@@ -35,7 +36,7 @@ def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[st
     said = [f"# {name}", _what(model, teacher), _labels(model)]
     if rows:
         said += [_figures(rows, Path(_task_name(config)).name), _how_measured(config, rows, run)]
-    said += [_in_transformers(model), IN_ONNXRUNTIME]
+    said += [_in_transformers(model, config.classes), IN_ONNXRUNTIME]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
@@ -138,20 +139,25 @@ def _without_places(command: str) -> str:
     return re.sub(r"(?<![\w.:/])(?:/[^/\s,'\"\]}]+)+", lambda path: _shown(path[0]), command)
 
 
-def _in_transformers(model: PretrainedConfig) -> str:
-    words = "import distill.word_students  # of Distillery: it makes the kind known\n"
-    known = {
-        "distillery_words": words,
-        "nezha": "import distill.nezha  # of Distillery: it makes the kind known\n",
-    }
+def _in_transformers(model: PretrainedConfig, classes: Sequence[Named]) -> str:
+    """How transformers loads it: by its Auto class, or by a class of the user's own."""
+    known = {"distillery_words": "word_students", "nezha": "nezha"}.get(model.model_type)
+    first = f"import distill.{known}  # of Distillery: it makes the kind known\n" if known else ""
+    cls, names, segments = "AutoModelForSequenceClassification", "AutoModelForSequenceClassification, ", ""
+    for each in classes:
+        if load("classes", each).config_class.model_type == model.model_type:
+            module, _, cls = name_of(each).rpartition(".")
+            first, names = f"from {module} import {cls}  # the module where the class is defined\n", ""
+            if getattr(model, "type_vocab_size", 0) <= 1:
+                segments = ", return_token_type_ids=False"
     return f"""## With transformers
 
 ```python
-{known.get(model.model_type, "")}from transformers import AutoModelForSequenceClassification, AutoTokenizer
+{first}from transformers import {names}AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("DIR")
-model = AutoModelForSequenceClassification.from_pretrained("DIR").eval()
-logits = model(**tokenizer(["a text"], return_tensors="pt")).logits
+model = {cls}.from_pretrained("DIR").eval()
+logits = model(**tokenizer(["a text"], return_tensors="pt"{segments})).logits
 ```"""
 
 

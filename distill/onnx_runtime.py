@@ -20,7 +20,9 @@ def refuse_missing(*packages: str) -> None:
     """Refuse to go on without these packages. Raises ValueError that says how to get them."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} not installed: pip install 'distillery[export]'")
+        raise ValueError(
+            f"{' and '.join(missing)} not installed: pip install -e '.[export]' in Distillery's folder"
+        )
 
 
 def open_session(file: Path, threads: int) -> Any:

@@ -4,7 +4,8 @@ FOLDER/SPLIT/logits-000000.safetensors   float32 (rows, outputs), in the order o
 FOLDER/SPLIT/manifest.json               what they are of: written last, so that a folder is whole
 
 The manifest holds fingerprints of the texts (with the length they are cut to) and of the teacher
-(weights, configuration, tokenizer of every member). Outputs of another text or teacher are refused.
+(weights, configuration, tokenizer of every member), and the precision that each member ran in. Outputs of
+another text or teacher are refused, and of another precision where the teacher's is given.
 """
 
 from __future__ import annotations
@@ -68,25 +69,34 @@ class Split:
             "teacher": teacher_fingerprint(teacher),
             "rows": self.rows,
         }
+        self.asked = teacher.precision
+        self.members = len(teacher.members)
 
     def part(self, begin: int) -> Path:
         """The file of the rows from `begin` on."""
         return self.folder / f"logits-{begin:08d}.safetensors"
 
-    def begin(self) -> None:
-        """Make room; what another teacher or text left behind goes, what this one left stays."""
-        mark = self.folder / "made_of.json"
-        if not mark.is_file() or mark.read_text(encoding="utf-8", errors="replace") != json.dumps(
-            self.identity
-        ):
+    def begin(self, precisions: list[str]) -> None:
+        """Make room for outputs of members that run in these precisions; asked of what is not whole.
+
+        What a killed run of these left stays; what is damaged or of another teacher, text, precision goes.
+        """
+        self.identity["precision"] = precisions
+        mark, made_of = self.folder / "made_of.json", json.dumps(self.identity)
+        left = mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == made_of
+        if not left or (self.folder / MANIFEST).exists():
             for old in self.folder.glob("*"):
                 old.unlink()
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(mark, json.dumps(self.identity))
+            write_whole(mark, made_of)
 
     def is_whole(self) -> bool:
-        """Whether nothing is left to do; `begin` has seen to it that it is of this text and teacher."""
-        return (self.folder / MANIFEST).is_file()
+        """Whether nothing is left to do."""
+        try:
+            self.check()
+        except ValueError:
+            return False
+        return True
 
     def write(self, begin: int, logits: np.ndarray) -> None:
         """Write one file, beside and renamed."""
@@ -101,7 +111,7 @@ class Split:
         write_whole(self.folder / MANIFEST, json.dumps({**self.identity, "files": files}, indent=2) + "\n")
 
     def check(self) -> None:
-        """Refuse outputs that are missing, unfinished, damaged, or of another text or teacher."""
+        """Refuse outputs that are missing, unfinished, damaged or of another text, teacher or precision."""
         path = self.folder / MANIFEST
         again = "run `distillery label` with this task and teacher"
         if not path.is_file():
@@ -115,6 +125,12 @@ class Split:
         for key, what in kinds.items():
             if manifest.get(key) != self.identity[key]:
                 raise ValueError(f"teacher.outputs: {self.folder} was made with another {what}; {again}")
+        made = manifest.get("precision")
+        if self.asked != "auto" and made != [self.asked] * self.members:
+            raise ValueError(
+                f"teacher.outputs: {self.folder} was made in {json.dumps(made)}, and teacher.precision is "
+                f"{self.asked}; {again}"
+            )
         for name, said in files.items():
             if (
                 Path(name).name != name

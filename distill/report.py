@@ -44,7 +44,18 @@ SPEEDS = {"lr", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_
 NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", "rows_digest", *SPEEDS}
 
 
-ENERGY = " Energy is that of the first node's whole CPU packages and GPUs, other programs included."
+COSTS = {
+    ("speed", "mfu"): "Sequences/s and MFU are medians over the logged training steps.",
+    (
+        "mfu",
+    ): "MFU (model FLOPs utilisation) is the share that teacher and student take of the matrix products "
+    "per second that the machine reached when the stage began.",
+    ("memory",): "Peak MB is the GPU's memory, without one the first process's.",
+    (
+        "cpu_wh",
+        "gpu_wh",
+    ): "Energy is that of the first node's whole CPU packages and GPUs, other programs included.",
+}
 
 
 @dataclass
@@ -376,14 +387,10 @@ def _cost(folders: Folders) -> str:
         Column("memory", "Peak MB", count),
     ]
     rows = [_cost_row(name, run) for name, run in folders]
-    told = any(row.get(key) is not None for row in rows for key in ("cpu_wh", "gpu_wh"))
+    shown = {key for row in rows for key, value in row.items() if value is not None}
+    said = " ".join(text for keys, text in COSTS.items() if shown.intersection(keys))
+    note = f'<p class="note">{said}</p>' if said else ""
     table = html_table(columns, rows)
-    note = (
-        '<p class="note">Sequences/s and MFU are medians over the logged training steps. MFU (model FLOPs '
-        "utilisation) is the share that teacher and student take of the matrix products per second that "
-        "the machine reached when the stage began. Peak MB is the GPU's memory, without one the first "
-        f"process's.{ENERGY if told else ''}</p>"
-    )
     return f"<section><h2>Runs and their cost</h2>{table}{note}</section>"
 
 

@@ -2,7 +2,8 @@
 
     tensorboard   RUN/tensorboard/STAGE, one folder of events for each stage
     wandb         a run of the project distillery, or $WANDB_PROJECT
-    mlflow        a run of the experiment distillery, or $MLFLOW_EXPERIMENT_NAME, at $MLFLOW_TRACKING_URI
+    mlflow        a run of the experiment distillery, or $MLFLOW_EXPERIMENT_NAME, at $MLFLOW_TRACKING_URI,
+                  else in MLflow's own place, mlflow.db in the current folder
 
 Rank 0 alone logs. A resumed run continues the tracker's run, whose name RUN/trackers.json keeps.
 """
@@ -14,8 +15,9 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,17 @@ Log = Callable[[int, Values], None]  # of a step
 def check_trackers(names: Sequence[str]) -> None:
     """Refuse a tracker whose package is not installed. Raises ValueError."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(
-                f"record.trackers: {name} is not installed; pip install {name}, or leave it out"
-            )
+        for package in _packages(name):
+            if importlib.util.find_spec(package) is None:
+                why = "" if package == name else f", which {name} needs"
+                advice = f"pip install -e '.[track]' in Distillery's folder, or leave {name} out"
+                raise ValueError(f"record.trackers: {package} is not installed{why}; {advice}")
+
+
+def _packages(name: str) -> list[str]:
+    """What a tracker imports. mlflow-skinny lacks what MLflow's database needs, and a server does not."""
+    store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:"
+    return [name, "sqlalchemy", "alembic"] if name == "mlflow" and store.startswith("sqlite:") else [name]
 
 
 @contextmanager
@@ -45,24 +54,40 @@ def tracked(
     Raises ValueError where a tracker can't begin. One that fails later is told once and left: a server
     that has gone ends no training.
     """
-    with ExitStack() as stack:
-        open_ones: dict[str, Log] = {}
-        for name in names:
+    contexts: dict[str, AbstractContextManager[Log]] = {}
+    open_ones: dict[str, Log] = {}
+
+    def log(row: dict[str, Any]) -> None:
+        values = {f"{row['split']}/{key}": value for key, value in row.items() if key not in NO_VALUE}
+        for name in list(open_ones):
             try:
-                open_ones[name] = stack.enter_context(TRACKERS[name](folder, stage, start))
+                open_ones[name](row["step"], values)
+            except Exception as error:
+                print(f"warning: {name} gets no more metrics: {error}", file=sys.stderr)
+                del open_ones[name]
+
+    try:
+        for name in names:
+            context = TRACKERS[name](folder, stage, start)
+            try:
+                open_ones[name] = context.__enter__()
             except Exception as error:  # of three libraries and their networks
                 raise ValueError(f"record.trackers: {name} can't begin: {error}") from error
-
-        def log(row: dict[str, Any]) -> None:
-            values = {f"{row['split']}/{key}": value for key, value in row.items() if key not in NO_VALUE}
-            for name in list(open_ones):
-                try:
-                    open_ones[name](row["step"], values)
-                except Exception as error:
-                    print(f"warning: {name} gets no more metrics: {error}", file=sys.stderr)
-                    del open_ones[name]
-
+            contexts[name] = context
         yield log
+    except BaseException as error:
+        _close(contexts, error)
+        raise
+    _close(contexts, None)
+
+
+def _close(contexts: dict[str, AbstractContextManager[Log]], ending: BaseException | None) -> None:
+    """End the trackers' runs, by the error that ended ours if one did; what fails there is told."""
+    for name, context in contexts.items():
+        try:
+            context.__exit__(type(ending) if ending else None, ending, None)
+        except Exception as error:
+            print(f"warning: {name} was not told the end: {error}", file=sys.stderr)
 
 
 NO_VALUE = ("stage", "split", "step", "rows_digest")
@@ -102,13 +127,16 @@ def _wandb(folder: Path, stage: str, start: int) -> Iterator[Log]:
         yield lambda step, values: run.log(
             {f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in values.items()}}
         )
-    finally:
-        run.finish()
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
 
 
 @contextmanager
 def _mlflow(folder: Path, stage: str, start: int) -> Iterator[Log]:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
 
     client = MlflowClient()
 
@@ -117,17 +145,20 @@ def _mlflow(folder: Path, stage: str, start: int) -> Iterator[Log]:
         found = client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else client.create_experiment(name)
         run = client.create_run(experiment, run_name=folder.resolve().name).info.run_id
-        for key, value in _flat(_settings(folder)):
-            client.log_param(run, key, str(value)[:500])
+        settings = [Param(key, str(value)[:500]) for key, value in _flat(_settings(folder))]
+        for begin in range(0, len(settings), 100):  # as many as MLflow takes at once
+            client.log_batch(run, params=settings[begin : begin + 100])
         return run
 
     run = _kept(folder, "mlflow", create)
     client.update_run(run, status="RUNNING")
 
     def log(step: int, values: Values) -> None:
-        for name, value in values.items():
-            # A store of files has a folder for what stands before a slash: loss can't be one.
-            client.log_metric(run, f"{stage}/{name.replace('loss/', 'loss.')}", value, step=step)
+        now = time.time_ns() // 1_000_000
+        # A store of files has a folder for what stands before a slash: loss can't be one.
+        names = {name: f"{stage}/{name.replace('loss/', 'loss.')}" for name in values}
+        metrics = [Metric(names[name], value, now, step) for name, value in values.items()]
+        client.log_batch(run, metrics=metrics)
 
     try:
         yield log

@@ -6,6 +6,7 @@ Settings are parsed once, here; the run folder keeps them, and every process sta
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in jobs.JOBS:
         return refuse(f"{name} is no job; the jobs are {', '.join(jobs.JOBS)}")
     try:
-        return run(name, rest)
+        code = run(name, rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print(f"distillery {name}: interrupted", file=sys.stderr)
         return INTERRUPTED

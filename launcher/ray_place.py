@@ -120,7 +120,7 @@ def submission(launch: Launch, folder: str, name: str) -> list[str]:
 def start(job: str, launch: Launch, processes: int) -> int:
     """Run or submit the driver; returns the exit code. Raises ValueError where Ray refuses it."""
     if importlib.util.find_spec("ray") is None:
-        raise ValueError("--on ray needs Ray: pip install 'distillery[ray]'")
+        raise ValueError("--on ray needs Ray: pip install -e '.[ray]' in Distillery's folder")
     folder = Path(launch.run)
     text = json.dumps(asdict(plan(job, launch, processes)), indent=2) + "\n"
     if not submits(launch):
@@ -171,7 +171,7 @@ def _ask(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
     except FileNotFoundError:
-        raise ValueError("--on ray needs Ray: pip install 'distillery[ray]'") from None
+        raise ValueError("--on ray needs Ray: pip install -e '.[ray]' in Distillery's folder") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise ValueError(f"ray {command[1]} {command[2]}: {said[-1] if said else done.returncode}")

@@ -25,7 +25,7 @@ def check(config: TuneConfig) -> None:
     """Refuse a search that can't work."""
     for package in ("ray", "optuna") if config.search == "optuna" else ("ray",):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"tune needs {package}: pip install 'distillery[tune]'")
+            raise ValueError(f"tune needs {package}: pip install -e '.[tune]' in Distillery's folder")
     check_workers(config.workers)
     check_scheduler(config.scheduler)
     for name, value in vars(config.budget).items():

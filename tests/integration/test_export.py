@@ -332,7 +332,7 @@ def test_what_is_missing_is_named(monkeypatch, capsys, tiny_model, run_folder, t
     command = ["export", "--run", str(tmp_path / "run"), "--model"]
     monkeypatch.setattr(onnx_runtime.importlib.util, "find_spec", lambda name: None)
     assert cli.main([*command, str(model)]) == 2
-    assert "pip install 'distillery[export]'" in capsys.readouterr().err
+    assert "pip install -e '.[export]' in Distillery's folder" in capsys.readouterr().err
     monkeypatch.undo()
     assert cli.main([*command, tiny_model]) == 2
     assert "no classification head" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from distill.encoders import Batch, Signal
 from distill.objective import Objective, count
 from distill.settings import (
     EvaluateConfig,
+    ExportConfig,
     GeneralConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -214,6 +215,30 @@ def test_an_exported_file_answers_without_the_class_and_torch_does_not(tmp_path,
     check("predict", PredictConfig(str(tmp_path), runtime="onnx"), 1)
     with pytest.raises(ValueError, match="is of type my_conv, without num_hidden_layers"):
         check("predict", PredictConfig(str(tmp_path)), 1)
+
+
+def test_the_card_of_an_exported_class_says_how_to_load_it(folder, teacher, tmp_path):
+    from my_student import ConvConfig, ConvStudent
+
+    names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ConvStudent(ConvConfig(len(tiny_tokens()), width=16, **names)).save_pretrained(tmp_path / "student")
+    copy_tokenizer(teacher, tmp_path / "student")
+    given = ExportConfig(str(tmp_path / "student"), classes=["my_student.ConvStudent"])
+    run_here("export", given, tmp_path / "run")
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    snippets = re.findall(
+        r"```python\n(.*?)```", card.replace("DIR", str(tmp_path / "run" / "model")), re.S
+    )
+    assert len(snippets) == 2
+    said = []
+    for snippet in snippets:  # each where nobody has registered the class
+        words = [sys.executable, "-c", snippet + "print(logits.tolist())"]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(torch.tensor(json.loads(done.stdout)))
+    torch.testing.assert_close(said[0], said[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

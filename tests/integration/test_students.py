@@ -71,7 +71,7 @@ def teacher(tmp_path_factory, tiny_tokenizer) -> str:
 def labelled(tmp_path_factory, task, teacher) -> Path:
     """The run folder of a label job, and its summary inside."""
     folder = tmp_path_factory.mktemp("label") / "run"
-    run_here("label", LabelConfig(TeacherConfig(teacher), task, rows_per_file=64), folder)
+    run_here("label", LabelConfig(TeacherConfig(teacher, "fp32"), task, rows_per_file=64), folder)
     return folder
 
 
@@ -107,14 +107,14 @@ def test_a_killed_labelling_goes_on_where_it_stopped(labelled, tmp_path, task, t
         (train / name).unlink()
     before = {path.name: path.stat().st_mtime_ns for path in train.glob("*.safetensors")}
     (folder / "summary.json").unlink()
-    config = LabelConfig(TeacherConfig(teacher), task, rows_per_file=64)
+    config = LabelConfig(TeacherConfig(teacher, "fp32"), task, rows_per_file=64)
     execute("label", config, folder)
     assert {name: (train / name).stat().st_mtime_ns for name in before} == before
     np.testing.assert_array_equal(stored(folder), stored(labelled))
 
 
 def test_a_labelling_stops_between_files_where_it_is_asked_to(labelled, tmp_path, task, teacher):
-    config, folder = LabelConfig(TeacherConfig(teacher), task, rows_per_file=64), tmp_path / "run"
+    config, folder = LabelConfig(TeacherConfig(teacher, "fp32"), task, rows_per_file=64), tmp_path / "run"
     with patch("distill.label.asked", side_effect=[False, True]), pytest.raises(Stopped, match="as asked"):
         run_here("label", config, folder)
     written = [path.name for path in (folder / "outputs" / "train").glob("*.safetensors")]
@@ -123,9 +123,30 @@ def test_a_labelling_stops_between_files_where_it_is_asked_to(labelled, tmp_path
     np.testing.assert_array_equal(stored(folder), stored(labelled))
 
 
+@pytest.mark.parametrize("change", ["precision", "damage", "none"])
+def test_a_labelling_keeps_what_is_whole_and_of_its_precision(labelled, tmp_path, task, teacher, change):
+    folder = tmp_path / "run"
+    shutil.copytree(labelled, folder)
+    (folder / "summary.json").unlink()
+    train = folder / "outputs" / "train"
+    file = train / "logits-00000064.safetensors"
+    if change == "damage":
+        file.write_bytes(file.read_bytes()[:-4] + b"oops")
+    before = file.stat().st_mtime_ns
+    precision = "bf16" if change == "precision" else "auto"
+    execute("label", LabelConfig(TeacherConfig(teacher, precision), task, rows_per_file=64), folder)
+    assert (file.stat().st_mtime_ns == before) == (change == "none")
+    if change == "precision":
+        assert json.loads((train / "manifest.json").read_text())["precision"] == ["bf16"]
+        assert np.abs(stored(folder) - stored(labelled)).max() > 0
+    else:
+        np.testing.assert_allclose(stored(folder), stored(labelled), atol=0.1 if change == "damage" else 0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("precision", r'was made in \["fp32"\], and teacher.precision is int8'),
         ("length", "was made with another text or max_length"),
         ("teacher", "was made with another teacher"),
         ("data", "was made with another text or max_length"),
@@ -153,7 +174,7 @@ def test_stale_outputs_are_refused(labelled, tmp_path, task, teacher, change, me
     if change == "unfinished":
         (outputs / "dev" / "manifest.json").unlink()
     config = TaskDistillConfig(
-        TeacherConfig(teacher, outputs=str(outputs)),
+        TeacherConfig(teacher, "int8" if change == "precision" else "auto", outputs=str(outputs)),
         task,
         StudentConfig(kind="bilstm"),
         prediction=stage(1),

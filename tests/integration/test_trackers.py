@@ -59,8 +59,17 @@ def test_a_missing_package_is_refused_before_anything_is_written(
     data = [f"--task.train={tiny_task}/train.tsv", f"--task.dev={tiny_task}/dev.tsv"]
     words = ["finetune", "--run", str(tmp_path / "run"), "--model", tiny_model, *data]
     assert main([*words, f"--record.trackers=[{tracker}]"]) == 2
-    assert f"{tracker} is not installed; pip install {tracker}" in capsys.readouterr().err
+    assert f"{tracker} is not installed; pip install -e '.[track]' in" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_mlflows_database_needs_is_asked_for_and_of_a_server_nothing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "alembic" else object())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match="alembic is not installed, which mlflow needs; pip install"):
+        check_trackers(["mlflow"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    check_trackers(["mlflow"])
 
 
 def test_nothing_is_tracked_by_default():
@@ -86,18 +95,27 @@ def test_tensorboard_forgets_what_came_after_the_checkpoint(tmp_path):
     assert events(tmp_path / "tensorboard" / "task") == {("train/loss", 1): 1.0, ("train/loss", 2): 7.0}
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> str:
+    """The address of a database, MLflow's default; making one takes seconds."""
+    pytest.importorskip("mlflow")
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
 @pytest.fixture
-def mlflow_client(tmp_path, monkeypatch):
-    """A store of MLflow's in files."""
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+def mlflow_client(store, tmp_path, monkeypatch):
+    """What reads that store; each test has an experiment of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
+    import mlflow
+
     return mlflow.MlflowClient()
 
 
 def test_mlflow_gets_what_the_run_folder_gets(tmp_path, tiny_model, tiny_task, mlflow_client):
+    check_trackers(["mlflow"])
     train(tmp_path / "run", "mlflow", tiny_model, tiny_task)
-    experiment = mlflow_client.get_experiment_by_name("distillery")
+    experiment = mlflow_client.get_experiment_by_name(tmp_path.name)
     (run,) = mlflow_client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "run"
@@ -148,6 +166,22 @@ def test_a_tracker_that_cannot_begin_is_one_line(tmp_path, mlflow_client, monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
     with pytest.raises(ValueError, match="mlflow can't begin"), tracked(["mlflow"], tmp_path, "task", 0):
         pass
+
+
+def test_one_that_is_gone_at_the_end_ends_no_training(tmp_path, mlflow_client, monkeypatch, capsys):
+    with tracked(["mlflow", "tensorboard"], tmp_path, "task", 0) as log:
+        log(ROWS[0])
+        monkeypatch.setattr(type(mlflow_client), "set_terminated", gone)
+        monkeypatch.setattr(type(mlflow_client), "log_batch", gone)
+        log(ROWS[1])
+    said = capsys.readouterr().err
+    assert "warning: mlflow gets no more metrics: no route" in said
+    assert "warning: mlflow was not told the end: no route" in said
+    assert events(tmp_path / "tensorboard" / "task") == {("train/loss", 1): 1.0, ("train/loss", 2): 0.5}
+
+
+def gone(*_: object, **__: object) -> None:
+    raise ConnectionError("no route")
 
 
 def test_one_that_fails_later_ends_no_training(tmp_path, capsys):

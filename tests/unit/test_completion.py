@@ -48,3 +48,12 @@ def test_jobs_settings_and_values_are_completed(complete):
 def test_other_shells_are_refused(capsys, words):
     assert cli.main(["completion", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    bash = shutil.which("bash")
+    assert bash
+    script = '"$0" -m launcher.cli completion bash | head -n 1; echo "${PIPESTATUS[0]}"'
+    done = subprocess.run([bash, "-c", script, sys.executable], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "141"  # as of a program that SIGPIPE has ended
+    assert done.stderr == ""

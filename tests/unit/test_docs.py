@@ -1,33 +1,62 @@
-"""What the documentation says can be typed: commands parse, make's targets and linked files exist."""
+"""What documentation and recipes say can be typed: it parses, its dry run ends well; links lead somewhere.
+
+README, guides and docs/python.md are run too, on tiny models (tests/integration/test_guides.py and
+test_own_student.py, tests/unit/test_api.py), and what is typed for Slurm and Ray on real ones
+(tests/cluster). No test runs what asks for a cloud (`aws`, `ray up`, `kubectl`), the hub, another
+project's checkout (--reference of benchmarks) or hours of training (results, originals).
+"""
 
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from launcher import reference
+from launcher.cli import main
 from launcher.jobs import JOBS
-from launcher.settings import parse, parser
+from launcher.settings import job_of, parse, parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("recipes/*.yaml"))
 NAMES = {"JOB", "RECIPE.yaml"}  # stand for any
+# Named by themselves: Slurm's options, and those of the originals. Benchmarks' are theirs.
+OTHERS = {"--array", "--mem", "--container-image"}
+OTHERS |= {
+    "--lr_schedule",
+    "--warmup_steps",
+    "--epochs_per_cycle",
+    "--no_cuda",
+    "--no_augment",
+    "--task_name",
+}
+OTHERS |= {
+    option
+    for file in ROOT.glob("benchmarks/*.py")
+    for option in re.findall(r'"(--[a-z-]+)"', file.read_text(encoding="utf-8"))
+}
+COMMANDS = r"(\.venv/bin/)?distillery|make|sbatch|python -m benchmarks\.\w+|recipes/\w+\.yaml|--\w"
+TYPED = rf"(.* \| |source <\()?({COMMANDS})"
 
 
 def text_of(page: str) -> str:
-    """A page with continued lines joined, and what it sets in a shell put in its place."""
-    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    """A page or a recipe's comments, continued lines joined, and what it sets in a shell in its place."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page in RECIPES:
+        text = re.sub(r"^#", " ", "\n".join(re.findall("^#.*", text, re.M)), flags=re.M)
+    text = re.sub(r" +\\\n", " ", text)
     for name, value in re.findall(r"^ +(\w+)=\((.+)\)$", text, re.M):
         text = text.replace(f'"${{{name}[@]}}"', value)
     return text
 
 
 def commands(page: str) -> Iterator[list[str]]:
-    """The words of every command in code, indented, fenced or inline."""
+    """The words of every command in code, indented, fenced or inline; of settings alone too."""
     text = text_of(page)
     blocks = re.findall(r"^(?:    |> ?\$ ?|\$ )(.+)$", text, re.M)
     fenced = [
@@ -35,9 +64,10 @@ def commands(page: str) -> Iterator[list[str]]:
     ]
     inline = re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", re.sub(r"```.*?```", "", text, flags=re.S))
     for line in [*blocks, *fenced, *inline]:
-        if re.match(r"(\.venv/bin/)?(distillery|make|python -m benchmarks\.\w+)( |$)", line.strip()):
-            words = shlex.split(line, comments=True)
-            yield [Path(words[0]).name, *words[1:]]
+        if found := re.match(rf"{TYPED}[^ ]*( |$)", line.strip()):
+            said = line.strip()[found.end(1) if found[1] else 0 :].removesuffix(")" if found[1] else "")
+            words = shlex.split(re.sub(r"[{][a-z, ]+[}]", "", said), comments=True)
+            yield [Path(words[0]).name if "distillery" in words[0] else words[0], *words[1:]]
 
 
 def check(words: list[str]) -> None:
@@ -48,8 +78,20 @@ def check(words: list[str]) -> None:
         )
         assert set(words[1:]) <= {name for line in targets for name in line.split()}
     elif words[0] == "python":
-        assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file()
+        source = (ROOT / (words[2].replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        options = [word.strip("[]") for word in words[3:] if word.strip("[").startswith("--")]
+        assert [option for option in options if f'"{option}"' not in source] == []
+    elif words[0] == "sbatch":
+        at = next(i for i, word in enumerate(words) if word.endswith(".sbatch"))
+        assert (ROOT / words[at]).is_file()
+        check(["distillery", *words[at + 1 :]])
+    elif words[0].startswith("--"):
+        _check_settings(words)
+    elif words[0].startswith("recipes/"):
+        check(["distillery", job_of(words[0]), "--config", *words])
     elif len(words) > 1 and words[1] not in NAMES and words[1:] != ["--help"]:
+        if words[1].endswith(".yaml"):
+            words = [words[0], job_of(words[1]), "--config", *words[1:]]
         assert words[1] in JOBS
         _check_job(words[1], words[2:])
 
@@ -58,14 +100,32 @@ def _check_job(job: str, options: list[str]) -> None:
     if not options or options == ["--help"]:
         return
     by_a_run = "--resume" in options or any(re.fullmatch(r"runs/.+\.yaml", word) for word in options)
-    if "..." not in options and not by_a_run:  # else a run folder has the settings
+    if "..." in options or by_a_run:  # a run folder has the settings
+        assert _unknown(options, job) == []
+    elif JOBS[job].folder and f"--{JOBS[job].instead.partition('=')[0]}" not in options:
+        assert main([job, *options, "--dry-run"]) == 0
+    else:
         parse(job, options)
+
+
+def _check_settings(options: list[str]) -> None:
+    """Settings without a command are those of one job at least, or another program's."""
+    if options[0].partition("=")[0] in OTHERS:
         return
-    known = parser(job)._option_string_actions
-    assert [word for word in options if word.startswith("--") and word.partition("=")[0] not in known] == []
+    assert [] in [_unknown(options, job) for job in JOBS]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@cache
+def _known(job: str) -> set[str]:
+    return {*parser(job)._option_string_actions, "--help", "--dry-run"}
+
+
+def _unknown(options: list[str], job: str) -> list[str]:
+    named = [word.partition("=")[0] for word in options if re.match("--[a-z]", word)]
+    return [name for name in named if name not in _known(job)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES])
 def test_every_command_can_be_typed(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands(page):
@@ -92,14 +152,35 @@ def test_stored_logits_are_those_of_the_texts_as_the_student_reads_them(monkeypa
     assert seen >= 2
 
 
+WRONG = (
+    "make tset",
+    "distillery tsk",
+    "distillery task --no 1",
+    "distillery general ... --no 1",
+    "distillery general --teacher.path x --shards y --on slrm",
+    "recipes/sst2_task.yaml --prediction.epoch 3",
+    "sbatch slurm/train.sbatch recipes/none.yaml",
+    "--task.txt text",
+    "python -m benchmarks.step --refrence DIR",
+)
+
+
 def test_commands_are_found_and_wrong_ones_too():
     found = [words for page in PAGES for words in commands(page)]
     assert {words[1] for words in found if words[0] == "distillery" and len(words) > 1} >= {
         "task",
         "export",
     }
-    assert sum(words[0] == "distillery" for words in found) > 30
-    for wrong in ("make tset", "distillery tsk", "distillery task --no 1", "distillery general ... --no 1"):
+    assert sum(words[0] == "distillery" for words in found) > 100
+    assert {words[0] for words in found} >= {
+        "sbatch",
+        "python",
+        "make",
+        "--task.text",
+        "recipes/sst2_task.yaml",
+    }
+    assert sum(len(list(commands(page))) for page in RECIPES) > 25
+    for wrong in WRONG:
         with pytest.raises(Exception):  # noqa: B017, PT011  (of several kinds)
             check(shlex.split(wrong))
 

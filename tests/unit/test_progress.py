@@ -35,7 +35,6 @@ def test_a_log_gets_lines(clock, capsys, monkeypatch, mode):
     assert capsys.readouterr().err.splitlines() == [
         "task: step 2/4, 0:40 left  loss 0.5  9 seq/s",
         "task: step 3/4, 0:20 left  loss 0.5  9 seq/s",
-        "task: step 3/4, 0:20 left  loss 0.5  9 seq/s",
     ]
 
 
