@@ -151,6 +151,8 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: str, tiny
 @pytest.fixture
 def bucket_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
     """S3 on the loopback, with an empty bucket, and its keys in the environment."""
+    s3fs = pytest.importorskip("s3fs")
+    s3fs.S3FileSystem.clear_instance_cache()  # it keeps the address of an earlier server
     for name, key in KEYS.items():
         monkeypatch.setenv(name.upper(), key)
     server = BucketServer()

@@ -25,7 +25,7 @@ def test_what_a_checkpoint_goes_with_is_on_the_disk_before_it_has_its_name(tmp_p
     found = Checkpoints(target.parent, 2, metrics)
     state: dict[str, Any] = {"step": 5, "best": {}, "engine": {}}
     with patch("os.fsync", noting):
-        found._write({"weight/w": torch.ones(3)}, json.dumps(state), 5)
+        found._write({"weight/w": torch.ones(3)}, json.dumps(state), 5, None)
     found.close()
     assert {"metrics.jsonl", *(path.name for path in target.iterdir())} <= synced
     assert found.newest() == 5
