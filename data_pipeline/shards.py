@@ -146,11 +146,8 @@ def ids_dtype(vocabulary_size: int) -> np.dtype:
 
 def file_sha256(path: Path) -> str:
     """The checksum of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

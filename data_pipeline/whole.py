@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -47,8 +48,5 @@ def write_whole(path: Path, text: str) -> None:
 
 def checksum(path: Path) -> str:
     """XXH3 of a file, read in pieces."""
-    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while piece := file.read(1 << 24):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

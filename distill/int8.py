@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from distill.int8_rows import compiler, gelu_rows, norm_rows_, round_rows, scale_rows_
+from distill.int8_rows import compiler, gelu_rows, library, norm_rows_, round_rows, scale_rows_
 
 LEVELS = 127  # to either side of zero
 ZERO = 128  # activations are unsigned, which is what VNNI multiplies with signed weights
@@ -31,8 +31,10 @@ def check_int8(device: torch.device) -> None:
             "teacher.precision: int8 needs a CPU with AVX-512 VNNI (avx512_vnni in /proc/cpuinfo); "
             "give auto"
         )
-    if compiler() is None:
-        raise ValueError("teacher.precision: int8 needs a C++ compiler, as $CXX or c++: apt install g++")
+    try:
+        library()
+    except ValueError as error:
+        raise ValueError(f"teacher.precision: int8: {error}; or give fp32") from None
 
 
 def has_int8_units(device: torch.device) -> bool:

@@ -31,23 +31,32 @@ def compiler() -> list[str] | None:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """The functions, compiled in half a second for this CPU, once in a process: nothing can be stale.
 
-    Its threads are torch's own, whose OpenMP library is loaded already. Raises RuntimeError where the
-    compiler fails.
+    Its threads are torch's own, whose OpenMP library is loaded already. It lies where DeepSpeed's op does,
+    for what lies in /tmp may not be run everywhere. Raises ValueError where the compiler fails.
     """
     words = compiler()
     if words is None:
-        raise RuntimeError("no C++ compiler, by $CXX or as c++: apt install g++")
-    with tempfile.TemporaryDirectory(prefix="distillery-") as folder:
+        raise ValueError("no C++ compiler, by $CXX or as c++: apt install g++")
+    if place := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        Path(place).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="distillery-", dir=place) as folder:
         target = Path(folder, "int8_rows.so")
         done = subprocess.run(
             [*words, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(f"{shlex.join(words)} can't compile {SOURCE.name}:\n{done.stderr.strip()}")
-        return ctypes.CDLL(str(target))
+            raise ValueError(
+                f"{shlex.join(words)} can't compile {SOURCE.name}: {done.stderr.strip()[:400]}"
+            )
+        try:
+            return ctypes.CDLL(str(target))
+        except OSError as error:
+            raise ValueError(
+                f"what is compiled can't be loaded ({error}); set TORCH_EXTENSIONS_DIR"
+            ) from None
 
 
 def _call(name: str, *arguments: Tensor | float, shape: torch.Size) -> None:
@@ -55,7 +64,7 @@ def _call(name: str, *arguments: Tensor | float, shape: torch.Size) -> None:
         ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else ctypes.c_float(each)
         for each in arguments
     ]
-    getattr(_library(), name)(*given, ctypes.c_int64(shape[0]), ctypes.c_int64(shape[1]))
+    getattr(library(), name)(*given, ctypes.c_int64(shape[0]), ctypes.c_int64(shape[1]))
 
 
 def _rounded(shape: torch.Size) -> tuple[Tensor, Tensor]:

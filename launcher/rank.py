@@ -60,6 +60,9 @@ def _run(job: str, folder: Path) -> int:
     """Run the job of a begun folder; returns the exit code. Raises Stopped where it stopped as asked."""
     try:
         config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
+        gc.disable()  # what is imported stays: to search it for garbage again and again takes half a second
+        load(JOBS[job].run)
+        gc.enable()
         summary = execute(job, config, folder)
         if first():
             _show(summary, folder)
@@ -118,10 +121,7 @@ def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:
 
     `more` goes to the job's function, such as `task`'s on_measure.
     """
-    gc.disable()  # what is imported stays: to search it for garbage again and again takes half a second
     function = load(JOBS[job].run)  # imports torch where the job needs it
-    gc.freeze()
-    gc.enable()
     if not first():
         return function(config, folder, **more)
     versions = json.dumps(describe_machine(), indent=2) + "\n"

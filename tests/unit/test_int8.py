@@ -18,6 +18,7 @@ from distill.int8 import (
     check_int8,
     quantise,
 )
+from distill.int8_rows import library
 from distill.nezha import NezhaConfig
 from distill.settings import TeacherConfig
 
@@ -175,7 +176,10 @@ def test_int8_without_vnni_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_int8_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, as \$CXX or c\+\+: apt install"):
+    library.cache_clear()
+    with pytest.raises(
+        ValueError, match=r"int8: no C\+\+ compiler, by \$CXX or as c\+\+: apt install g\+\+; or"
+    ):
         check_int8(CPU)
     assert precision_of("auto", CPU) != torch.int8
 
