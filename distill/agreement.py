@@ -32,12 +32,12 @@ def digest(batch: Batch) -> Tensor:
     return (rows * MIX >> 33).bitwise_and(2**31 - 1).sum().double()
 
 
-def rows_apart(steps: range, batch_size: int, rows: float, positions: float) -> str:
+def rows_apart(steps: list[int], batch_size: int, rows: float, positions: float) -> str:
     """What is wrong with the rows and the sum of all ranks' positions in these steps; empty for nothing."""
     if (rows, positions) == (len(steps) * batch_size, sum(steps) * world_size()):
         return ""
     return (
-        f"in steps {steps.start + 1} to {steps.stop} the ranks took {rows:.0f} rows together instead of "
+        f"in steps {steps[0] + 1} to {steps[-1] + 1} the ranks took {rows:.0f} rows together instead of "
         f"{len(steps)} times {batch_size}, or other steps; give every rank the same run and shards"
     )
 

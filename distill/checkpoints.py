@@ -24,6 +24,7 @@ from distill.engine import Engine, rank, sum_over_ranks
 from distill.mirror import mirroring
 
 STATE = "state.safetensors"
+NONE, DAMAGED = -1, -2  # instead of a step
 ENGINE = "engine"  # where a state holds the optimizer's numbers
 
 
@@ -113,9 +114,9 @@ class Checkpoints:
         newest = self.newest() if rank() == 0 else 0
         found = torch.tensor(float(newest), dtype=torch.float64, device=engine.device)
         step = int(sum_over_ranks(found))
-        if step < 0:
+        if step == DAMAGED:
             raise ValueError(f"every checkpoint in {self.folder} is damaged; remove it to train anew")
-        if not step:
+        if step == NONE:
             return None
         path = self._path(step)
         tensors, state = read_state(path / STATE)
@@ -126,11 +127,11 @@ class Checkpoints:
         return state
 
     def newest(self) -> int:
-        """The step of the newest whole checkpoint, damaged ones named: 0 where there is none at all, -1
-        where all are damaged.
+        """The step of the newest whole checkpoint, damaged ones named; NONE where there is none at all,
+        DAMAGED where all are.
         """
         steps = self._steps()
-        return next((step for step in reversed(steps) if self._is_whole(step)), -1 if steps else 0)
+        return next((step for step in reversed(steps) if self._is_whole(step)), DAMAGED if steps else NONE)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

@@ -100,6 +100,13 @@ class Engine:
                     parameter.grad = torch.zeros_like(parameter)
         self.engine.step()
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether DeepSpeed left the last update out for a gradient that is not finite, as it does under
+        ZeRO without a word; the same on all ranks. With fp16 it then scales the loss, and goes on.
+        """
+        return self.zero > 0 and not self.engine.fp16_enabled() and self.optimizer.overflow
+
     def train(self) -> None:
         """Dropout on."""
         self.engine.train()

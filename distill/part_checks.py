@@ -314,6 +314,8 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
         raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
     if stage.optimizer.name == "lamb" and engine.zero:
         raise ValueError(f"{name}.optimizer: lamb sees whole tensors; give engine.zero 0, or adamw")
+    if engine.skip_non_finite < 0:
+        raise ValueError(f"engine.skip_non_finite: {engine.skip_non_finite}; give 0 or more")
     if not 0 <= engine.patience <= LONGEST_PATIENCE:
         raise ValueError(f"engine.patience: {engine.patience}; give 1 to {LONGEST_PATIENCE}, or 0")
     micro_batch_size(stage.batch_size, engine, processes)

@@ -162,12 +162,16 @@ class EngineConfig:
             accumulated. By default its whole share.
         patience: Seconds that ranks wait for one that does not come to a step's sums, until the run ends
             and names it; 0 leaves that to the collectives, which give up after 30 minutes, nameless.
+        skip_non_finite: How many steps of a stage, whose loss or gradient is not finite, are left out, each
+            by going back to the newest checkpoint; one more ends the run. All are looked at then, which
+            waits for the device.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
     precision: Precision = "auto"
     micro_batch_size: int | None = None
     patience: float = 600.0
+    skip_non_finite: int = 0
 
 
 @dataclass

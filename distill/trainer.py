@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from data_pipeline.progress import Progress
 from data_pipeline.whole import beside
@@ -105,6 +106,7 @@ class Trainer:
         place = self.folder / "checkpoints" / self.name
         self.checkpoints = Checkpoints(place, self.record.keep, self.metrics.path)
         self.best: dict[str, float] = {}
+        self.skipped: set[int] = set()  # steps that are left out
         self.told_rounding = False
         self.watchdog = Watchdog(
             f"{self.name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}",
@@ -120,8 +122,9 @@ class Trainer:
         Raises Stopped, a checkpoint written, where a signal asked for it.
         """
         start = self._resume()
+        if self.engine_config.skip_non_finite and not start:
+            self.checkpoints.save(self.engine, 0, {"best": {}, "skipped": []})  # for the first steps
         self.engine.train()
-        votes = _Votes()
         trace = self.folder / f"trace-{self.name}.json"
         trackers = self.record.trackers if rank() == 0 else []
         with (
@@ -131,44 +134,57 @@ class Trainer:
             Progress(self.name, self.total, start, show=rank() == 0) as progress,
             profiled(self.record.profile if rank() == 0 else 0, trace) as profile_step,
         ):
-            window = _Window()
-            for step in range(start, self.total):
-                terms, counts = self.train_step(step)
-                window.add(terms, counts)
-                profile_step()
-                progress.advance()
-                done = step + 1
-                stop = votes.stop(counts[4]) and done < self.total
-
-                # once in a while: metrics
-                if done % self.record.log_every == 0 or done == self.total or stop:
-                    means = window.close(self.cost, self.ceiling)
-                    self._refuse_other_rows(done, window)
-                    if not math.isfinite(means["loss"]):
-                        self._refuse_non_finite(done, window)
-                    progress.describe(self._log(done, means), means)
-                    window = _Window()
-
-                # once in a while: dev
-                evaluates = self._is_evaluation(done)
-                saves = done % self.record.save_every == 0 or done == self.total or stop
-                if evaluates or saves:
-                    self.watchdog.rest()
-                    self._refuse_other_rows(done, window)
-                    self._refuse_non_finite(done, window)
-                    self._refuse_other_weights(done)
-                if evaluates:
-                    progress.describe(*self._measure(done))
-                    window = _Window()
-
-                # once in a while: checkpoint
-                if saves:
-                    last = done == self.total or stop
-                    self.checkpoints.save(self.engine, done, {"best": self.best}, wait=last)
-                    window = _Window()
-                if stop:
-                    raise Stopped(f"{self.name}: stopped after step {done} of {self.total}, as asked")
+            while start < self.total:
+                try:
+                    self._steps(start, progress, profile_step)
+                    break
+                except _NonFinite as error:
+                    start = self._leave_out(error)
         return self.best
+
+    def _steps(self, start: int, progress: Progress, profile_step: Callable[[], object]) -> None:
+        """The steps from `start` to the end. Raises Stopped, and _NonFinite where a loss is not finite."""
+        votes, window = _Votes(), _Window()
+        for step in range(start, self.total):
+            done, stop = step + 1, False
+            if step not in self.skipped:
+                terms, counts = self.train_step(step)
+                window.add(step, terms, counts)
+                stop = votes.stop(counts[4]) and done < self.total
+            profile_step()
+            progress.reach(done)
+            if self.engine_config.skip_non_finite or self.engine.overflowed:
+                self._refuse_non_finite(window, done)
+
+            # once in a while: metrics
+            if window.steps and (done % self.record.log_every == 0 or done == self.total or stop):
+                means = window.close(self.cost, self.ceiling)
+                self._refuse_other_rows(window)
+                if not math.isfinite(means["loss"]):
+                    self._refuse_non_finite(window, done)
+                progress.describe(self._log(done, means), means)
+                window = _Window()
+
+            # once in a while: dev
+            evaluates = self._is_evaluation(done)
+            saves = done % self.record.save_every == 0 or done == self.total or stop
+            if evaluates or saves:
+                self.watchdog.rest()
+                self._refuse_other_rows(window)
+                self._refuse_non_finite(window, done)
+                self._refuse_other_weights(done)
+            if evaluates:
+                progress.describe(*self._measure(done))
+                window = _Window()
+
+            # once in a while: checkpoint
+            if saves:
+                last = done == self.total or stop
+                state = {"best": self.best, "skipped": sorted(self.skipped)}
+                self.checkpoints.save(self.engine, done, state, wait=last)
+                window = _Window()
+            if stop:
+                raise Stopped(f"{self.name}: stopped after step {done} of {self.total}, as asked")
 
     # ------------------------------------------------------------------------- one step
     def train_step(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -225,10 +241,11 @@ class Trainer:
         own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)
         return float(sum_over_ranks(own))
 
-    def _refuse_other_rows(self, done: int, window: _Window) -> None:
+    def _refuse_other_rows(self, window: _Window) -> None:
         """Raise ValueError where the ranks did not take the steps of the window together."""
-        steps = range(done - window.steps, done)
-        if steps and (wrong := rows_apart(steps, self.stage.batch_size, *window.rows_and_positions())):
+        if not window.steps:
+            return
+        if wrong := rows_apart(window.steps, self.stage.batch_size, *window.rows_and_positions()):
             raise ValueError(f"{self.name}: {wrong}")
 
     def _refuse_other_weights(self, done: int) -> None:
@@ -246,28 +263,51 @@ class Trainer:
             self.told_rounding = True
             print(f"warning: {self.name}: the ranks round unlike: {named}", file=sys.stderr)
 
-    def _refuse_non_finite(self, done: int, window: _Window) -> None:
-        """Raise ValueError, on all ranks together, where a step of the window had no finite loss; its batch
-        is saved.
+    def _refuse_non_finite(self, window: _Window, done: int) -> None:
+        """Raise _NonFinite, on all ranks together, where a step of the window had no finite loss, or the
+        last one no finite gradient, which is then in the weights.
         """
-        if not window.losses:
-            return
-        losses = sum_over_ranks(torch.stack(window.losses).float())
-        bad = (~losses.isfinite()).nonzero()
-        if not len(bad):
-            return
-        loss, step = losses[bad[0]].item(), done - window.steps + int(bad[0])
+        if window.losses:
+            losses = sum_over_ranks(torch.stack(window.losses).float())
+            bad = (~losses.isfinite()).nonzero()
+            if len(bad):
+                self._refuse_step(window.steps[int(bad[0])], f"the loss is {losses[bad[0]].item()}")
+        norm = get_total_norm([weight.detach() for weight in self.objective.parameters()])
+        if sum_over_ranks((~norm.isfinite()).float()) or self.engine.overflowed:
+            self._refuse_step(done - 1, "the gradient is not finite")
+
+    def _refuse_step(self, step: int, what: str) -> None:
+        """Save this rank's batch of a step and raise _NonFinite."""
         path = self.folder / f"non_finite-{self.name}-step{step + 1}-rank{rank()}.safetensors"
         save_batches(path, self.source.micro_batches(step), step + 1)
         barrier()
         every = path.name.replace(f"rank{rank()}", "rank*")
-        raise ValueError(
-            f"{self.name}: the loss is {loss} at step {step + 1}; its batch is in {self.folder / every}; "
-            "lower optimizer.lr and start anew, or mend the data"
-        )
+        raise _NonFinite(f"{what} at step {step + 1}; its batch is in {self.folder / every}", step)
+
+    def _leave_out(self, error: _NonFinite) -> int:
+        """Go back to the newest checkpoint, to train on without a step; returns the steps done then.
+
+        Raises ValueError where no more may be left out.
+        """
+        most = self.engine_config.skip_non_finite
+        if len(self.skipped) >= most:
+            others = f" (left out before: {most})" if most else ""
+            raise ValueError(
+                f"{self.name}: {error}{others}; lower optimizer.lr and start anew, or mend the data, or go "
+                f"on without such steps by --resume --engine.skip_non_finite {most + 10}"
+            ) from None
+        left_out = {*self.skipped, error.step}
+        if rank() == 0:
+            print(f"warning: {self.name}: {error}; the step is left out", file=sys.stderr)
+        self.checkpoints.finish(self.engine.device)
+        start = self._resume()
+        self.skipped |= left_out
+        return start
 
     def _log(self, done: int, window: dict[str, Any]) -> str:
         row = {"stage": self.name, "split": "train", **self._position(done), **window}
+        if skipped := sum(step < done for step in self.skipped):
+            row["skipped"] = skipped
         row["peak_memory_mb"] = round(peak_memory_mb(self.engine.device), 1)
         row["lr"] = self.stage.optimizer.lr * factor(self.stage.schedule, done - 1, self.total)
         self._record(row)
@@ -303,7 +343,7 @@ class Trainer:
     def _resume(self) -> int:
         """Load the newest checkpoint; returns the steps already done."""
         state: dict[str, Any] = self.checkpoints.load(self.engine) or {"step": 0, "best": {}}
-        self.best = state["best"]
+        self.best, self.skipped = state["best"], set(state.get("skipped", []))
         if rank() == 0:
             self.metrics.rewind(self.name, state["step"])
             if state["step"]:
@@ -311,18 +351,26 @@ class Trainer:
         return state["step"]
 
 
+class _NonFinite(Exception):
+    """A step whose loss or gradient is not finite."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
 class _Window:
     """Means and speed since the last line of metrics; numbers leave the device only at its end."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.steps = 0
+        self.steps: list[int] = []
         self.terms: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []  # this rank's share in each step
         self.counts: Tensor | float = 0.0
 
-    def add(self, terms: dict[str, Tensor], counts: Tensor) -> None:
-        self.steps += 1
+    def add(self, step: int, terms: dict[str, Tensor], counts: Tensor) -> None:
+        self.steps.append(step)
         self.counts = self.counts + counts
         self.losses.append(terms["loss"])
         for name, term in terms.items():
@@ -344,7 +392,7 @@ class _Window:
         sequences, tokens, pairs, *_, rows = self.counts.tolist()  # as `Trainer.train_step` says
         seconds = time.perf_counter() - self.started
         rate = cost.flops(sequences, tokens, pairs) / seconds
-        means = {_label(name): total / self.steps for name, total in zip(names, sums, strict=True)}
+        means = {_label(name): total / len(self.steps) for name, total in zip(names, sums, strict=True)}
         return {
             **means,
             "sequences_per_s": round(sequences / seconds, 2),

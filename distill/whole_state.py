@@ -43,6 +43,7 @@ class WholeState:
     # ------------------------------------------------------------------------------------- out
     def gather(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, whole, on every rank, one after another: a stage's shards need not fit at once."""
+        self._make_moments()
         self._link()
         masters = self._masters()
         moments = self._moments()
@@ -170,6 +171,7 @@ class WholeState:
             step()
         for weight in weights:
             weight.grad = None
+        self.count_from(0)
 
     def _link(self) -> None:
         """Let DeepSpeed find the moments of each parameter in its shards of ZeRO 1 and 2.

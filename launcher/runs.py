@@ -16,7 +16,7 @@ from launcher.jobs import JOBS
 from launcher.settings import to_yaml
 
 CALLED = "DISTILLERY_CALLED"  # in the environment of a command that launcher/api.py runs
-HOW = ("zero", "micro_batch_size", "patience")  # settings of `engine`
+HOW = ("zero", "micro_batch_size", "patience", "skip_non_finite")  # settings of `engine`
 
 
 def refuse_other_job(folder: Path, name: str) -> None:

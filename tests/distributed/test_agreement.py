@@ -48,9 +48,9 @@ def test_other_rows_have_another_digest(others):
 
 
 def test_rows_and_positions_that_are_not_the_steps_are_named():
-    assert rows_apart(range(40, 42), 16, 32, 81) == ""
-    assert "in steps 41 to 42 the ranks took 31 rows" in rows_apart(range(40, 42), 16, 31, 81)
-    assert "or other steps" in rows_apart(range(40, 42), 16, 32, 80)
+    assert rows_apart([40, 41], 16, 32, 81) == ""
+    assert "in steps 41 to 42 the ranks took 31 rows" in rows_apart([40, 41], 16, 31, 81)
+    assert "or other steps" in rows_apart([40, 41], 16, 32, 80)
 
 
 def apart_after(change: str) -> Tensor:

@@ -22,7 +22,7 @@ from data_pipeline.settings import TaskConfig
 from data_pipeline.whole import CHECKSUMS, checksum
 from distill import checkpoints
 from distill.encoders import build_classifier, read_config, save_model
-from distill.engine import rank, start_processes, world_size
+from distill.engine import Engine, rank, start_processes, world_size
 from distill.mirror import Mirror
 from distill.preemption import Stopped
 from distill.settings import (
@@ -410,7 +410,7 @@ def test_a_loss_that_is_not_finite_leaves_its_batch(general, tmp_path, log_every
     train_step = Trainer.train_step
     served = []
 
-    def spoilt(trainer: Trainer, number: int) -> Any:
+    def spoil(trainer: Trainer, number: int) -> Any:
         terms, counts = train_step(trainer, number)
         if number == 3:
             served.extend(trainer.source.micro_batches(number))
@@ -418,8 +418,11 @@ def test_a_loss_that_is_not_finite_leaves_its_batch(general, tmp_path, log_every
         return terms, counts
 
     config = replace(general, record=RecordConfig(log_every, save_every))
-    message = r"the loss is nan at step 4; its batch is in \S+/non_finite-general-step4-rank\*\.safetensors"
-    with patch.object(Trainer, "train_step", spoilt), pytest.raises(ValueError, match=message):
+    message = (
+        r"the loss is nan at step 4; its batch is in \S+/non_finite-general-step4-rank\*\.safetensors; .*"
+        r" --resume --engine.skip_non_finite 10"
+    )
+    with patch.object(Trainer, "train_step", spoil), pytest.raises(ValueError, match=message):
         run(config, tmp_path)
     (file,) = tmp_path.glob("non_finite-*")
     assert file.name == "non_finite-general-step4-rank0.safetensors"
@@ -429,6 +432,95 @@ def test_a_loss_that_is_not_finite_leaves_its_batch(general, tmp_path, log_every
             assert torch.equal(saved.get_tensor(f"{number}.ids"), batch.ids)
             assert torch.equal(saved.get_tensor(f"{number}.mask"), batch.mask)
     assert not list(tmp_path.glob("checkpoints/general/*"))
+
+
+@contextmanager
+def spoilt(steps: set[int], what: str, of_rank: int = 0) -> Iterator[None]:
+    """The loss of these steps is not a number on one rank, or its gradient alone."""
+    train_step, forward, backward = Trainer.train_step, Engine.forward, Engine.backward
+    now: list[int] = []
+
+    def step(trainer: Trainer, number: int) -> Any:
+        now[:] = [number] if rank() == of_rank and number in steps else []
+        return train_step(trainer, number)
+
+    def loss(engine: Engine, *inputs: Any) -> dict[str, torch.Tensor]:
+        terms = forward(engine, *inputs)
+        return {**terms, "loss": terms["loss"] * float("nan")} if now and what == "loss" else terms
+
+    def gradient(engine: Engine, loss: torch.Tensor) -> None:
+        backward(engine, loss * float("inf") if now and what == "gradient" else loss)
+
+    with (
+        patch.object(Trainer, "train_step", step),
+        patch.object(Engine, "forward", loss),
+        patch.object(Engine, "backward", gradient),
+    ):
+        yield
+
+
+@contextmanager
+def never_taken(step: int) -> Iterator[None]:
+    """A step is left out from the start."""
+    resume = Trainer._resume
+
+    def resume_without(trainer: Trainer) -> int:
+        start = resume(trainer)
+        trainer.skipped = {step}
+        return start
+
+    with patch.object(Trainer, "_resume", resume_without):
+        yield
+
+
+SKIPS = EngineConfig(skip_non_finite=1)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("step", [0, 3, 6])
+def test_a_step_that_is_not_finite_is_left_out_where_asked_for(general, tmp_path, capsys, what, step):
+    """As if it had never been taken: the first of all, one in the middle, the last."""
+    config = replace(general, engine=SKIPS)
+    with never_taken(step):
+        run(config, tmp_path / "without")
+    with spoilt({step}, what):
+        run(config, tmp_path / "spoilt")
+    assert_same(tmp_path / "spoilt", tmp_path / "without")
+    assert capsys.readouterr().err.count("; the step is left out") == 1
+    assert [line.get("skipped", 0) for line in curves(tmp_path / "spoilt")][-1] == (step < 6)
+    assert (tmp_path / "spoilt" / f"non_finite-general-step{step + 1}-rank0.safetensors").is_file()
+
+
+def test_a_killed_run_leaves_out_what_it_has_left_out_before(general, tmp_path):
+    config = replace(general, engine=SKIPS)
+    with never_taken(2):
+        run(config, tmp_path / "without")
+    with spoilt({2}, "loss"):
+        with killed_at("general", 5):
+            run(config, tmp_path / "spoilt")
+        run(config, tmp_path / "spoilt")
+    assert_same(tmp_path / "spoilt", tmp_path / "without")
+
+
+def test_a_step_more_than_may_be_left_out_ends_the_run(general, tmp_path):
+    message = r"the loss is nan at step 6; .*\(left out before: 1\); .*--engine.skip_non_finite 11"
+    with spoilt({3, 5}, "loss"), pytest.raises(ValueError, match=message):
+        run(replace(general, engine=SKIPS), tmp_path)
+
+
+def leave_out(model: str, shards: str, folder: str) -> None:
+    for zero in range(4):
+        config = general_config(model, shards, engine=EngineConfig(zero=zero, skip_non_finite=1))
+        with never_taken(3):
+            run(config, Path(folder, f"without-{zero}"))
+        with spoilt({3}, "gradient", of_rank=1):
+            run(config, Path(folder, f"spoilt-{zero}"))
+
+
+def test_two_processes_leave_out_a_step_together(tiny_model, tiny_shards, tmp_path):
+    run_processes(leave_out, 2, tiny_model, tiny_shards, str(tmp_path))
+    for zero in range(4):
+        assert_same(tmp_path / f"spoilt-{zero}", tmp_path / f"without-{zero}")
 
 
 # ---- checkpoints that are not ours
