@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -41,6 +43,9 @@ from tune.workers import cause, line, nodes, places, reserved, train
 
 # Seconds that nodes have to join the cluster before a search begins; a cloud's install much.
 JOINING = 900.0
+# Tries, five seconds apart, that a head has to answer; after 60 s Ray ends the process without a word of
+# how to go on.
+TRIES = 9
 AGAIN = "the same command with --resume continues from the last checkpoint"
 SUMMARY = "summary.json"
 
@@ -168,6 +173,22 @@ def connect(address: str = "") -> None:
         raise ValueError(f"no Ray cluster answers at {address}") from None
     except ray.exceptions.AuthenticationError as error:
         raise ValueError(f"the Ray cluster at {address}: {line(error)}") from None
+    head = ray.get_runtime_context().gcs_address
+    threading.Thread(target=_end_without, args=(head,), daemon=True).start()
+
+
+def _end_without(head: str) -> None:
+    """End this process, in one line, when the head of its cluster (HOST:PORT) answers no more."""
+    host, _, port = head.rpartition(":")
+    silent = 0
+    while silent < TRIES:
+        time.sleep(5)
+        silent += 1
+        with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+            silent = 0
+    lost = f"Ray's head at {head} answers no more: it was killed, or its node is lost"
+    print(f"{lost}; {AGAIN}", file=sys.stderr, flush=True)
+    os._exit(1)  # Ray's own threads wait for the head
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -98,6 +99,26 @@ def test_a_second_ctrl_c_ends_workers_of_ray(environment, training, tmp_path):
     assert process.returncode == 130, said
     assert "interrupted; the same command with --resume continues" in said
     wait_until(lambda: not Path("/proc", holder).exists(), "end of the worker")
+
+
+def test_a_head_that_dies_ends_the_run_which_then_goes_on(environment, training, undisturbed, tmp_path):
+    """One line and an exit code, nothing left behind, and --resume loses nothing."""
+    environment.pop("RAY_ADDRESS", None)
+    run = tmp_path / "run"
+    command = [DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}"]
+    process = started(environment, *command)
+    wait_until(lambda: len(lines(run)) > 60, "step 61")
+    ours = psutil.Process(process.pid).children(recursive=True)
+    before = lines(run)
+    (head,) = [each for each in ours if each.name() == "gcs_server"]
+    head.kill()
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, said
+    assert "the same command with --resume continues" in said.splitlines()[-1]
+    wait_until(lambda: not psutil.wait_procs(ours, timeout=0)[1], "end of what it started")
+    call(*command, "--resume", environment=environment)
+    assert_continued(run, before)
+    assert_as_undisturbed(run, undisturbed)
 
 
 def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tmp_path):
