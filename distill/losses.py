@@ -37,18 +37,18 @@ class PlainScoreError(torch.autograd.Function):
     ) -> Tensor:
         """Queries and keys (batch, heads, length, head size); masks (batch, length)."""
         trained = query.shape[-1]
-        a = torch.cat([query.float() * scale, other_query.float() * -other_scale], dim=-1)
-        b = torch.cat([key.float(), other_key.float()], dim=-1)
-        a.mul_(rows[:, None, :, None])
-        b.mul_(columns[:, None, :, None])
+        rows, columns = (mask.float()[:, None, :, None] for mask in (rows, columns))
+        a = _side_by_side(query, rows * scale, other_query, rows * -other_scale)
+        b = _side_by_side(key, columns, other_key, columns)
         if a.shape[-2] < a.shape[-1]:
             error = a @ b.mT  # (batch, heads, length, length), length small
-            loss, grads = error.square().sum(), (error @ b[..., :trained], error.mT @ a[..., :trained])
+            loss = error.square().sum()
+            grads = error @ (b[..., :trained] * (2 * scale)), error.mT @ (a[..., :trained] * 2)
         else:
             gram_a, gram_b = a.mT @ a, b.mT @ b  # (batch, heads, ds + dt, ds + dt)
             loss = (gram_a * gram_b).sum()
-            grads = (a @ gram_b[..., :trained], b @ gram_a[..., :trained])
-        ctx.save_for_backward(grads[0] * (2 * scale), grads[1] * 2)
+            grads = a @ (gram_b[..., :trained] * (2 * scale)), b @ (gram_a[..., :trained] * 2)
+        ctx.save_for_backward(*grads)
         ctx.dtype = query.dtype
         return loss
 
@@ -56,6 +56,17 @@ class PlainScoreError(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         for_query, for_key = ((grad * saved).to(ctx.dtype) for saved in ctx.saved_tensors)
         return for_query, for_key, *[None] * 6
+
+
+def _side_by_side(left: Tensor, left_factor: Tensor, right: Tensor, right_factor: Tensor) -> Tensor:
+    """Both times their factors, in fp32, joined along the last dimension in one pass."""
+    width = left.shape[-1]
+    joined = torch.empty(
+        *left.shape[:-1], width + right.shape[-1], dtype=torch.float32, device=left.device
+    )
+    torch.mul(left, left_factor, out=joined[..., :width])
+    torch.mul(right, right_factor, out=joined[..., width:])
+    return joined
 
 
 def attention_score_loss(student: Heads, teacher: Heads, query_mask: Tensor, key_mask: Tensor) -> Tensor:
