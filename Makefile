@@ -57,7 +57,7 @@ clean: ## Remove .venv, caches and build products; runs/ stays
 
 # torch goes first, for it decides which triton fits.
 $(STAMP): setup.py constraints.txt requirements-demo.txt | $(PY)
-	@command -v "$${CXX:-c++}" >/dev/null || { \
+	@set -- $${CXX:-c++}; command -v "$$1" >/dev/null || { \
 		echo "No C++ compiler: DeepSpeed needs one. On Debian or Ubuntu: apt install g++" >&2; exit 1; }
 	@$(PY) -c "$$PYTHON_HEADERS"
 	@if [ -e $(OWN) ]; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi \

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from distill.compiler import compiler
+
 DISK_SIZE = 64 << 20  # bytes
 SHORTEST_JUMP, LONGEST_JUMP = 60, 30 * 86_400  # seconds
 
@@ -76,8 +78,10 @@ def jumping_clock(run: Path) -> list[str]:
     Raises OSError or CalledProcessError where the library for that can't be compiled.
     """
     library = clock_of(run).with_suffix(".so")
-    compiler = os.environ.get("CXX", "c++")
-    call(compiler, "-shared", "-fPIC", "-O2", "-o", library, Path(__file__).with_name("jumping_clock.cpp"))
+    words = compiler()
+    if words is None:
+        raise FileNotFoundError("no C++ compiler, by $CXX or as c++")
+    call(*words, "-shared", "-fPIC", "-O2", "-o", library, Path(__file__).with_name("jumping_clock.cpp"))
     clock_of(run).write_bytes(bytes(8))
     return ["env", f"LD_PRELOAD={library}", f"JUMPING_CLOCK={clock_of(run)}"]
 

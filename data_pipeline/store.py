@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from data_pipeline.settings import StoreConfig
 from data_pipeline.shards import MANIFEST, Block, Manifest, Rows, parse_block, parse_manifest
-from data_pipeline.urls import file_system, is_url
+from data_pipeline.urls import Unreachable, file_system, is_url
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class ShardFolder:
         except ValueError:
             raise
         except Exception as error:  # each protocol's library has errors of its own
-            raise ValueError(f"shards: {self.folder}/{MANIFEST} can't be read: {error}") from None
+            raise Unreachable(f"shards: {self.folder}/{MANIFEST} can't be read: {error}") from None
 
     def refuse_missing(self) -> None:
         """Raise ValueError where a local shard file is missing."""
@@ -72,7 +72,7 @@ class ShardFolder:
         """Read block `number` of the manifest.
 
         Raises DamagedBlock, naming shard and offset, where it is missing or not what was written, and
-        ValueError where its store does not answer.
+        Unreachable where its store does not answer.
         """
         block = self.manifest.blocks[number]
         place = f"{self.folder}/{block.shard}"
@@ -88,7 +88,7 @@ class ShardFolder:
             ) from None
         except Exception as error:  # each protocol's library has errors of its own
             tries = 1 if self.is_local else 1 + self.config.retries
-            raise ValueError(f"shards: {place} can't be read in {tries} attempts: {error}") from None
+            raise Unreachable(f"shards: {place} can't be read in {tries} attempts: {error}") from None
 
     def _local(self, block: Block) -> bytes:
         with open(f"{self.folder}/{block.shard}", "rb") as file:

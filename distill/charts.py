@@ -149,28 +149,43 @@ def front(points: list[tuple[float, float]]) -> list[bool]:
 
 def front_line(frame: Frame, dots: Sequence[Dot]) -> str:
     """A line through dots from left to right; nothing for less than two of them."""
-    places = sorted({frame.place(dot.x, dot.y) for dot in dots})
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    return f'<path class="line1" d="M{path}"/>' if len(places) > 1 else ""
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in _in_order(frame, dots))
+    return f'<path class="line1" d="M{path}"/>' if "L" in path else ""
+
+
+def _in_order(frame: Frame, dots: Sequence[Dot]) -> list[Point]:
+    return sorted({frame.place(dot.x, dot.y) for dot in dots})
 
 
 def scatter_chart(title: str, dots: Sequence[Dot], x_title: str, y_title: str) -> str:
-    """A figure of labelled points over a logarithmic x; a line joins those that none beats."""
-    ends = [dot.y + side * dot.spread for dot in dots for side in (-1, 1)]
+    """A figure of labelled points, in percent, over a logarithmic x; a line joins those that none beats."""
+    lows = [dot.y - dot.spread for dot in dots]
+    highs = [min(dot.y + dot.spread, max(dot.y, 100.0)) for dot in dots]  # a share ends at 100 %
     x_axis = log_axis(x_title, [dot.x for dot in dots], room=1.3)
-    frame = Frame(x_axis, linear_axis(y_title, ends), 480, 300)
+    frame = Frame(x_axis, linear_axis(y_title, [*lows, *highs]), 480, 300)
     bars, marks = [], []
-    for dot in dots:
-        (x, low), (_, high) = (frame.place(dot.x, dot.y + s * dot.spread) for s in (-1, 1))
-        bars.append((x - 5, high - 5, x + 5, low + 5))
+    for dot, bottom, top in zip(dots, lows, highs, strict=True):
+        (x, low), (_, y), (_, high) = (frame.place(dot.x, value) for value in (bottom, dot.y, top))
+        bars.append((x - 5, min(high, y) - 5, x + 5, low + 5))
         marks.append(f'<path class="line0" d="M{x:.1f} {high:.1f}V{low:.1f}"/>')
-        marks.append(f'<circle class="dot0" cx="{x:.1f}" cy="{(high + low) / 2:.1f}" r="4">')
+        marks.append(f'<circle class="dot0" cx="{x:.1f}" cy="{y:.1f}" r="4">')
         marks.append(f"<title>{escape(dot.name)}</title></circle>")
-    best = front([(dot.y, dot.x) for dot in dots])
-    marks.insert(0, front_line(frame, [dot for dot, is_best in zip(dots, best, strict=True) if is_best]))
-    taken = list(bars)
+    best = [dot for dot, is_best in zip(dots, front([(d.y, d.x) for d in dots]), strict=True) if is_best]
+    marks.insert(0, front_line(frame, best))
+    taken = [*bars, *_along(_in_order(frame, best)), (0.0, 0.0, 7.0 * len(y_title), 15.0)]
     marks += [_label(dot.name, bar, taken, frame) for dot, bar in zip(dots, bars, strict=True)]
     return frame.figure(title, marks)
+
+
+def _along(places: Sequence[Point]) -> list[Box]:
+    """Small boxes that cover a line."""
+    boxes = []
+    for (x0, y0), (x1, y1) in pairwise(places):
+        count = 1 + int(max(x1 - x0, abs(y1 - y0)) / 3)
+        for step in range(count + 1):
+            x, y = x0 + (x1 - x0) * step / count, y0 + (y1 - y0) * step / count
+            boxes.append((x - 2, y - 2, x + 2, y + 2))
+    return boxes
 
 
 def confusion_chart(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
@@ -238,10 +253,9 @@ class Frame:
         return LEFT + self.x.at(x) * across, self.height - BOTTOM - self.y.at(y) * up
 
     def holds(self, box: Box) -> bool:
-        """Whether a box lies on the plot; it may reach into the right margin."""
+        """Whether a box lies on the plot; it may reach into the margins to the right and above."""
         left, top, right, bottom = box
-        wide, high = left >= LEFT and right <= self.width, bottom <= self.height - BOTTOM
-        return wide and high and top >= TOP
+        return left >= LEFT and right <= self.width and top >= 0 and bottom <= self.height - BOTTOM
 
     def grid(self) -> str:
         """Grid lines with their labels, and the two titles."""
@@ -295,13 +309,15 @@ def _label(name: str, dot: Box, taken: list[Box], frame: Frame) -> str:
     for limit in (30, 15):
         short = name if len(name) <= limit else name[: limit - 1] + "…"
         long = 7.0 * len(short)  # generous: the true width is not known here
-        middle = min(max(x - long / 2, LEFT), frame.width - long)
         sides = [(dot[2] + 4, y + 4), (dot[0] - 4 - long, y + 4)]
-        for left, base in [*sides, (middle, dot[1] - 4), (middle, dot[3] + 12)]:
+        for start in (x - long / 2, x - long, x):
+            left = min(max(start, LEFT), frame.width - long)
+            sides += [(left, dot[1] - 4), (left, dot[3] + 12)]
+        for left, base in sides:
             box = (left, base - 11, left + long, base + 3)
             if frame.holds(box) and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                ends = left + long < x
+                ends = left + long <= x
                 return _text(left + long * ends, base, short, "end" if ends else "start", "name")
     return ""  # the dot still tells its name when pointed at
 

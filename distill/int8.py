@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from distill.int8_rows import compiler, gelu_rows, library, norm_rows_, round_rows, scale_rows_
+from distill.compiler import compiler
+from distill.int8_rows import gelu_rows, library, norm_rows_, round_rows, scale_rows_
 
 LEVELS = 127  # to either side of zero
 ZERO = 128  # activations are unsigned, which is what VNNI multiplies with signed weights

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import os
 import shlex
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -19,15 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill.compiler import compiler
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 # What C++ says of errors and exceptions of floating point would keep the loops from being vectors.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
-
-
-def compiler() -> list[str] | None:
-    """The words that call the C++ compiler, `$CXX` or `c++`; None where there is none."""
-    words = shlex.split(os.environ.get("CXX", "")) or ["c++"]
-    return words if shutil.which(words[0]) else None
 
 
 @functools.cache

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from distill.compiler import compiler
+
 
 @dataclass
 class DoctorConfig:
@@ -105,10 +107,11 @@ def _packages(torch: dict[str, Any]) -> list[Part]:
 
 
 def _build_tools() -> list[Part]:
-    compiler = os.environ.get("CXX", "c++")
+    words = compiler()
+    found = " ".join([shutil.which(words[0]) or "", *words[1:]]) if words else ""
     uncompiled = "DeepSpeed can't compile its extensions, and training does not start."
     return [
-        Part("C++ compiler", shutil.which(compiler) or "", uncompiled, "apt install g++"),
+        Part("C++ compiler", found, uncompiled, "apt install g++"),
         Part("Python headers", _python_headers(), uncompiled, "apt install python3-dev"),
         Part(
             "ninja",

@@ -12,7 +12,9 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
+
+from data_pipeline.urls import Unreachable
 
 Rank = Callable[[dict[str, str]], None]  # what each worker runs, given its job and run folder
 
@@ -26,7 +28,7 @@ def train(
     spread: bool,
     callbacks: Iterable[Any] = (),
 ) -> None:
-    """Run `rank` in so many workers, to the end; lost ones are started anew, together, `retries` times.
+    """Run `rank` in so many workers, to the end; after a failure all are started anew, `retries` times.
 
     Args:
         rank: A module's function: workers import it.
@@ -37,10 +39,11 @@ def train(
         spread: One on each node as far as may be; else close together.
         callbacks: Ray Train's, such as the one that tells Ray Tune of measurements.
 
-    Raises what Ray Train raises when the workers have failed too often.
+    Raises what Ray Train raises when the workers have failed too often, or one has refused to run.
     """
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths in settings may be relative
     gpus = bool(resources.get("GPU"))
+    told: list[Any] = [*callbacks, _Refusals()]
     trainer = ray.train.torch.TorchTrainer(
         rank,
         train_loop_config=place,
@@ -55,10 +58,22 @@ def train(
             name=f"attempt-{ray.get_runtime_context().get_job_id()}",
             storage_path=str(Path(place["run"], "ray")),
             failure_config=FailureConfig(max_failures=retries),
-            callbacks=list(callbacks),
+            callbacks=told,
         ),
     )
     _fit(trainer)
+
+
+class _Refusals(UserCallback):
+    """Ends the run when a rank refuses to run: the refusal would only come again.
+
+    Ray Train starts workers anew after whatever they raise, but not after what a callback raises.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in map(cause, worker_exceptions.values()):
+            if isinstance(error, ValueError) and not isinstance(error, Unreachable):
+                raise ControllerError(error)
 
 
 def _fit(trainer: ray.train.torch.TorchTrainer) -> None:
@@ -106,7 +121,7 @@ def trials_at_once(
 
 def cause(error: BaseException) -> BaseException:
     """What a worker raised, without Ray's wrapping."""
-    while inner := getattr(error, "cause", None) or error.__cause__:
+    while inner := getattr(error, "cause", None) or getattr(error, "controller_failure", error.__cause__):
         error = inner
     failures = getattr(error, "worker_failures", None)
     return cause(next(iter(failures.values()))) if failures else error

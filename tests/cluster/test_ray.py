@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,23 @@ def test_workers_of_ray_on_this_machine_train_as_processes_do(environment, train
     assert_as_undisturbed(run, undisturbed)
 
 
+def test_what_ranks_refuse_is_tried_once(environment, training, tiny_shards, tmp_path):
+    """A damaged shard, which the driver does not read."""
+    environment.pop("RAY_ADDRESS", None)
+    damaged = shutil.copytree(tiny_shards, tmp_path / "shards")
+    for shard in damaged.glob("*.tar"):
+        content = bytearray(shard.read_bytes())
+        content[600:700] = bytes(100)
+        shard.write_bytes(content)
+    command = [DISTILLERY, *training, f"--shards={damaged}", "--on=ray", "--processes=2"]
+    process = started(environment, *command, f"--run={tmp_path / 'run'}")
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2, said
+    assert len(re.findall(r"world_rank=0\b", said)) == 1
+    (line,) = re.findall(r"^distillery general: error: (.*)", said, re.MULTILINE)
+    assert re.match(r"shards: \S+ is damaged at byte \d+ \(checksum differs\)", line)
+
+
 def started(environment: dict[str, str], *command: Any) -> subprocess.Popen:
     """A command in the foreground of a terminal: `Ctrl-C` is then a SIGINT to its group."""
     return subprocess.Popen(
@@ -62,6 +80,18 @@ def started(environment: dict[str, str], *command: Any) -> subprocess.Popen:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the background ignores it
     )
+
+
+def test_a_worker_of_ray_that_is_killed_is_started_anew(environment, training, undisturbed, tmp_path):
+    environment.pop("RAY_ADDRESS", None)
+    run = tmp_path / "run"
+    process = started(environment, DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}")
+    wait_until(lambda: len(lines(run)) > 60, "step 61")
+    (holder,) = re.findall(r"process (\d+) of", (run / "lock").read_text())
+    os.kill(int(holder), signal.SIGKILL)
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    assert_as_undisturbed(run, undisturbed)
 
 
 def test_ctrl_c_has_workers_of_ray_write_a_checkpoint(environment, training, undisturbed, tmp_path):

@@ -80,6 +80,12 @@ def test_a_compiler_that_is_missing_is_no_traceback(tmp_path, capsys, monkeypatc
     assert "left out: clock jumps (" in capsys.readouterr().err
 
 
+def test_a_compiler_of_several_words_makes_the_clock(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "env c++")
+    bad_machine.jumping_clock(tmp_path / "run")
+    assert (tmp_path / "run.so").is_file()
+
+
 CLOCKS = """
 import threading, time
 while input():

@@ -1,6 +1,7 @@
 """The job `doctor` names what is there, and what the missing parts cost."""
 
 import json
+import shutil
 
 import pytest
 
@@ -50,6 +51,12 @@ def test_missing_compiler(monkeypatch):
     assert compiler.found == ""
     assert "DeepSpeed" in compiler.cost
     assert "g++" in compiler.remedy
+
+
+def test_a_compiler_of_several_words(monkeypatch):
+    monkeypatch.setattr(doctor, "_ask_torch", dict)
+    monkeypatch.setenv("CXX", "env c++")
+    assert by_name(inspect_machine())["C++ compiler"].found == f"{shutil.which('env')} c++"
 
 
 def test_ninja_is_found_beside_python_when_path_is_empty(monkeypatch, tmp_path):

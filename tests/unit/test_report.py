@@ -5,6 +5,7 @@ import math
 import random
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from data_pipeline.settings import TaskConfig
-from distill.charts import LIMIT, confusion_chart, down_sample, linear_axis, log_axis, standalone
+from distill.charts import LIMIT, TOP, confusion_chart, down_sample, linear_axis, log_axis, standalone
 from distill.disagreements import MOST, write_disagreements
 from distill.recorded_run import RecordedRun, read_metrics, read_run
 from distill.report import ReportConfig, check, render, run
@@ -300,6 +301,46 @@ def test_the_line_joins_the_models_that_none_beats(points, joined):
     assert len(places) == len(points) * (len(points) > 1)
     drawn = [line.split("L") for line in re.findall(r'class="line1" d="M([^"]+)"', page)]
     assert drawn == ([[" ".join(places[i]) for i in joined]] if joined else [])
+
+
+def crosses(line: list[tuple[float, float]], left: float, top: float, right: float, bottom: float) -> bool:
+    """Whether a line from left to right goes through a box."""
+    along = [step / 200 for step in range(201)]
+    return any(
+        left < x0 + (x1 - x0) * t < right and top < y0 + (y1 - y0) * t < bottom
+        for (x0, y0), (x1, y1) in pairwise(line)
+        for t in along
+    )
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(5.45, 1.0, 0), (1.88, 0.9997, 0.0006), (1.84, 0.53, 0.02), (0.29, 0.501, 0)],
+        [(50, 0.934, 0.002), (9, 0.92, 0.004), (0.8, 0.85, 0.004), (2, 0.8, 0.01), (0.03, 0.79, 0)],
+        [(2.0**i, 0.5 + 0.1 * i, 0.05) for i in range(6)],
+    ],
+)
+def test_a_share_ends_at_100_percent_and_the_line_crosses_no_name(points):
+    """Every model has its name, and no bar leaves the plot."""
+    rows = [
+        {"name": f"a model {i}", "accuracy_mean": y, "accuracy_sd": sd, "latency_ms_p50": x}
+        for i, (x, y, sd) in enumerate(points)
+    ]
+    page = render([RecordedRun("run", summary={"rows": rows})])
+    chart = page[page.index("Accuracy against latency") :]
+    chart = chart[: chart.index("</svg>")]
+    ticks = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', chart)]
+    assert max(ticks) <= 100
+    bars = [float(top) for top in re.findall(r'class="line0" d="M[\d.]+ ([\d.]+)V', chart)]
+    assert min(bars) >= TOP
+    (path,) = re.findall(r'class="line1" d="M([^"]+)"', chart)
+    line = [tuple(map(float, place.split())) for place in path.split("L")]
+    names = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">(a model \d)', chart)
+    assert len(names) == len(bars) == len(points)
+    for x, y, anchor, text in names:
+        left = float(x) - 7 * len(text) * (anchor == "end")
+        assert not crosses(line, left, float(y) - 9, left + 7 * len(text), float(y) + 2)
 
 
 # ---- where they disagree

@@ -6,14 +6,18 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.train import ControllerError
 from scipy.stats import spearmanr
 
 from data_pipeline.settings import TaskConfig
+from data_pipeline.urls import Unreachable
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
 from launcher import runs
 from launcher.settings import from_yaml, parse, to_yaml
@@ -37,7 +41,7 @@ from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConf
 from tune.shape import shape_of
 from tune.space import check_space, combinations, drawn, fingerprint, read_space, value_of, with_values
 from tune.trial import Jobs, _begin
-from tune.workers import trials_at_once
+from tune.workers import _Refusals, line, trials_at_once
 
 BASE = TaskDistillConfig(TeacherConfig("teacher"), TaskConfig("train.tsv", "dev.tsv"))
 SPACE = {
@@ -671,3 +675,19 @@ def test_a_search_killed_before_it_recorded_a_change_does_so(tmp_path):
         Candidates(population(), record, JOBS).suggest("a")
         assert (record.trials[0].changes, record.trials[0].values) == (1, CHANGE["values"])
     assert record.path.read_text().count("changed") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "ends"),
+    [
+        ([RuntimeError("a peer closed the connection"), ValueError("it has no labels")], True),
+        ([Unreachable("s3://bucket does not answer")], False),
+        ([RuntimeError("out of memory"), RayActorError()], False),
+    ],
+)
+def test_a_refusal_of_a_rank_ends_a_run_and_no_failure_does(raised, ends):
+    """Ray Train starts workers anew unless a callback raises; what one has raised is told in a line."""
+    with pytest.raises(ControllerError) if ends else nullcontext() as found:
+        _Refusals().after_exception(None, dict(enumerate(raised)))
+    if ends:
+        assert line(found.value) == "it has no labels"

@@ -1,0 +1,11 @@
+"""The C++ compiler of this machine."""
+
+import os
+import shlex
+import shutil
+
+
+def compiler() -> list[str] | None:
+    """The words that call it, `$CXX` (as `ccache g++`) or `c++`; None where there is none."""
+    words = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    return words if shutil.which(words[0]) else None
