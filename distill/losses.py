@@ -61,9 +61,7 @@ class PlainScoreError(torch.autograd.Function):
 def _side_by_side(left: Tensor, left_factor: Tensor, right: Tensor, right_factor: Tensor) -> Tensor:
     """Both times their factors, in fp32, joined along the last dimension in one pass."""
     width = left.shape[-1]
-    joined = torch.empty(
-        *left.shape[:-1], width + right.shape[-1], dtype=torch.float32, device=left.device
-    )
+    joined = torch.empty(*left.shape[:-1], width + right.shape[-1], dtype=torch.float32, device=left.device)
     torch.mul(left, left_factor, out=joined[..., :width])
     torch.mul(right, right_factor, out=joined[..., width:])
     return joined
