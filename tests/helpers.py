@@ -6,6 +6,7 @@ import random
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +139,25 @@ class BucketServer:
             path.write_bytes(content)
         return folder
 
+    def names(self, folder: str) -> list[str]:
+        """Paths of the objects below a folder, from there."""
+        found = self._client().list_objects_v2(Bucket="bucket", Prefix=f"{folder}/").get("Contents", [])
+        return [each["Key"].removeprefix(f"{folder}/") for each in found if not each["Key"].endswith("/")]
+
     def tree(self, folder: str) -> dict[str, bytes]:
         """Every object below a folder with its content, by its path from there."""
+        client = self._client()
+        content = {}
+        for name in self.names(folder):
+            with suppress(client.exceptions.NoSuchKey):  # a run at work has taken it away meanwhile
+                answer = client.get_object(Bucket="bucket", Key=f"{folder}/{name}")
+                content[name] = answer["Body"].read()
+        return content
+
+    def _client(self) -> Any:
         import boto3
 
-        client = boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **KEYS)
-        found = client.list_objects_v2(Bucket="bucket", Prefix=f"{folder}/").get("Contents", [])
-        names = [each["Key"] for each in found if not each["Key"].endswith("/")]
-        body = {name: client.get_object(Bucket="bucket", Key=name)["Body"].read() for name in names}
-        return {name.removeprefix(f"{folder}/"): content for name, content in body.items()}
+        return boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **KEYS)
 
     def close(self) -> None:
         self._server.shutdown()

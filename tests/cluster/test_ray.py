@@ -24,6 +24,7 @@ from tests.cluster.conftest import (
     NUMBER,
     ROOT,
     SECONDS,
+    Slurm,
     assert_continued,
     call,
     curve,
@@ -151,20 +152,24 @@ def test_a_head_that_dies_ends_the_run_which_then_goes_on(environment, training,
     assert_as_undisturbed(run, undisturbed)
 
 
+def submitted(slurm: Slurm, training: list[str], run: Path) -> str:
+    """Submit slurm/ray.sbatch; returns the job's number."""
+    script = ROOT / "slurm" / "ray.sbatch"
+    options = ["--parsable", "--nodes=2", "--time=20", f"--output={run.parent}/log.txt"]
+    options.append(f"--export=ALL,DISTILLERY_PYTHON={sys.executable}")
+    return slurm("sbatch", *options, script, *training, f"--run={run}", folder=run.parent).strip()
+
+
 def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tmp_path):
     """Warned on the way, it saves, goes back into the queue, and continues in a new one."""
-    run = tmp_path / "a run"
-    script = ROOT / "slurm" / "ray.sbatch"
-    options = ["--parsable", "--nodes=2", "--time=20", f"--output={tmp_path}/log.txt"]
-    options.append(f"--export=ALL,DISTILLERY_PYTHON={sys.executable}")
-    job = slurm("sbatch", *options, script, *training, f"--run={run}", folder=tmp_path).strip()
-    log = tmp_path / "log.txt"
+    run, log = tmp_path / "a run", tmp_path / "log.txt"
+    job = submitted(slurm, training, run)
     wait_until(lambda: len(lines(run)) > 60, "step 60", log.read_text)
     before = lines(run)
     slurm("scancel", "--batch", "--signal=USR1", job)
     wait_until(lambda: slurm.state(job) == "COMPLETED", "job COMPLETED", log.read_text)
     assert slurm.restarts(job) == 1
-    said = (tmp_path / "log.txt").read_text(errors="replace")
+    said = log.read_text(errors="replace")
     assert_continued(run, before)
     assert_as_undisturbed(run, undisturbed)
     assert re.search(r"general: stopped after step \d+ of 200", said)
@@ -172,6 +177,20 @@ def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tm
     assert not slurm.processes("ray.scripts.scripts")
     written = b"".join([*tree(run).values(), said.encode()])
     assert not re.search(rb"\b[0-9a-f]{64}\b", written)  # what a token looks like
+
+
+def test_a_preempted_ray_cluster_goes_back_into_the_queue(slurm, training, undisturbed, tmp_path):
+    """Slurm ends Ray at once; the training continues from its last checkpoint."""
+    run, log = tmp_path / "run", tmp_path / "log.txt"
+    job = submitted(slurm, training, run)
+    wait_until(lambda: len(lines(run)) > 60, "step 60", log.read_text)
+    before = lines(run)
+    urgent = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    slurm("sbatch", "--wait", *urgent, folder=tmp_path)
+    wait_until(lambda: slurm.state(job) == "COMPLETED", "job COMPLETED", log.read_text)
+    assert slurm.restarts(job) == 1
+    assert_continued(run, before)
+    assert_as_undisturbed(run, undisturbed)
 
 
 def fetched(server: BucketServer, run: str, folder: Path) -> Path:
@@ -315,7 +334,7 @@ def test_nodes_that_share_no_folder_go_on_from_the_bucket(hosts, training, undis
         status = [DISTILLERY, "status", here]
 
         def holds(name: str) -> bool:
-            return any(name in key for key in server.tree(f"runs/{here.name}"))
+            return any(name in key for key in server.names(f"runs/{here.name}"))
 
         wait_until(lambda: holds(f"step-00000050/{CHECKSUMS}"), "step 50", lambda: hosts.on("h0", *status))
         hosts.bed("kill", "h2")

@@ -89,6 +89,24 @@ def test_a_warned_job_that_does_not_stop_in_time_goes_back_as_it_stands(
     assert_as_undisturbed(run, undisturbed)
 
 
+def test_a_preempted_job_saves_and_continues_when_the_nodes_are_free(slurm, training, undisturbed, tmp_path):
+    """A job of a higher tier takes all nodes; in its grace time the training writes a checkpoint."""
+    run = tmp_path / "run"
+    job = submitted(slurm, run, *training, "--nodes=2", "--time=20")
+    wait_until(lambda: len(lines(run)) > 60, "step 60", lambda: said(run))
+    urgent = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    slurm("sbatch", "--wait", *urgent, folder=tmp_path)
+    before = lines(run)
+    done = len(before)
+    assert 60 < done < 200
+    assert f"general: stopped after step {done} of 200" in said(run)
+    assert f"step-{done:08d}" in [path.name for path in (run / "checkpoints" / "general").iterdir()]
+    wait_for(slurm, run, job, "COMPLETED")
+    assert slurm.restarts(job) == 1
+    assert lines(run)[:done] == before
+    assert_as_undisturbed(run, undisturbed)
+
+
 def test_a_job_whose_node_dies_continues_on_the_others(slurm, training, undisturbed, tmp_path):
     run = tmp_path / "run"
     job = submitted(slurm, run, *training, "--nodes=2", "--time=20")
