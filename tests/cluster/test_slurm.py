@@ -89,7 +89,7 @@ def test_a_warned_job_that_does_not_stop_in_time_goes_back_as_it_stands(
     assert_as_undisturbed(run, undisturbed)
 
 
-def test_a_preempted_job_saves_and_continues_when_the_nodes_are_free(slurm, training, undisturbed, tmp_path):
+def test_a_preempted_job_saves_and_continues_when_nodes_are_free(slurm, training, undisturbed, tmp_path):
     """A job of a higher tier takes all nodes; in its grace time the training writes a checkpoint."""
     run = tmp_path / "run"
     job = submitted(slurm, run, *training, "--nodes=2", "--time=20")
