@@ -132,6 +132,7 @@ def test_a_second_ctrl_c_ends_workers_of_ray(environment, training, tmp_path):
     wait_until(lambda: not Path("/proc", holder).exists(), "end of the worker")
 
 
+@pytest.mark.slow
 def test_a_head_that_dies_ends_the_run_which_then_goes_on(environment, training, undisturbed, tmp_path):
     """One line and an exit code, nothing left behind, and --resume loses nothing."""
     environment.pop("RAY_ADDRESS", None)
