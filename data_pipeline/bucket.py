@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import xxhash
 
+from data_pipeline.outage import Outage
 from data_pipeline.untrusted import one_line, parse_json
-from data_pipeline.urls import Unreachable
 from data_pipeline.whole import CHECKSUMS, beside, checksum
 
 SCHEMES = ("s3", "gs", "abfs", "abfss")
@@ -69,7 +69,8 @@ class Bucket:
         try:
             yield
         except (OSError, ValueError, NotImplementedError) as error:
-            kind = Unreachable if isinstance(error, OSError) else ValueError
+            stays = (PermissionError, FileNotFoundError, ValueError, NotImplementedError)
+            kind = ValueError if isinstance(error, stays) else Outage
             raise kind(f"{self.url}: {one_line(str(error))[:400]}") from None
 
     def listed(self, under: str = "") -> dict[str, int]:

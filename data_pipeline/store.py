@@ -18,9 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from data_pipeline.outage import Outage
 from data_pipeline.settings import StoreConfig
 from data_pipeline.shards import MANIFEST, Block, Manifest, Rows, parse_block, parse_manifest
-from data_pipeline.urls import Unreachable, file_system, is_url
+from data_pipeline.urls import file_system, is_url
 
 T = TypeVar("T")
 
@@ -57,10 +58,12 @@ class ShardFolder:
             return self._retried(lambda: files.cat_file(f"{self._inside}/{MANIFEST}"))
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(missing) from None
+        except PermissionError:
+            raise ValueError(f"shards: {self.folder}/{MANIFEST} may not be read") from None
         except ValueError:
             raise
         except Exception as error:  # each protocol's library has errors of its own
-            raise Unreachable(f"shards: {self.folder}/{MANIFEST} can't be read: {error}") from None
+            raise Outage(f"shards: {self.folder}/{MANIFEST} can't be read: {error}") from None
 
     def refuse_missing(self) -> None:
         """Raise ValueError where a local shard file is missing."""
@@ -72,7 +75,7 @@ class ShardFolder:
         """Read block `number` of the manifest.
 
         Raises DamagedBlock, naming shard and offset, where it is missing or not what was written, and
-        Unreachable where its store does not answer.
+        Outage where its store does not answer.
         """
         block = self.manifest.blocks[number]
         place = f"{self.folder}/{block.shard}"
@@ -86,9 +89,11 @@ class ShardFolder:
             raise DamagedBlock(
                 f"shards: {place} is damaged at byte {block.offset} ({error}); {REMEDY}"
             ) from None
+        except PermissionError:
+            raise ValueError(f"shards: {place} may not be read") from None
         except Exception as error:  # each protocol's library has errors of its own
             tries = 1 if self.is_local else 1 + self.config.retries
-            raise Unreachable(f"shards: {place} can't be read in {tries} attempts: {error}") from None
+            raise Outage(f"shards: {place} can't be read in {tries} attempts: {error}") from None
 
     def _local(self, block: Block) -> bytes:
         with open(f"{self.folder}/{block.shard}", "rb") as file:

@@ -5,10 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 
-class Unreachable(ValueError):
-    """A store does not answer: an outage, which may pass, where other mistakes stay."""
-
-
 def is_url(path: str) -> bool:
     """Whether a path is a URL such as s3://bucket/folder."""
     return "://" in path

@@ -17,6 +17,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from data_pipeline.outage import Outage
 from data_pipeline.untrusted import parse_json
 from data_pipeline.whole import CHECKSUMS, checksum, to_disk, write_whole
 from distill.encoders import replace_folder
@@ -70,7 +71,7 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         error = writing.exception() if writing else None  # waits
         if sum_over_ranks(torch.tensor(float(error is not None), device=device)):
-            raise error or ValueError(f"{self.folder}: rank 0 could not write the checkpoint")
+            raise error or Outage(f"{self.folder}: rank 0 could not write the checkpoint")
 
     def close(self) -> None:
         """Let what is being written come to its end."""

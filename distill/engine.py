@@ -103,9 +103,9 @@ class Engine:
     @property
     def overflowed(self) -> bool:
         """Whether DeepSpeed left the last update out for a gradient that is not finite, as it does under
-        ZeRO without a word; the same on all ranks. With fp16 it then scales the loss, and goes on.
+        ZeRO and in bf16 without a word; the same on all ranks. In fp16 it then scales the loss.
         """
-        return self.zero > 0 and not self.engine.fp16_enabled() and self.optimizer.overflow
+        return not self.engine.fp16_enabled() and getattr(self.optimizer, "overflow", False)
 
     def train(self) -> None:
         """Dropout on."""
@@ -140,6 +140,8 @@ class Engine:
         Raises ValueError where it is another student's or optimizer's.
         """
         self._whole_state().scatter(tensors, numbers)
+        if self.overflowed:  # told of an update before
+            self.optimizer.overflow = False
 
     def _whole_state(self) -> WholeState:
         return WholeState(self.module, self.optimizer, self.zero)

@@ -37,8 +37,9 @@ class _HiddenError(torch.autograd.Function):
             torch.mm(error, weight, out=for_hidden[part])
             if error.dtype == torch.float32:
                 for_weight.addmm_(error.mT, hidden[part])
-            else:  # a sum over many rows is too large for fp16: means, and sums of them in fp32
-                for_weight += ((error / len(error)).mT @ hidden[part]).float() * len(error)
+            else:  # sums over many rows are too large for fp16: means there, and sums of them in fp32
+                count = len(error) if error.dtype == torch.float16 else 1
+                for_weight += ((error / count).mT @ hidden[part]).float() * count
             for_bias += error.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(for_hidden, for_weight, for_bias)
         ctx.dtype = weight.dtype

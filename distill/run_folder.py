@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.outage import Outage
 from data_pipeline.whole import write_whole
 
 
@@ -43,7 +44,7 @@ def held(folder: Path, wait: float = 0.0) -> Iterator[None]:
                     break
                 if time.monotonic() >= until:
                     file.seek(0)
-                    raise ValueError(
+                    raise Outage(
                         f"--run: {folder} is being written by another run ({file.read()}); "
                         "wait for its end, or give another folder"
                     ) from None
@@ -69,6 +70,7 @@ class Metrics:
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget lines of `stage` after `step`, and a half-written last line."""
+        self.started = time.monotonic()
         if not self.path.exists():
             return
         kept = []

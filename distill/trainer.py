@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from data_pipeline.outage import Outage
 from data_pipeline.progress import Progress
 from data_pipeline.whole import beside
 from distill.accounting import (
@@ -143,25 +144,25 @@ class Trainer:
         return self.best
 
     def _steps(self, start: int, progress: Progress, profile_step: Callable[[], object]) -> None:
-        """The steps from `start` to the end. Raises Stopped, and _NonFinite where a loss is not finite."""
+        """The steps from `start` to the end. Raises Stopped, and _NonFinite for a loss or gradient."""
         votes, window = _Votes(), _Window()
         for step in range(start, self.total):
             done, stop = step + 1, False
             if step not in self.skipped:
                 terms, counts = self.train_step(step)
                 window.add(step, terms, counts)
+                if self.engine_config.skip_non_finite or self.engine.overflowed:
+                    self._refuse_non_finite(window)
                 stop = votes.stop(counts[4]) and done < self.total
             profile_step()
             progress.reach(done)
-            if self.engine_config.skip_non_finite or self.engine.overflowed:
-                self._refuse_non_finite(window, done)
 
             # once in a while: metrics
             if window.steps and (done % self.record.log_every == 0 or done == self.total or stop):
                 means = window.close(self.cost, self.ceiling)
                 self._refuse_other_rows(window)
                 if not math.isfinite(means["loss"]):
-                    self._refuse_non_finite(window, done)
+                    self._refuse_non_finite(window)
                 progress.describe(self._log(done, means), means)
                 window = _Window()
 
@@ -171,7 +172,7 @@ class Trainer:
             if evaluates or saves:
                 self.watchdog.rest()
                 self._refuse_other_rows(window)
-                self._refuse_non_finite(window, done)
+                self._refuse_non_finite(window)
                 self._refuse_other_weights(done)
             if evaluates:
                 progress.describe(*self._measure(done))
@@ -255,7 +256,7 @@ class Trainer:
         apart = {number: share for number, share in enumerate(weights_apart(self.engine.module)) if share}
         named = ", ".join(f"rank {number} ({share:.2g} of their size)" for number, share in apart.items())
         if not all(share <= ROUNDING for share in apart.values()):
-            raise ValueError(
+            raise Outage(
                 f"{self.name}: at step {done} the weights differ from rank 0's on {named}: a processor or "
                 "memory fails there, or the gradients are not summed; continue with --resume elsewhere"
             )
@@ -263,18 +264,19 @@ class Trainer:
             self.told_rounding = True
             print(f"warning: {self.name}: the ranks round unlike: {named}", file=sys.stderr)
 
-    def _refuse_non_finite(self, window: _Window, done: int) -> None:
+    def _refuse_non_finite(self, window: _Window) -> None:
         """Raise _NonFinite, on all ranks together, where a step of the window had no finite loss, or the
         last one no finite gradient, which is then in the weights.
         """
-        if window.losses:
-            losses = sum_over_ranks(torch.stack(window.losses).float())
-            bad = (~losses.isfinite()).nonzero()
-            if len(bad):
-                self._refuse_step(window.steps[int(bad[0])], f"the loss is {losses[bad[0]].item()}")
+        if not window.steps:
+            return
         norm = get_total_norm([weight.detach() for weight in self.objective.parameters()])
-        if sum_over_ranks((~norm.isfinite()).float()) or self.engine.overflowed:
-            self._refuse_step(done - 1, "the gradient is not finite")
+        sums = sum_over_ranks(torch.stack([*window.losses, norm]).float())
+        bad = [int(index) for index in (~sums.isfinite()).nonzero()]
+        if bad and bad[0] < len(window.steps):
+            self._refuse_step(window.steps[bad[0]], f"the loss is {sums[bad[0]].item()}")
+        if bad or self.engine.overflowed:
+            self._refuse_step(window.steps[-1], "the gradient is not finite")
 
     def _refuse_step(self, step: int, what: str) -> None:
         """Save this rank's batch of a step and raise _NonFinite."""
@@ -290,7 +292,7 @@ class Trainer:
         Raises ValueError where no more may be left out.
         """
         most = self.engine_config.skip_non_finite
-        if len(self.skipped) >= most:
+        if len(self.skipped) >= most or error.step in self.skipped:
             others = f" (left out before: {most})" if most else ""
             raise ValueError(
                 f"{self.name}: {error}{others}; lower optimizer.lr and start anew, or mend the data, or go "

@@ -43,9 +43,8 @@ from tune.workers import cause, line, nodes, places, reserved, train
 
 # Seconds that nodes have to join the cluster before a search begins; a cloud's install much.
 JOINING = 900.0
-# Tries, five seconds apart, that a head has to answer; after 60 s Ray ends the process without a word of
-# how to go on.
-TRIES = 9
+# Seconds that Ray gives a head to answer again; then it ends the process without a word of how to go on.
+SILENCE = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112 (Ray's name)
 AGAIN = "the same command with --resume continues from the last checkpoint"
 SUMMARY = "summary.json"
 
@@ -180,8 +179,8 @@ def connect(address: str = "") -> None:
 def _end_without(head: str) -> None:
     """End this process, in one line, when the head of its cluster (HOST:PORT) answers no more."""
     host, _, port = head.rpartition(":")
-    silent = 0
-    while silent < TRIES:
+    tries, silent = max(1, int(SILENCE / 6) - 1), 0  # of five seconds and at most one
+    while silent < tries:
         time.sleep(5)
         silent += 1
         with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=1):

@@ -14,7 +14,7 @@ import ray.train
 import ray.train.torch
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 
-from data_pipeline.urls import Unreachable
+from data_pipeline.outage import Outage
 
 Rank = Callable[[dict[str, str]], None]  # what each worker runs, given its job and run folder
 
@@ -71,8 +71,11 @@ class _Refusals(UserCallback):
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for error in map(cause, worker_exceptions.values()):
-            if isinstance(error, ValueError) and not isinstance(error, Unreachable):
+        causes = [cause(error) for error in worker_exceptions.values()]
+        if any(isinstance(error, Outage) for error in causes):
+            return
+        for error in causes:
+            if isinstance(error, ValueError):
                 raise ControllerError(error)
 
 

@@ -509,18 +509,27 @@ def test_a_step_more_than_may_be_left_out_ends_the_run(general, tmp_path):
 
 
 def leave_out(model: str, shards: str, folder: str) -> None:
-    for zero in range(4):
-        config = general_config(model, shards, engine=EngineConfig(zero=zero, skip_non_finite=1))
-        with never_taken(3):
-            run(config, Path(folder, f"without-{zero}"))
-        with spoilt({3}, "gradient", of_rank=1):
-            run(config, Path(folder, f"spoilt-{zero}"))
+    """Before a checkpoint, and just after one."""
+    for zero, precision in WAYS:
+        engine = EngineConfig(zero=zero, precision=precision, skip_non_finite=1)
+        config = general_config(model, shards, engine=engine)
+        for step in (3, 4):
+            name = f"{zero}-{precision}-{step}"
+            with never_taken(step):
+                run(config, Path(folder, f"without-{name}"))
+            with spoilt({step}, "gradient", of_rank=1):
+                run(config, Path(folder, f"spoilt-{name}"))
+
+
+WAYS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (2, "bf16")]
 
 
 def test_two_processes_leave_out_a_step_together(tiny_model, tiny_shards, tmp_path):
     run_processes(leave_out, 2, tiny_model, tiny_shards, str(tmp_path))
-    for zero in range(4):
-        assert_same(tmp_path / f"spoilt-{zero}", tmp_path / f"without-{zero}")
+    for zero, precision in WAYS:
+        for step in (3, 4):
+            name = f"{zero}-{precision}-{step}"
+            assert_same(tmp_path / f"spoilt-{name}", tmp_path / f"without-{name}")
 
 
 # ---- checkpoints that are not ours

@@ -16,8 +16,8 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError
 from scipy.stats import spearmanr
 
+from data_pipeline.outage import Outage
 from data_pipeline.settings import TaskConfig
-from data_pipeline.urls import Unreachable
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
 from launcher import runs
 from launcher.settings import from_yaml, parse, to_yaml
@@ -681,7 +681,8 @@ def test_a_search_killed_before_it_recorded_a_change_does_so(tmp_path):
     ("raised", "ends"),
     [
         ([RuntimeError("a peer closed the connection"), ValueError("it has no labels")], True),
-        ([Unreachable("s3://bucket does not answer")], False),
+        ([Outage("s3://bucket does not answer")], False),
+        ([ValueError("it has no labels"), Outage("rank 0 could not write")], False),
         ([RuntimeError("out of memory"), RayActorError()], False),
     ],
 )
