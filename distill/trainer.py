@@ -152,7 +152,7 @@ class Trainer:
                 terms, counts = self.train_step(step)
                 window.add(step, terms, counts)
                 if self.engine_config.skip_non_finite or self.engine.overflowed:
-                    self._refuse_non_finite(window)
+                    self._refuse_non_finite(window, done)
                 stop = votes.stop(counts[4]) and done < self.total
             profile_step()
             progress.reach(done)
@@ -162,7 +162,7 @@ class Trainer:
                 means = window.close(self.cost, self.ceiling)
                 self._refuse_other_rows(window)
                 if not math.isfinite(means["loss"]):
-                    self._refuse_non_finite(window)
+                    self._refuse_non_finite(window, done)
                 progress.describe(self._log(done, means), means)
                 window = _Window()
 
@@ -172,7 +172,7 @@ class Trainer:
             if evaluates or saves:
                 self.watchdog.rest()
                 self._refuse_other_rows(window)
-                self._refuse_non_finite(window)
+                self._refuse_non_finite(window, done)
                 self._refuse_other_weights(done)
             if evaluates:
                 progress.describe(*self._measure(done))
@@ -264,19 +264,17 @@ class Trainer:
             self.told_rounding = True
             print(f"warning: {self.name}: the ranks round unlike: {named}", file=sys.stderr)
 
-    def _refuse_non_finite(self, window: _Window) -> None:
+    def _refuse_non_finite(self, window: _Window, done: int) -> None:
         """Raise _NonFinite, on all ranks together, where a step of the window had no finite loss, or the
         last one no finite gradient, which is then in the weights.
         """
-        if not window.steps:
-            return
         norm = get_total_norm([weight.detach() for weight in self.objective.parameters()])
         sums = sum_over_ranks(torch.stack([*window.losses, norm]).float())
         bad = [int(index) for index in (~sums.isfinite()).nonzero()]
         if bad and bad[0] < len(window.steps):
             self._refuse_step(window.steps[bad[0]], f"the loss is {sums[bad[0]].item()}")
         if bad or self.engine.overflowed:
-            self._refuse_step(window.steps[-1], "the gradient is not finite")
+            self._refuse_step(done - 1, "the gradient is not finite")
 
     def _refuse_step(self, step: int, what: str) -> None:
         """Save this rank's batch of a step and raise _NonFinite."""

@@ -491,6 +491,16 @@ def test_a_step_that_is_not_finite_is_left_out_where_asked_for(general, tmp_path
     assert (tmp_path / "spoilt" / f"non_finite-general-step{step + 1}-rank0.safetensors").is_file()
 
 
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(general, tmp_path):
+    """Though the metrics, written just before, know of a finite loss only."""
+    with (
+        spoilt({3}, "gradient"),
+        pytest.raises(ValueError, match="the gradient is not finite at step 4; its batch"),
+    ):
+        run(general, tmp_path)
+    assert [path.name for path in tmp_path.glob("checkpoints/general/*")] == ["step-00000002"]
+
+
 def test_a_killed_run_leaves_out_what_it_has_left_out_before(general, tmp_path):
     config = replace(general, engine=SKIPS)
     with never_taken(2):
