@@ -77,7 +77,8 @@ def assert_continued(run: Path, before: list[dict[str, Any]]) -> None:
 def environment() -> dict[str, str]:
     """The environment of commands: one thread for each process, this very source."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # no other cluster
+    return {**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +120,13 @@ class Slurm:
     def __call__(self, *command: Any, folder: Path | None = None) -> str:
         """A command on the cluster's login node."""
         return call(*command, environment=self.environment, folder=folder)
+
+    def preempt(self, folder: Path) -> None:
+        """Let a job of a higher tier take all nodes for a moment. The bed puts what they ran back into the
+        queue (PreemptMode=REQUEUE), after ten seconds of grace.
+        """
+        urgent = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"]
+        self("sbatch", "--wait", *urgent, folder=folder)
 
     def network(self, node: str, way: str) -> None:
         """Plug a node's cable in (`up`) or pull it (`down`)."""

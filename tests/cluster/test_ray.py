@@ -36,6 +36,7 @@ from tests.helpers import KEYS, BucketServer, tree
 
 pytestmark = pytest.mark.cluster
 COMPILED = os.environ.get("TORCH_EXTENSIONS_DIR", f"{Path.home()}/.cache/torch_extensions")
+ON_RAY = ("--on=ray", "--processes=2")  # of this machine
 AWKWARD = """it's a "run" of $(touch owned) `touch owned`; touch owned & #1"""
 
 
@@ -48,20 +49,18 @@ def assert_as_undisturbed(run: Path, undisturbed: Path) -> None:
 def test_workers_of_ray_on_this_machine_train_as_processes_do(environment, training, undisturbed, tmp_path):
     run = tmp_path / "run"
     quiet = {**environment, "RAY_USAGE_STATS_ENABLED": "0"}
-    quiet.pop("RAY_ADDRESS", None)
-    call(DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}", environment=quiet)
+    call(DISTILLERY, *training, *ON_RAY, f"--run={run}", environment=quiet)
     assert_as_undisturbed(run, undisturbed)
 
 
 def test_what_ranks_refuse_is_tried_once(environment, training, tiny_shards, tmp_path):
     """A damaged shard, which the driver does not read."""
-    environment.pop("RAY_ADDRESS", None)
     damaged = shutil.copytree(tiny_shards, tmp_path / "shards")
     for shard in damaged.glob("*.tar"):
         content = bytearray(shard.read_bytes())
         content[600:700] = bytes(100)
         shard.write_bytes(content)
-    command = [DISTILLERY, *training, f"--shards={damaged}", "--on=ray", "--processes=2"]
+    command = [DISTILLERY, *training, f"--shards={damaged}", *ON_RAY]
     process = started(environment, *command, f"--run={tmp_path / 'run'}")
     said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 2, said
@@ -83,11 +82,22 @@ def started(environment: dict[str, str], *command: Any) -> subprocess.Popen:
     )
 
 
+def begun(environment: dict[str, str], training: list[str], run: Path, step: int) -> subprocess.Popen:
+    """That training on two workers of this machine's own Ray, past a step."""
+    command = [DISTILLERY, *training, *ON_RAY, f"--run={run}"]
+    process = started(environment, *command)
+    wait_until(lambda: len(lines(run)) >= step, f"step {step}")
+    return process
+
+
+def goes_on(environment: dict[str, str], training: list[str], run: Path) -> None:
+    """It continues to its end."""
+    call(DISTILLERY, *training, *ON_RAY, f"--run={run}", "--resume", environment=environment)
+
+
 def test_a_worker_of_ray_that_is_killed_is_started_anew(environment, training, undisturbed, tmp_path):
-    environment.pop("RAY_ADDRESS", None)
     run = tmp_path / "run"
-    process = started(environment, DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}")
-    wait_until(lambda: len(lines(run)) > 60, "step 61")
+    process = begun(environment, training, run, 61)
     (holder,) = re.findall(r"process (\d+) of", (run / "lock").read_text())
     os.kill(int(holder), signal.SIGKILL)
     said, _ = process.communicate(timeout=SECONDS)
@@ -96,11 +106,8 @@ def test_a_worker_of_ray_that_is_killed_is_started_anew(environment, training, u
 
 
 def test_ctrl_c_has_workers_of_ray_write_a_checkpoint(environment, training, undisturbed, tmp_path):
-    environment.pop("RAY_ADDRESS", None)
     run = tmp_path / "run"
-    command = [DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}"]
-    process = started(environment, *command)
-    wait_until(lambda: len(lines(run)) > 5, "step 6")
+    process = begun(environment, training, run, 6)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, said
@@ -109,16 +116,14 @@ def test_ctrl_c_has_workers_of_ray_write_a_checkpoint(environment, training, und
     assert "Traceback" not in said
     done = len(lines(run))
     assert (run / "checkpoints" / "general" / f"step-{done:08d}").is_dir()
-    call(*command, "--resume", environment=environment)
+    goes_on(environment, training, run)
     assert_as_undisturbed(run, undisturbed)
 
 
 def test_a_second_ctrl_c_ends_workers_of_ray(environment, training, tmp_path):
     """Where they do not answer the first."""
-    environment.pop("RAY_ADDRESS", None)
     run = tmp_path / "run"
-    process = started(environment, DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}")
-    wait_until(lambda: len(lines(run)) > 5, "step 6")
+    process = begun(environment, training, run, 6)
     (holder,) = re.findall(r"process (\d+) of", (run / "lock").read_text())
     os.kill(int(holder), signal.SIGSTOP)
     os.killpg(process.pid, signal.SIGINT)
@@ -135,11 +140,8 @@ def test_a_second_ctrl_c_ends_workers_of_ray(environment, training, tmp_path):
 @pytest.mark.slow
 def test_a_head_that_dies_ends_the_run_which_then_goes_on(environment, training, undisturbed, tmp_path):
     """One line and an exit code, nothing left behind, and --resume loses nothing."""
-    environment.pop("RAY_ADDRESS", None)
     run = tmp_path / "run"
-    command = [DISTILLERY, *training, "--on=ray", "--processes=2", f"--run={run}"]
-    process = started(environment, *command)
-    wait_until(lambda: len(lines(run)) > 60, "step 61")
+    process = begun(environment, training, run, 61)
     ours = psutil.Process(process.pid).children(recursive=True)
     before = lines(run)
     (head,) = [each for each in ours if each.name() == "gcs_server"]
@@ -148,7 +150,7 @@ def test_a_head_that_dies_ends_the_run_which_then_goes_on(environment, training,
     assert process.returncode == 1, said
     assert "the same command with --resume continues" in said.splitlines()[-1]
     wait_until(lambda: not psutil.wait_procs(ours, timeout=0)[1], "end of what it started")
-    call(*command, "--resume", environment=environment)
+    goes_on(environment, training, run)
     assert_continued(run, before)
     assert_as_undisturbed(run, undisturbed)
 
@@ -186,8 +188,7 @@ def test_a_preempted_ray_cluster_goes_back_into_the_queue(slurm, training, undis
     job = submitted(slurm, training, run)
     wait_until(lambda: len(lines(run)) > 60, "step 60", log.read_text)
     before = lines(run)
-    urgent = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"]
-    slurm("sbatch", "--wait", *urgent, folder=tmp_path)
+    slurm.preempt(tmp_path)
     wait_until(lambda: slurm.state(job) == "COMPLETED", "job COMPLETED", log.read_text)
     assert slurm.restarts(job) == 1
     assert_continued(run, before)
@@ -210,11 +211,10 @@ def test_a_run_in_a_bucket_is_continued_by_a_machine_that_never_saw_it(
     environment, training, undisturbed, bucket_server, tmp_path
 ):
     """Stopped by Ctrl-C there, finished here; without --resume it is refused."""
-    environment.pop("RAY_ADDRESS", None)
     environment = {**environment, **{name.upper(): key for name, key in KEYS.items()}}
     environment["TORCH_EXTENSIONS_DIR"] = COMPILED
     there, here = ({**environment, "HOME": str(tmp_path / home)} for home in ("there", "here"))
-    command = [DISTILLERY, *training, "--on=ray", "--processes=2", f"--storage={bucket_server.url('runs')}"]
+    command = [DISTILLERY, *training, *ON_RAY, f"--storage={bucket_server.url('runs')}"]
     process = started(there, *command, f"--run={tmp_path}/there/{AWKWARD}")
     ours = "there/.cache/distillery/runs/*/run"
     wait_until(lambda: any(len(lines(run)) > 60 for run in tmp_path.glob(ours)), "step 61")

@@ -94,8 +94,7 @@ def test_a_preempted_job_saves_and_continues_when_nodes_are_free(slurm, training
     run = tmp_path / "run"
     job = submitted(slurm, run, *training, "--nodes=2", "--time=20")
     wait_until(lambda: len(lines(run)) > 60, "step 60", lambda: said(run))
-    urgent = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"]
-    slurm("sbatch", "--wait", *urgent, folder=tmp_path)
+    slurm.preempt(tmp_path)
     before = lines(run)
     done = len(before)
     assert 60 < done < 200
