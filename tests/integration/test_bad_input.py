@@ -214,6 +214,10 @@ def test_micro_batches_that_do_not_fill_a_share(refused, general):
     refused("general", {**general, "engine.micro_batch_size": 5}, "engine.micro_batch_size: 5", "16")
 
 
+def test_a_number_of_steps_left_out_below_none(refused, general):
+    refused("general", {**general, "engine.skip_non_finite": -1}, "engine.skip_non_finite: -1", "0 or more")
+
+
 @pytest.mark.parametrize("name", ["log_every", "save_every", "keep"])
 def test_a_record_that_can_not_be_kept(refused, general, name):
     refused("general", {**general, f"record.{name}": 0}, f"record.{name}: 0; give 1 or more")

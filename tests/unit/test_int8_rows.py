@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.int8_rows import gelu_rows, norm_rows_, round_rows, scale_rows_
+from distill.int8_rows import gelu_rows, library, norm_rows_, round_rows, scale_rows_
 
 SHAPES = [(1, 1), (3, 16), (7, 33), (600, 48), (65, 768)]
 
@@ -93,12 +93,10 @@ def test_what_is_not_finite_is_not_hidden() -> None:
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill import int8_rows
-
     monkeypatch.setenv("CXX", "false")
-    int8_rows.library.cache_clear()
+    library.cache_clear()
     try:
         with pytest.raises(ValueError, match=r"false can't compile int8_rows\.cpp"):
             round_rows(torch.ones(1, 1))
     finally:
-        int8_rows.library.cache_clear()
+        library.cache_clear()
