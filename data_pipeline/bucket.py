@@ -65,13 +65,16 @@ class Bucket:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What goes wrong as one line. pyarrow's own errors are OSErrors and ValueErrors."""
+        """What goes wrong as one line. What a store can't do is a NotImplementedError of pyarrow's."""
         try:
             yield
-        except (OSError, ValueError, NotImplementedError) as error:
-            stays = (PermissionError, FileNotFoundError, ValueError, NotImplementedError)
-            kind = ValueError if isinstance(error, stays) else Outage
-            raise kind(f"{self.url}: {one_line(str(error))[:400]}") from None
+        except (PermissionError, FileNotFoundError, ValueError, NotImplementedError) as error:
+            raise ValueError(self._line(error)) from None
+        except OSError as error:
+            raise Outage(self._line(error)) from None
+
+    def _line(self, error: Exception) -> str:
+        return f"{self.url}: {one_line(str(error))[:400]}"
 
     def listed(self, under: str = "") -> dict[str, int]:
         """Every file below, by its path from here, with its size."""

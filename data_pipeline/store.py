@@ -59,7 +59,7 @@ class ShardFolder:
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(missing) from None
         except PermissionError:
-            raise ValueError(f"shards: {self.folder}/{MANIFEST} may not be read") from None
+            raise ValueError(f"shards: {self.folder}/{MANIFEST} may not be read; {ALLOW}") from None
         except ValueError:
             raise
         except Exception as error:  # each protocol's library has errors of its own
@@ -90,7 +90,7 @@ class ShardFolder:
                 f"shards: {place} is damaged at byte {block.offset} ({error}); {REMEDY}"
             ) from None
         except PermissionError:
-            raise ValueError(f"shards: {place} may not be read") from None
+            raise ValueError(f"shards: {place} may not be read; {ALLOW}") from None
         except Exception as error:  # each protocol's library has errors of its own
             tries = 1 if self.is_local else 1 + self.config.retries
             raise Outage(f"shards: {place} can't be read in {tries} attempts: {error}") from None
@@ -167,6 +167,7 @@ class ShardFolder:
         raise AssertionError
 
 
+ALLOW = "let this user read it, or give the store's keys"
 REMEDY = "copy it again from a whole one or run pregenerate again, or set --stream.damaged skip"
 
 

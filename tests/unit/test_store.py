@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from data_pipeline import store
+from data_pipeline.outage import Outage
 from data_pipeline.packing import Row
 from data_pipeline.settings import StoreConfig, StreamConfig
 from data_pipeline.store import BlockCache, ShardFolder
@@ -136,8 +137,19 @@ def test_too_many_failures_end_it_naming_the_shard(server):
 def test_an_outage_ends_it_naming_the_shard(server):
     folder = ShardFolder(server.url, StoreConfig(retries=1, cache=None))
     server.failures = 100
-    with pytest.raises(ValueError, match=r"http://\S+/shard-000000\.tar can't be read in 2 attempts"):
+    with pytest.raises(Outage, match=r"http://\S+/shard-000000\.tar can't be read in 2 attempts"):
         folder.block(0)
+
+
+def test_what_may_not_be_read_is_no_outage(server, monkeypatch):
+    def deny(*_: object) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    folder = ShardFolder(server.url, StoreConfig(retries=0, cache=None))
+    monkeypatch.setattr(ShardFolder, "_remote", deny)
+    with pytest.raises(ValueError, match=r"shard-000000\.tar may not be read; let this user") as found:
+        folder.block(0)
+    assert not isinstance(found.value, Outage)
 
 
 def test_a_url_without_a_manifest_is_refused(server):
