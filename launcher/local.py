@@ -110,7 +110,7 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
                 command(job, folder, processes, rendezvous), env=words, preexec_fn=_ignore_warnings
             )
         threading.Thread(target=_pass_on, args=(asked, news, child), daemon=True).start()
-        code = child.wait()
+        code = _exit_code(child)
         if code == -signal.SIGKILL and asked.count(signal.SIGINT) > 1:
             again = resume_command(job, folder, processes)
             print(f"interrupted; continue from the last checkpoint with: {again}", file=sys.stderr)
@@ -119,6 +119,15 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
         if stopped.exists() and (asked or code == 0):
             return INTERRUPTED if signal.SIGINT in asked else EXIT_CODE
         return code
+
+
+def _exit_code(child: subprocess.Popen) -> int:
+    """Wait for a child's end. Many short waits: before a long one Python may take a signal without running
+    its handler, which then ran with the next signal only.
+    """
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(timeout=1)
 
 
 @contextmanager
