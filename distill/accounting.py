@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from distill.encoders import Batch, model_inputs
 from distill.int8 import FLOPS
+from distill.read_places import reading
 
 LENGTHS = (4, 8, 12)  # of the sequences that a cost is fitted to
 SIZE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that the ceiling is measured with
@@ -69,20 +70,23 @@ def forward_cost(run: Callable[[Batch], object], device: torch.device) -> Cost:
     return Cost(*np.linalg.solve(powers, np.array(counted, dtype=float)).round().tolist())
 
 
-def model_cost(model: PreTrainedModel, head_share: float = 1.0) -> Cost:
+def model_cost(model: PreTrainedModel, head_share: float = 1.0, hidden: bool = False) -> Cost:
     """The cost of a model's shape, counted on a copy: its own weights may lie elsewhere, or in parts.
 
-    `head_share` is the share of the tokens that its head sees.
+    `head_share` is the share of the tokens that its head sees; `hidden` as of `reading`.
     """
     with torch.random.fork_rng(devices=[]):
         copy = type(model)(model.config).eval()
     for name, _ in list(copy.named_children()):
         if getattr(model, name) is None:  # a pooler, left out
             setattr(copy, name, None)
-    whole = _plain_cost(copy)
     if head_share == 1:
-        return whole
-    return whole.times(head_share) + _plain_cost(copy.base_model).times(1 - head_share)
+        with reading(copy, None, hidden):
+            return _plain_cost(copy)
+    body = copy.base_model
+    with reading(body, torch.zeros(0, dtype=torch.long), hidden):
+        unread = _plain_cost(body)
+    return _plain_cost(copy).times(head_share) + unread.times(1 - head_share)
 
 
 def _plain_cost(model: PreTrainedModel) -> Cost:

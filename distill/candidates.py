@@ -28,8 +28,9 @@ from data_pipeline.settings import AugmentConfig
 from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from data_pipeline.word_vectors import first_vectors
-from distill.encoders import Batch, head_at, model_inputs
+from distill.encoders import Batch, model_inputs
 from distill.model_facts import positions
+from distill.read_places import reading
 
 NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
 WORDS_AT_ONCE = 64  # whose likeness to all others is held
@@ -104,7 +105,7 @@ class MaskedWords:
     def _top(self, contexts: list[Context], model: PreTrainedModel) -> list[tuple[np.ndarray, bool]]:
         """For each context its best tokens, and whether the last of them is clearly ahead of the next."""
         batch, places = self._batch(contexts)
-        with head_at(model, places):
+        with reading(model, places):
             logits = model(**model_inputs(model, batch)).logits[0]
         values, tokens = logits.topk(self.top + 1)
         clear = (values[:, -2] - values[:, -1] > NEAR).cpu().numpy()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
@@ -31,6 +29,7 @@ from distill.custom import Named, load, name_of
 from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
 from distill.int8 import check_int8, has_int8, quantise
+from distill.read_places import reading
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
 
@@ -91,7 +90,7 @@ def run_encoder(
 ) -> Signal:
     """One forward pass, keeping the layers that are asked for."""
     hidden, attention = list(hidden), list(attention)
-    with collecting(collector, attention) as layers, head_at(model, batch.masked):
+    with collecting(collector, attention) as layers, reading(model, batch.masked, bool(hidden)):
         output = model(**model_inputs(model, batch), output_hidden_states=bool(hidden))
     if missing := set(attention) - layers.keys():
         raise ValueError(
@@ -106,27 +105,6 @@ def run_encoder(
         {layer: output.hidden_states[layer] for layer in hidden},
         layers,
     )
-
-
-@contextmanager
-def head_at(model: PreTrainedModel, places: Tensor | None) -> Iterator[None]:
-    """Let a model's head see these places of the flattened batch alone: its logits are (1, places, ...).
-
-    A vocabulary's logits of every token would be a step's largest tensor, and most of them for nothing.
-    """
-    if places is None:
-        yield
-        return
-
-    def gather(module: nn.Module, inputs: object, output: ModelOutput) -> ModelOutput:
-        output["last_hidden_state"] = output["last_hidden_state"].flatten(0, 1)[places][None]
-        return output
-
-    handle = model.base_model.register_forward_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def listen(model: PreTrainedModel) -> Collector:

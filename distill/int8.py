@@ -18,6 +18,7 @@ from transformers.activations import GELUActivation
 
 from distill.compiler import compiler
 from distill.int8_rows import gelu_rows, library, norm_rows_, round_rows, scale_rows_
+from distill.read_places import FAMILIES
 
 LEVELS = 127  # to either side of zero
 ZERO = 128  # activations are unsigned, which is what VNNI multiplies with signed weights
@@ -170,7 +171,6 @@ def quantise(model: nn.Module) -> None:
                 setattr(parent, name, fused(child))
 
 
-FAMILIES = ("Bert", "Roberta", "Electra", "XLMRoberta", "Camembert")  # their layers are alike
 FUSED: dict[str, type[nn.Module]] = {
     **{f"{family}Intermediate": Int8Intermediate for family in FAMILIES},
     **{f"{family}{part}": Int8Output for family in FAMILIES for part in ("SelfOutput", "Output")},

@@ -26,6 +26,7 @@ from data_pipeline.tasks import Encoded
 from distill.accounting import count_flops, synchronise
 from distill.encoders import model_inputs
 from distill.engine import rank, sum_over_ranks, world_size
+from distill.read_places import reading
 from distill.sources import task_batch
 
 
@@ -57,7 +58,8 @@ def _counted_logits(model: PreTrainedModel, data: Encoded, steps: Iterable[np.nd
     results = torch.zeros(len(data), model.config.num_labels + 1, device=model.device)
     for step in steps:
         batch = task_batch(data, step).to(model.device)
-        logits = model(**model_inputs(model, batch)).logits
+        with reading(model, None):
+            logits = model(**model_inputs(model, batch)).logits
         index = torch.from_numpy(step).to(model.device)
         results[index] = functional.pad(logits.float(), (0, 1), value=1.0)
     return results

@@ -87,6 +87,7 @@ def load(config: PredictConfig) -> Forward:
     from transformers import AutoModelForSequenceClassification
 
     from distill.encoders import Batch, model_class, model_inputs
+    from distill.read_places import reading
 
     for each in config.classes:
         model_class("classes", each)
@@ -96,7 +97,8 @@ def load(config: PredictConfig) -> Forward:
     @torch.no_grad()
     def forward(padded: dict[str, np.ndarray]) -> np.ndarray:
         batch = Batch(**{name: torch.from_numpy(part) for name, part in padded.items()}).to(device)
-        return model(**model_inputs(model, batch)).logits.float().cpu().numpy()
+        with reading(model, None):
+            return model(**model_inputs(model, batch)).logits.float().cpu().numpy()
 
     return forward
 

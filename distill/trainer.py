@@ -225,13 +225,14 @@ class Trainer:
 
     def _step_cost(self) -> Cost:
         """Model FLOPs of a step: the student three times, for backward costs twice what forward does."""
-        student = model_cost(self.objective.student, self.head_share)
+        hidden = bool(self.objective.hidden_layers)
+        student = model_cost(self.objective.student, self.head_share, hidden)
         cost = student + Cost(per_token=self.objective.projected_flops)
         if self.teacher is None:
             return cost.times(3)
         if self.head_share < 1 and self.objective.config.logits:
             assert isinstance(self.teacher, Teacher)
-            return cost.times(3) + model_cost(self.teacher.model, self.head_share)
+            return cost.times(3) + model_cost(self.teacher.model, self.head_share, hidden)
         return cost.times(3) + forward_cost(self._signal, self.engine.device)
 
     def _ceiling(self) -> float:

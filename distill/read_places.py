@@ -1,0 +1,64 @@
+"""The end of an encoder at the places that are read, and nowhere else.
+
+A classifier reads each sequence's first token, a masked language model's head the masked ones. The last
+layer's attention needs all the others; what follows it, three quarters of the layer's products, and the
+head's logits do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+FAMILIES = ("Bert", "Roberta", "Electra", "XLMRoberta", "Camembert")  # their layers are alike
+
+
+@contextmanager
+def reading(model: PreTrainedModel, places: Tensor | None, hidden: bool = False) -> Iterator[None]:
+    """Let the forward passes inside compute what is read alone.
+
+    Args:
+        model: An encoder; what is saved there depends on its family.
+        places: What a head reads, as indices into the flattened batch, (places,): logits become
+            (1, places, ...). None: what the model's own head reads.
+        hidden: The hidden states of every token are wanted too.
+    """
+    end = None if hidden else _end(model)
+    if places is None and (end is None or not _reads_first(model)):
+        yield
+        return
+
+    def chosen(states: Tensor) -> Tensor:
+        return states[:, :1] if places is None else states.flatten(0, 1)[places][None]
+
+    def of_both(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(map(chosen, inputs))
+
+    def of_output(module: nn.Module, inputs: object, output: ModelOutput) -> ModelOutput:
+        output["last_hidden_state"] = chosen(output["last_hidden_state"])
+        return output
+
+    if end is None:
+        handle = model.base_model.register_forward_hook(of_output)
+    else:
+        handle = end.register_forward_pre_hook(of_both)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _end(model: PreTrainedModel) -> nn.Module | None:
+    """What follows the last layer's attention first: of its output and of the layer's input."""
+    body = model.base_model
+    if type(body).__name__ not in {f"{family}Model" for family in FAMILIES}:
+        return None
+    return body.encoder.layer[-1].attention.output
+
+
+def _reads_first(model: PreTrainedModel) -> bool:
+    return type(model).__name__ in {f"{family}ForSequenceClassification" for family in FAMILIES}
