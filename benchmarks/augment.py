@@ -5,8 +5,8 @@
 FILE is a .tsv with the column `sentence`, such as SST-2's train.tsv; the model a BERT with a
 masked-language-model head (a pretrain run's model/). Both sides read the same model, take 20 tries, 15
 candidates and p = 0.4, and get the same vectors for words of several pieces: the model's own embeddings,
-as a GloVe file. They take turns over the same rows, each in a process of its own. Afterwards their
-candidates are compared, word by word.
+as a GloVe file. Where the CPU has the units for it, ours runs in int8 too. They take turns over the same
+rows, each in a process of its own. Afterwards their candidates are compared, word by word.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from benchmarks.record import import_reference, print_table, reference_folder, write_record
 from benchmarks.sides import Steps, in_own_process, measure
 from benchmarks.step import UNUSED, begin, quiet
 
 if TYPE_CHECKING:
+    import torch
+
+    from data_pipeline.augment import Word
     from data_pipeline.settings import AugmentConfig
 
+Precision = Literal["fp32", "int8"]
 SCRIPT = "data_augmentation"
+SPECIAL = {"[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"}  # the original would put them into a text
 NOTE = (
     "Medians of {rounds} rounds of {part} sentences, in turns; 20 tries, 15 candidates, p = 0.4. "
     "The model: {layers} layers, {width} wide.\n"
@@ -84,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         vectors, compared = Path(scratch) / "vectors.txt", Path(scratch) / "compared.json"
         in_own_process(write_vectors, settings, vectors)
-        sides: dict[str, Steps] = {"ours": partial(ours, settings, vectors)}
+        sides: dict[str, Steps] = {
+            name: partial(ours, settings, vectors, precision) for name, precision in precisions().items()
+        }
         if settings.reference:
             sides = {"original": partial(original, settings, vectors), **sides}
         samples, memory = measure(sides, settings.rounds)
@@ -188,12 +195,22 @@ def original_augmentor(settings: Settings, vectors: Path) -> Any:
 
 
 # ------------------------------------------------------------------------------------------ ours
-def ours(settings: Settings, vectors: Path) -> Iterator[None]:
+def precisions() -> dict[str, Precision]:
+    """Our sides on this machine, by their names."""
+    import torch
+
+    from distill.int8 import has_int8
+
+    both = has_int8(torch.device("cpu"))
+    return {"ours": "fp32", "ours_int8": "int8"} if both else {"ours": "fp32"}
+
+
+def ours(settings: Settings, vectors: Path, precision: Precision) -> Iterator[None]:
     """Turns of what `distillery augment` is made of."""
     from data_pipeline.tasks import Examples
     from distill.augment import METHODS, piece_rows
 
-    config, device = our_config(settings, vectors), begin()
+    config, device = our_config(settings, vectors, precision), begin()
     variants = METHODS["tinybert"](config, Examples([], [], []), device)
     yield
 
@@ -203,67 +220,94 @@ def ours(settings: Settings, vectors: Path) -> Iterator[None]:
         yield
 
 
-def our_config(settings: Settings, vectors: Path) -> AugmentConfig:
+def our_config(settings: Settings, vectors: Path, precision: Precision) -> AugmentConfig:
     from data_pipeline.settings import AugmentConfig
 
     return AugmentConfig(
-        file=str(settings.data), model=str(settings.model), label=None, vectors=str(vectors)
+        str(settings.data), str(settings.model), label=None, vectors=str(vectors), precision=precision
     )
 
 
 # ------------------------------------------------------------------------------------- compared
 def compare(settings: Settings, vectors: Path, target: Path) -> None:
-    """Write how many words of the first turn get the same candidates from both, and how many there are."""
-    from distill.augment import masked_candidates
-    from distill.candidates import MaskedWords, Neighbours, name_of
+    """Write what share of the first turn's words get the same candidates from both, by our side's name.
 
-    augmentor, device, config = (
-        original_augmentor(settings, vectors),
-        begin(),
-        our_config(settings, vectors),
-    )
+    In int8, whose candidates are others, what share of the original's are among ours.
+    """
+    augmentor, device = original_augmentor(settings, vectors), begin()
+    found = {
+        name: our_candidates(our_config(settings, vectors, precision), settings.turn(0), device)
+        for name, precision in precisions().items()
+    }
+    shared: dict[str, list[float]] = {name: [] for name in found}
+    same = []
+    for place, (sentence, word, own) in enumerate(found["ours"]):
+        tokens = augmentor.tokenizer.basic_tokenizer.tokenize(sentence)
+        number = len(augmentor.tokenizer.basic_tokenizer.tokenize(sentence[: word.begin]))
+        theirs = set(augmentor._word_augment(sentence, number, tokens[number])) - SPECIAL
+        none = theirs == {tokens[number]} and own == {word.of(sentence)}  # theirs has lost its accents
+        same.append(none or theirs == own)
+        for name, words in found.items():
+            both = len(theirs & words[place].candidates)
+            shared[name].append(1.0 if none else both / max(1, len(theirs)))
+    figures = {"words": len(same), "same_candidates": round(mean(same), 5)}
+    figures |= {f"{name}_shared_candidates": round(mean(values), 5) for name, values in shared.items()}
+    target.write_text(json.dumps(figures))
+
+
+class Found(NamedTuple):
+    """A word of a sentence, and what may stand in its place."""
+
+    sentence: str
+    word: Word
+    candidates: set[str]
+
+
+def our_candidates(config: AugmentConfig, sentences: list[str], device: torch.device) -> list[Found]:
+    from distill.augment import masked_candidates
+    from distill.candidates import MaskedWords, Neighbours
+
     model = MaskedWords(config, device)
-    sentences = settings.turn(0)
     found = masked_candidates(config, model, Neighbours(config, model), sentences)
-    special = {
-        name_of(model.vocabulary, token) for token in model.special
-    }  # the original would put [SEP] into a text
-    same = 0
-    words = [
-        (sentence, word, own)
+    return [
+        Found(sentence, word, set(own))
         for sentence, pairs in zip(sentences, found, strict=True)
         for word, own in pairs
     ]
-    for sentence, word, own in words:
-        tokens = augmentor.tokenizer.basic_tokenizer.tokenize(sentence)
-        place = len(augmentor.tokenizer.basic_tokenizer.tokenize(sentence[: word.begin]))
-        theirs = augmentor._word_augment(sentence, place, tokens[place])
-        none = theirs == [tokens[place]] and own == [word.of(sentence)]  # theirs has lost its accents
-        same += none or set(theirs) - special == set(own)
-    target.write_text(json.dumps({"words": len(words), "same_candidates": round(same / len(words), 5)}))
 
 
 # ---------------------------------------------------------------------------------- what it says
 def summarise(samples: dict[str, list[float]], memory: dict[str, float], part: int) -> dict[str, float]:
-    """Sentences per second of each side and the ratio, where both were measured."""
-    figures = {
-        f"{name.removesuffix('_seconds')}_sentences_per_s": round(part / median(seconds), 3)
-        for name, seconds in samples.items()
-    }
+    """Sentences per second of each side and the ratios, where the original was measured."""
+    seconds = {name.removesuffix("_seconds"): median(values) for name, values in samples.items()}
+    figures = {f"{name}_sentences_per_s": round(part / value, 3) for name, value in seconds.items()}
     figures |= {name: round(mb, 1) for name, mb in memory.items() if name.endswith("peak_mb")}
-    if "original_seconds" in samples:
-        speedup = median(samples["original_seconds"]) / median(samples["ours_seconds"])
-        figures = {"speedup": round(speedup, 3), **figures}
+    if "original" in seconds:
+        ratios = {
+            f"speedup{name.removeprefix('ours')}": round(seconds["original"] / value, 3)
+            for name, value in seconds.items()
+            if name != "original"
+        }
+        figures = {**ratios, **figures}
     return figures
 
 
 def show(figures: dict[str, float], settings: Settings) -> None:
     """Print the figures as a table, a row for each side."""
-    sides = ["original", "ours"] if settings.reference else ["ours"]
-    rows = [
-        (name, f"{figures[f'{name}_sentences_per_s']:,.1f}", f"{figures[f'{name}_peak_mb']:,.0f}")
-        for name in sides
-    ]
+    sides = [key.removesuffix("_peak_mb") for key in figures if key.endswith("_peak_mb")]
+    rows = []
+    for name in sides:
+        ratio = figures.get(f"speedup{name.removeprefix('ours')}")
+        shared = figures.get(f"{name}_shared_candidates")
+        rows.append(
+            (
+                name.replace("_", ", "),
+                f"{figures[f'{name}_sentences_per_s']:,.1f}",
+                f"{figures[f'{name}_peak_mb']:,.0f}",
+                "" if ratio is None else f"{ratio:.2f}",
+                "" if shared is None else f"{100 * shared:.2f} %",
+            )
+        )
     shape = json.loads((settings.model / "config.json").read_text(encoding="utf-8"))
     note = NOTE.format(
         rounds=settings.rounds,
@@ -271,13 +315,11 @@ def show(figures: dict[str, float], settings: Settings) -> None:
         layers=shape["num_hidden_layers"],
         width=shape["hidden_size"],
     )
-    print_table("Augmentation as TinyBERT's", ("", "sentences/s", "peak MB"), rows, note)
+    heads = ("", "sentences/s", "peak MB", "times the original", "its candidates")
+    print_table("Augmentation as TinyBERT's", heads, rows, note)
     if settings.reference:
-        print(
-            f"Ours: {figures['speedup']:.2f} times the original's sentences/s; the same candidates for ",
-            end="",
-        )
-        print(f"{100 * figures['same_candidates']:.2f} % of {figures['words']:.0f} words")
+        print(f"In fp32 the same candidates for {100 * figures['same_candidates']:.2f} % ", end="")
+        print(f"of {figures['words']:.0f} words")
     else:
         print("Ours alone: for the comparison, --reference DIR names a checkout of the original")
 

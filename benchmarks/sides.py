@@ -23,14 +23,14 @@ Steps = Callable[[], Iterator[None]]
 def measure(sides: Mapping[str, Steps], rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Run every side in turns; returns the seconds of its steps, and memory in MB by figure.
 
-    `sides` are functions that another process can import (partials too); `ours` runs in the
+    `sides` are functions that another process can import (partials too); `ours` and `ours_...` run in the
     environment that `distillery` gives its processes.
     """
     with ExitStack() as stack:
         stack.callback(_restore, dict(os.environ))
         running: dict[str, _Side] = {}
         for name, steps in sides.items():
-            if name == "ours":
+            if name.startswith("ours"):
                 os.environ.update(environment(1, dict(os.environ)))
             running[name] = _Side(name, steps, stack)
         turns = {name: side.step for name, side in running.items()}

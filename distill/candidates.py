@@ -12,13 +12,14 @@ import copy
 import heapq
 from collections.abc import Iterable, Sequence
 from functools import cache
-from itertools import product
-from typing import NamedTuple
+from itertools import groupby, product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from data_pipeline.augment import Word
 from data_pipeline.chinese import segmenter
@@ -29,6 +30,7 @@ from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from data_pipeline.word_vectors import first_vectors
 from distill.encoders import Batch, model_inputs
+from distill.int8 import check_int8, quantise
 from distill.model_facts import positions
 from distill.read_places import reading
 
@@ -58,6 +60,11 @@ class MaskedWords:
             raise ValueError(f"model: {config.model} lacks weights of its head: {missing}")
         self.model.to(device).eval()
         self.exact = copy.deepcopy(self.model).double()
+        self.precision = config.precision
+        if self.precision == "int8":
+            check_int8(device, "precision")
+            quantise(self.model.base_model)
+            setattr(self.exact, self.model.base_model_prefix, _Doubled(self.model.base_model))
         vocabulary, added = self.vocabulary, self.vocabulary.tokenizer.get_added_tokens_decoder()
         self.special = {vocabulary.cls, vocabulary.sep, vocabulary.pad, vocabulary.mask, vocabulary.unk}
         self.special |= {number for number, token in added.items() if token.special}
@@ -96,12 +103,19 @@ class MaskedWords:
         self, contexts: list[Context], model: PreTrainedModel
     ) -> dict[Context, tuple[np.ndarray, bool]]:
         found: dict[Context, tuple[np.ndarray, bool]] = {}
-        for begin in range(0, len(contexts), self.batch_size):
-            batch = contexts[begin : begin + self.batch_size]
-            found.update(zip(batch, self._top(batch, model), strict=True))
+        for alike in self._alike(contexts):
+            for begin in range(0, len(alike), self.batch_size):
+                batch = alike[begin : begin + self.batch_size]
+                found.update(zip(batch, self._top(batch, model), strict=True))
         return found
 
-    @torch.inference_mode()
+    def _alike(self, contexts: list[Context]) -> list[list[Context]]:
+        """Contexts that may share a batch. In 8 bits, where a last bit can become a level, no padding."""
+        if self.precision != "int8":
+            return [contexts]
+        return [list(group) for _, group in groupby(contexts, key=lambda context: len(context.ids))]
+
+    @torch.no_grad()  # the tensors of inference mode have no version, which int8 asks for
     def _top(self, contexts: list[Context], model: PreTrainedModel) -> list[tuple[np.ndarray, bool]]:
         """For each context its best tokens, and whether the last of them is clearly ahead of the next."""
         batch, places = self._batch(contexts)
@@ -127,6 +141,19 @@ class MaskedWords:
         device = self.model.device
         batch = Batch(*(torch.from_numpy(array) for array in (ids, mask, segments))).to(device)
         return batch, torch.tensor(places, device=device)
+
+
+class _Doubled(nn.Module):
+    """An encoder, what it says in float64: its own products are those of integers, and exact."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, *inputs: Any, **named: Any) -> ModelOutput:
+        output = self.encoder(*inputs, **named)
+        output["last_hidden_state"] = output["last_hidden_state"].double()
+        return output
 
 
 def is_maskable(word: Word, unit: str) -> bool:

@@ -190,8 +190,9 @@ def check_augment(config: AugmentConfig, processes: int) -> None:
     if config.method == "tinybert":
         check_candidates(config)
     else:
-        if config.vectors:
-            raise ValueError("vectors: read by the method tinybert alone; leave it out")
+        for name in ("vectors", "precision"):
+            if getattr(config, name) != getattr(AugmentConfig, name):
+                raise ValueError(f"{name}: read by the method tinybert alone; leave it out")
         config.noise.check()
         tagger(config.noise, config.unit)
     _check_judge(config)

@@ -24,19 +24,18 @@ LEVELS = 127  # to either side of zero
 ZERO = 128  # activations are unsigned, which is what VNNI multiplies with signed weights
 
 
-def check_int8(device: torch.device) -> None:
+def check_int8(device: torch.device, setting: str = "teacher.precision") -> None:
     """Refuse hardware that would be slow, or wrong: without VNNI products are summed in 16 bits."""
     if device.type != "cpu":
-        raise ValueError("teacher.precision: int8 is for CPUs; give bf16 or auto on this GPU")
+        raise ValueError(f"{setting}: int8 is for CPUs; leave it out on this GPU")
     if not has_int8_units(device):
         raise ValueError(
-            "teacher.precision: int8 needs a CPU with AVX-512 VNNI (avx512_vnni in /proc/cpuinfo); "
-            "give auto"
+            f"{setting}: int8 needs a CPU with AVX-512 VNNI (avx512_vnni in /proc/cpuinfo); leave it out"
         )
     try:
         library()
     except ValueError as error:
-        raise ValueError(f"teacher.precision: int8: {error}; or give fp32") from None
+        raise ValueError(f"{setting}: int8: {error}; or give fp32") from None
 
 
 def has_int8_units(device: torch.device) -> bool:

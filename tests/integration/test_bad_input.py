@@ -818,12 +818,14 @@ def test_a_graph_of_pairs(refused, task_files):
     [
         ({"teacher": "{classifier}"}, "teacher and confidence: either needs the other"),
         ({"confidence": 0.9}, "teacher and confidence: either needs the other"),
+        ({"precision": "int8"}, "precision: read by the method tinybert alone; leave it out"),
+        ({"vectors": "glove.txt"}, "vectors: read by the method tinybert alone; leave it out"),
         ({"teacher": "{classifier}", "confidence": 1.5}, "confidence: 1.5 is no probability"),
         ({"teacher": "{headless}", "confidence": 0.9}, "has no classification head"),
         ({"teacher": "{regression}", "confidence": 0.9}, "does not choose one label of several"),
     ],
 )
-def test_a_judge_that_can_not_judge(refused, classifier, tiny_model, tiny_task, tmp_path, flags, told):
+def test_wrong_settings_of_noise(refused, classifier, tiny_model, tiny_task, tmp_path, flags, told):
     regression = copy(classifier, tmp_path / "regression")
     change_config(regression, id2label={"0": "LABEL_0"}, problem_type="regression")
     folders = {"classifier": classifier, "headless": tiny_model, "regression": regression}

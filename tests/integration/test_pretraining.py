@@ -24,6 +24,7 @@ from data_pipeline.settings import (
     VocabularyConfig,
 )
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
+from distill.int8 import has_int8
 from distill.preemption import Stopped
 from distill.settings import (
     FinetuneConfig,
@@ -153,19 +154,31 @@ def test_augmented_data_are_the_examples_and_their_variants(augmented, tiny_task
     assert all(row["label"] == examples[row["origin"]][1] for row in rows)
 
 
-def test_processes_and_batches_change_no_byte(pretrained, augmented, tiny_task, tmp_path):
+def by_two_processes(pretrained: Path, tiny_task: Path, run: Path, *more: str) -> bytes:
+    """What the command writes in batches of 256."""
     flags = ["--file", str(tiny_task / "dev.tsv"), "--model", str(pretrained / "pretrain" / "model")]
-    flags += ["--variants", "4", "--examples_per_piece", "16", "--batch_size", "256"]
-    command = [sys.executable, "-m", "launcher.cli", "augment", *flags]
+    flags += ["--variants", "4", "--examples_per_piece", "16", "--batch_size", "256", *more]
     answer = subprocess.run(
-        [*command, "--run", str(tmp_path / "two"), "--processes", "2"],
+        [sys.executable, "-m", "launcher.cli", "augment", *flags, "--run", str(run), "--processes", "2"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert answer.returncode == 0, answer.stderr
+    return (run / "augmented.jsonl").read_bytes()
+
+
+def test_processes_and_batches_change_no_byte(pretrained, augmented, tiny_task, tmp_path):
     expected = (augmented / "augmented.jsonl").read_bytes()
-    assert (tmp_path / "two" / "augmented.jsonl").read_bytes() == expected
+    assert by_two_processes(pretrained, tiny_task, tmp_path / "two") == expected
+
+
+@pytest.mark.skipif(not has_int8(torch.device("cpu")), reason="8-bit products need AVX-512 VNNI")
+def test_in_8_bits_processes_and_batches_change_no_byte(pretrained, tiny_task, tmp_path):
+    config = augment_config(pretrained, tiny_task, batch_size=8, precision="int8")
+    run_here("augment", config, tmp_path / "one")
+    found = (tmp_path / "one" / "augmented.jsonl").read_bytes()
+    assert by_two_processes(pretrained, tiny_task, tmp_path / "two", "--precision", "int8") == found
 
 
 def test_a_resumed_augmentation_redoes_what_is_missing(pretrained, augmented, tiny_task, tmp_path):

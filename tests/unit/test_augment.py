@@ -29,6 +29,9 @@ from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import candidates
 from distill.augment import masked_candidates
 from distill.candidates import MaskedWords, Neighbours, chinese_words, whole_entries
+from distill.encoders import model_inputs
+from distill.int8 import has_int8
+from distill.read_places import reading
 from tests.helpers import tiny_tokens
 
 TEXT = "The kitchen was not dreadful , was it ?"
@@ -260,6 +263,32 @@ def test_a_word_beyond_the_models_length_stays(model):
     (found,) = masked_candidates(settings(model), masked, Neighbours(settings(model), masked), [text])
     assert [own for _, own in found[47:]] == [["kitchen"]] * 13
     assert all(len(own) > 1 for _, own in found[:40])
+
+
+@pytest.mark.skipif(not has_int8(DEVICE), reason="8-bit products need AVX-512 VNNI")
+def test_in_8_bits_candidates_are_near_those_of_fp32_and_no_batch_changes_a_bit(model):
+    """That bits stay is what makes candidates the same for any batch size."""
+    plain, rounded = (MaskedWords(settings(model, precision=p), DEVICE) for p in ("fp32", "int8"))
+    ids = [plain.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    words = [(own, Word(0, 1, place, place)) for own in ids for place in range(len(own))]
+    contexts = [context for own, word in words if (context := plain.context(own, word))]
+
+    def hidden(model: MaskedWords, some: list) -> torch.Tensor:
+        batch, places = model._batch(some)
+        with torch.no_grad(), reading(model.model, places):
+            return model.model.base_model(**model_inputs(model.model, batch)).last_hidden_state[0]
+
+    for alike in rounded._alike(sorted(contexts, key=lambda context: len(context.ids))):
+        together = hidden(rounded, alike)
+        for context, bits in zip(alike, together, strict=True):
+            assert torch.equal(hidden(rounded, [context])[0], bits)
+        exact = hidden(plain, alike)
+        assert not torch.equal(together, exact)
+        assert (together - exact).norm() < 0.1 * exact.norm()
+    for size in (1, 64):
+        rounded.batch_size = size
+        found = rounded.best(contexts)
+        assert all(np.array_equal(found[c], rounded.best([c])[c]) for c in contexts)
 
 
 def test_neighbours_are_the_nearest_by_the_cosine(model, tmp_path):
