@@ -167,7 +167,7 @@ def quantise(model: nn.Module) -> None:
         for name, child in parent.named_children():
             fused = FUSED.get(type(child).__name__)
             if fused and (fused is Int8Output or _is_gelu(child)):
-                setattr(parent, name, fused(child))
+                setattr(parent, name, fused(child).train(child.training))
 
 
 FUSED: dict[str, type[nn.Module]] = {
