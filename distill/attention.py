@@ -43,6 +43,10 @@ class Collector:
         self.layers: dict[int, Heads] = {}
         self.passed = 0
 
+    def wants_next(self) -> bool:
+        """Whether the layer that runs next is wanted."""
+        return self.passed + 1 in self.wanted
+
     def take(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         """One more layer has run."""
         self.passed += 1

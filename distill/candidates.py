@@ -3,7 +3,7 @@
 Jiao et al. 2020 (TinyBERT), algorithm 1. A text is read twice, once with the word masked and once as it is,
 so that the model knows the word itself. Contexts of many texts go through the model together, each distinct
 one once. A choice that rounding could turn is made again in float64, so no batch size, thread or process
-changes it.
+changes it; in 8 bits a context's numbers have the same bits in any batch of its length.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import heapq
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import groupby, product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from data_pipeline.augment import Word
 from data_pipeline.chinese import segmenter
@@ -59,12 +58,12 @@ class MaskedWords:
             missing = ", ".join(sorted(said["missing_keys"])[:3])
             raise ValueError(f"model: {config.model} lacks weights of its head: {missing}")
         self.model.to(device).eval()
-        self.exact = copy.deepcopy(self.model).double()
-        self.precision = config.precision
-        if self.precision == "int8":
+        self.exact: PreTrainedModel | None = None
+        if config.precision == "int8":  # products of integers are exact
             check_int8(device, "precision")
-            quantise(self.model.base_model)
-            setattr(self.exact, self.model.base_model_prefix, _Doubled(self.model.base_model))
+            quantise(self.model)
+        else:
+            self.exact = copy.deepcopy(self.model).double()
         vocabulary, added = self.vocabulary, self.vocabulary.tokenizer.get_added_tokens_decoder()
         self.special = {vocabulary.cls, vocabulary.sep, vocabulary.pad, vocabulary.mask, vocabulary.unk}
         self.special |= {number for number, token in added.items() if token.special}
@@ -87,8 +86,9 @@ class MaskedWords:
         """The best tokens at each masked place, (places, top), in the order of their ids."""
         todo = sorted(dict.fromkeys(contexts), key=lambda context: len(context.ids))
         found = self._all(todo, self.model)
-        near = [context for context in todo if not found[context][1]]
-        found |= self._all(near, self.exact)
+        if self.exact:
+            near = [context for context in todo if not found[context][1]]
+            found |= self._all(near, self.exact)
         return {context: tokens for context, (tokens, _) in found.items()}
 
     def words(self, tokens: np.ndarray, unit: str) -> list[str]:
@@ -111,7 +111,7 @@ class MaskedWords:
 
     def _alike(self, contexts: list[Context]) -> list[list[Context]]:
         """Contexts that may share a batch. In 8 bits, where a last bit can become a level, no padding."""
-        if self.precision != "int8":
+        if self.exact:
             return [contexts]
         return [list(group) for _, group in groupby(contexts, key=lambda context: len(context.ids))]
 
@@ -141,19 +141,6 @@ class MaskedWords:
         device = self.model.device
         batch = Batch(*(torch.from_numpy(array) for array in (ids, mask, segments))).to(device)
         return batch, torch.tensor(places, device=device)
-
-
-class _Doubled(nn.Module):
-    """An encoder, what it says in float64: its own products are those of integers, and exact."""
-
-    def __init__(self, encoder: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, *inputs: Any, **named: Any) -> ModelOutput:
-        output = self.encoder(*inputs, **named)
-        output["last_hidden_state"] = output["last_hidden_state"].double()
-        return output
 
 
 def is_maskable(word: Word, unit: str) -> bool:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
+from distill.attention import Collector
 from distill.compiler import compiler
-from distill.int8_rows import gelu_rows, library, norm_rows_, round_rows, scale_rows_
+from distill.int8_rows import attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
 from distill.read_places import FAMILIES
 
 LEVELS = 127  # to either side of zero
@@ -116,6 +117,42 @@ class Int8Linear(nn.Module):
         return outputs.view(*rounded.shape[:-1], -1)
 
 
+class Int8SelfAttention(nn.Module):
+    """A BERT's attention up to its output projection, in one pass over the products that go into it."""
+
+    def __init__(self, plain: nn.Module):
+        super().__init__()
+        self.plain: Any = plain
+
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """(sequences, length, width) to the same; the mask, (sequences, 1, queries, keys), is of keys."""
+        plain = self.plain
+        of_keys = attention_mask is None or attention_mask.dtype == torch.bool
+        if self.training or plain.is_causal or not of_keys:
+            return plain(hidden, attention_mask, **others)
+        sides = plain.query, plain.key, plain.value
+        rounded = sides[0].rounding(hidden)
+        products = [side.product(rounded) for side in sides]
+        factors: Tensor | None = rounded.scales
+        collector: Collector | None = getattr(plain, "distillery_collector", None)
+        if collector is not None and collector.wants_next():
+            for side, product in zip(sides, products, strict=True):
+                scale_rows_(product, rounded.scales, side.bias)
+            factors = None
+        products = [product.view(hidden.shape) for product in products]
+        heads = plain.num_attention_heads
+        if collector is not None and collector.wanted:
+            query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in products)
+            collector.take(query, key, value, plain.scaling)
+        mask = None if attention_mask is None else attention_mask[:, 0, 0].contiguous()
+        biases = [side.bias for side in sides]
+        out, levels, scales = attend_rows(*products, biases, factors, mask, plain.scaling, heads)
+        sides[0].rounding.keep(out, levels, scales)
+        return out, None
+
+
 class Int8Intermediate(nn.Module):
     """The first half of a BERT's feed-forward: its linear layer and GELU, out in 8 bits."""
 
@@ -166,11 +203,12 @@ def quantise(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             fused = FUSED.get(type(child).__name__)
-            if fused and (fused is Int8Output or _is_gelu(child)):
+            if fused and (fused is not Int8Intermediate or _is_gelu(child)):
                 setattr(parent, name, fused(child).train(child.training))
 
 
 FUSED: dict[str, type[nn.Module]] = {
+    **{f"{family}SelfAttention": Int8SelfAttention for family in FAMILIES},
     **{f"{family}Intermediate": Int8Intermediate for family in FAMILIES},
     **{f"{family}{part}": Int8Output for family in FAMILIES for part in ("SelfOutput", "Output")},
 }
@@ -186,4 +224,13 @@ def _flops(inputs: torch.Size, *rest: Any, **kwargs: Any) -> int:
     return 2 * math.prod(inputs) * packed[-1]
 
 
-FLOPS = {torch.ops.onednn.qlinear_pointwise: _flops}  # for torch's counter, which doesn't know it
+def _attention_flops(query: torch.Size, *rest: Any, **kwargs: Any) -> int:
+    sequences, length, width = query
+    return 4 * sequences * length * length * width
+
+
+# For torch's counter, which doesn't know them.
+FLOPS = {
+    torch.ops.onednn.qlinear_pointwise: _flops,
+    torch.ops.distillery.attend_rows: _attention_flops,
+}

@@ -1,8 +1,10 @@
 // What lies between the 8-bit products of a frozen encoder, in one pass over memory each: a row is read,
 // changed and rounded while it is in the nearest cache. int8_rows.py builds this file and says what each does.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace {
@@ -48,9 +50,195 @@ inline float round_row(const float* row, uint8_t* levels, int64_t width) {
   return largest / kLevels + nothing;
 }
 
+typedef float Lane __attribute__((vector_size(64)));  // sixteen at once
+typedef int32_t Whole __attribute__((vector_size(64)));
+constexpr int64_t kLane = 16;
+constexpr int64_t kBlock = 4;  // queries at once
+
+inline int64_t up_to(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+inline Lane load(const float* from) {
+  Lane lane;
+  std::memcpy(&lane, from, sizeof(lane));
+  return lane;
+}
+
+inline void store(float* to, Lane lane) { std::memcpy(to, &lane, sizeof(lane)); }
+
+typedef float Half __attribute__((vector_size(32)));
+typedef float Quarter __attribute__((vector_size(16)));
+
+// One number of a lane's sixteen, by an operation that takes their halves together.
+template <typename Operation>
+inline float reduce(Lane lane, Operation both) {
+  Half half[2];
+  std::memcpy(half, &lane, sizeof(half));
+  half[0] = both(half[0], half[1]);
+  Quarter quarter[2];
+  std::memcpy(quarter, half, sizeof(quarter));
+  quarter[0] = both(quarter[0], quarter[1]);
+  return both(both(quarter[0][0], quarter[0][1]), both(quarter[0][2], quarter[0][3]));
+}
+
+inline Lane all(float value) { return value - Lane{}; }
+
+// c = a b for four rows of a, `step` apart and `depth` long, and b (depth, width); widths are whole lanes.
+template <int lanes>
+inline void multiply_lanes(const float* a, int64_t step, int64_t depth, const float* b, int64_t width, float* c) {
+  Lane sums[kBlock][lanes] = {};
+  for (int64_t t = 0; t < depth; ++t) {
+    Lane row[lanes];
+#pragma GCC unroll 4
+    for (int l = 0; l < lanes; ++l) {
+      row[l] = load(b + t * width + l * kLane);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kBlock; ++i) {
+      const Lane factor = all(a[i * step + t]);
+#pragma GCC unroll 4
+      for (int l = 0; l < lanes; ++l) {
+        sums[i][l] += factor * row[l];
+      }
+    }
+  }
+  for (int i = 0; i < kBlock; ++i) {
+    for (int l = 0; l < lanes; ++l) {
+      store(c + i * width + l * kLane, sums[i][l]);
+    }
+  }
+}
+
+inline void multiply(const float* a, int64_t step, int64_t depth, const float* b, int64_t width, float* c) {
+  int64_t done = 0;
+  for (; done + 4 * kLane <= width; done += 4 * kLane) {
+    multiply_lanes<4>(a, step, depth, b + done, width, c + done);
+  }
+  for (; done + 2 * kLane <= width; done += 2 * kLane) {
+    multiply_lanes<2>(a, step, depth, b + done, width, c + done);
+  }
+  if (done < width) {
+    multiply_lanes<1>(a, step, depth, b + done, width, c + done);
+  }
+}
+
+// e^x for x <= 0, right within 2e-7 of itself: 2^n times the series of what is left, at most ln(2) / 2.
+inline Lane exponential(Lane x) {
+  x = x < -87.0f ? all(-87.0f) : x;
+  const Whole n = __builtin_convertvector(x * 1.44269504f - 0.5f, Whole);  // cut off towards zero: rounded
+  const Lane exact = __builtin_convertvector(n, Lane);
+  const Lane r = (x - exact * 0.693359375f) + exact * 2.12194440e-4f;  // ln(2) in two parts
+  Lane p = all(1.0f / 720.0f);
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Whole power = (n + 127) << 23;
+  Lane two;
+  std::memcpy(&two, &power, sizeof(two));
+  return p * two;
+}
+
+// A row of scores becomes its softmax over the keys that are `there` (1, others 0).
+inline void softmax(float* scores, const float* there, int64_t width) {
+  Lane most = all(-3e38f);
+  for (int64_t j = 0; j < width; j += kLane) {
+    const Lane score = load(there + j) > 0.0f ? load(scores + j) : all(-3e38f);
+    most = score > most ? score : most;
+  }
+  const float largest = reduce(most, [](auto a, auto b) { return a > b ? a : b; });
+  Lane sums = {};
+  for (int64_t j = 0; j < width; j += kLane) {
+    const Lane less = load(scores + j) - largest;
+    const Lane value = exponential(less > 0.0f ? all(0.0f) : less) * load(there + j);
+    store(scores + j, value);
+    sums += value;
+  }
+  const float share = 1.0f / reduce(sums, [](auto a, auto b) { return a + b; });
+  for (int64_t j = 0; j < width; j += kLane) {
+    store(scores + j, load(scores + j) * share);
+  }
+}
+
+// Queries, keys or values: products of 8-bit integers to be scaled, or numbers as they are (no factors).
+struct Side {
+  const float* rows;
+  const float* bias;
+  const float* factors;
+  int64_t width;
+
+  // Part of a row, times `scaling`, to places `step` apart.
+  void copy(int64_t row, int64_t column, int64_t size, float scaling, float* to, int64_t step) const {
+    const float* from = rows + row * width + column;
+    const float* shift = bias + column;
+    if (!factors) {
+      for (int64_t d = 0; d < size; ++d) {
+        to[d * step] = from[d] * scaling;
+      }
+      return;
+    }
+    const float factor = factors[row];
+    if (step == 1) {
+#pragma omp simd
+      for (int64_t d = 0; d < size; ++d) {
+        to[d] = (from[d] * factor + shift[d]) * scaling;
+      }
+      return;
+    }
+    for (int64_t d = 0; d < size; ++d) {
+      to[d * step] = (from[d] * factor + shift[d]) * scaling;
+    }
+  }
+};
+
 }  // namespace
 
 extern "C" {
+
+// softmax(q k' scaling) v of every head; q, k, v and out are (sequences length, heads size), mask
+// (sequences, length). Then out in 8 bits.
+void attend_rows(const float* q, const float* k, const float* v, const float* q_bias, const float* k_bias,
+                 const float* v_bias, const float* factors, const uint8_t* mask, float scaling, float* out,
+                 uint8_t* levels, float* scales, int64_t sequences, int64_t length, int64_t heads,
+                 int64_t size) {
+  const int64_t width = heads * size, keys = up_to(length, kLane), wide = up_to(size, kLane);
+  const Side query{q, q_bias, factors, width}, key{k, k_bias, factors, width}, value{v, v_bias, factors, width};
+#pragma omp parallel
+  {
+    std::vector<float> own(kBlock * size), turned(size * keys), held(length * wide);
+    std::vector<float> scores(kBlock * keys), found(kBlock * wide), there(keys);
+#pragma omp for collapse(2)
+    for (int64_t s = 0; s < sequences; ++s) {
+      for (int64_t h = 0; h < heads; ++h) {
+        const int64_t first = s * length, column = h * size;
+        for (int64_t j = 0; j < length; ++j) {
+          there[j] = mask && !mask[first + j] ? 0.0f : 1.0f;
+          key.copy(first + j, column, size, 1.0f, &turned[j], keys);
+          value.copy(first + j, column, size, 1.0f, &held[j * wide], 1);
+        }
+        for (int64_t begin = 0; begin < length; begin += kBlock) {
+          const int64_t count = std::min(kBlock, length - begin);
+          for (int64_t i = 0; i < count; ++i) {
+            query.copy(first + begin + i, column, size, scaling, &own[i * size], 1);
+          }
+          multiply(own.data(), size, size, turned.data(), keys, scores.data());
+          for (int64_t i = 0; i < count; ++i) {
+            softmax(&scores[i * keys], there.data(), keys);
+          }
+          multiply(scores.data(), keys, length, held.data(), wide, found.data());
+          for (int64_t i = 0; i < count; ++i) {
+            std::copy_n(&found[i * wide], size, out + (first + begin + i) * width + column);
+          }
+        }
+      }
+    }
+#pragma omp for
+    for (int64_t r = 0; r < sequences * length; ++r) {
+      scales[r] = round_row(out + r * width, levels + r * width, width);
+    }
+  }
+}
 
 void round_rows(const float* rows, uint8_t* levels, float* scales, int64_t count, int64_t width) {
 #pragma omp parallel for

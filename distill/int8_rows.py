@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,12 +55,14 @@ def library() -> ctypes.CDLL:
             ) from None
 
 
-def _call(name: str, *arguments: Tensor | float, shape: torch.Size) -> None:
+def _call(name: str, *arguments: Tensor | float | None, counts: Sequence[int]) -> None:
     given = [
-        ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else ctypes.c_float(each)
+        ctypes.c_float(each)
+        if isinstance(each, float)
+        else ctypes.c_void_p(None if each is None else each.data_ptr())
         for each in arguments
     ]
-    getattr(library(), name)(*given, ctypes.c_int64(shape[0]), ctypes.c_int64(shape[1]))
+    getattr(library(), name)(*given, *map(ctypes.c_int64, counts))
 
 
 def _rounded(shape: torch.Size) -> tuple[Tensor, Tensor]:
@@ -69,20 +72,20 @@ def _rounded(shape: torch.Size) -> tuple[Tensor, Tensor]:
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in 8 bits, 128 for zero, and their scales: a row's largest magnitude has the last level."""
     levels, scales = _rounded(rows.shape)
-    _call("round_rows", rows.contiguous(), levels, scales, shape=rows.shape)
+    _call("round_rows", rows.contiguous(), levels, scales, counts=rows.shape)
     return levels, scales
 
 
 def scale_rows_(rows: Tensor, factors: Tensor, bias: Tensor) -> Tensor:
     """In place: rows times their factors, (tokens, 1), plus a bias, (width,)."""
-    _call("scale_rows", rows, factors, bias, shape=rows.shape)
+    _call("scale_rows", rows, factors, bias, counts=rows.shape)
     return rows
 
 
 def gelu_rows(rows: Tensor, factors: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """GELU of the scaled rows, with erf, in 8 bits and with new scales."""
     levels, scales = _rounded(rows.shape)
-    _call("gelu_rows", rows, factors, bias, levels, scales, shape=rows.shape)
+    _call("gelu_rows", rows, factors, bias, levels, scales, counts=rows.shape)
     return levels, scales
 
 
@@ -97,5 +100,36 @@ def norm_rows_(
     levels, scales = _rounded(rows.shape)
     others = residual.reshape(rows.shape).contiguous()
     given = (rows, factors, bias, others, norm.weight, norm.bias, norm.eps, levels, scales)
-    _call("norm_rows", *given, shape=rows.shape)
+    _call("norm_rows", *given, counts=rows.shape)
     return levels, scales
+
+
+@torch.library.custom_op("distillery::attend_rows", mutates_args=())
+def attend_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    biases: Sequence[Tensor],
+    factors: Tensor | None,
+    mask: Tensor | None,
+    scaling: float,
+    heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of every head, softmax(q k' scaling) v, and it in 8 bits with its scales.
+
+    Args:
+        query: Rows still to be multiplied by their factors, (sequences, length, width).
+        key: The same.
+        value: The same.
+        biases: What is added to the three then, (width,) each.
+        factors: The tokens', (tokens, 1); None where the three are scaled already: no bias then either.
+        mask: The keys that are there, bool (sequences, length); None: all. A sequence has one at least.
+        scaling: Of the products of queries and keys.
+        heads: How many lie side by side in a row.
+    """
+    sequences, length, width = query.shape
+    out = torch.empty_like(query)
+    levels, scales = _rounded(torch.Size([sequences * length, width]))
+    given = (query, key, value, *biases, factors, mask, scaling, out, levels, scales)
+    _call("attend_rows", *given, counts=(sequences, length, heads, width // heads))
+    return out, levels, scales

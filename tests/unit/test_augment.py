@@ -273,18 +273,18 @@ def test_in_8_bits_candidates_are_near_those_of_fp32_and_no_batch_changes_a_bit(
     words = [(own, Word(0, 1, place, place)) for own in ids for place in range(len(own))]
     contexts = [context for own, word in words if (context := plain.context(own, word))]
 
-    def hidden(model: MaskedWords, some: list) -> torch.Tensor:
+    def logits(model: MaskedWords, some: list) -> torch.Tensor:
         batch, places = model._batch(some)
         with torch.no_grad(), reading(model.model, places):
-            return model.model.base_model(**model_inputs(model.model, batch)).last_hidden_state[0]
+            return model.model(**model_inputs(model.model, batch)).logits[0]
 
     for alike in rounded._alike(sorted(contexts, key=lambda context: len(context.ids))):
-        together = hidden(rounded, alike)
+        together = logits(rounded, alike)
         for context, bits in zip(alike, together, strict=True):
-            assert torch.equal(hidden(rounded, [context])[0], bits)
-        exact = hidden(plain, alike)
+            assert torch.equal(logits(rounded, [context])[0], bits)
+        exact = logits(plain, alike)
         assert not torch.equal(together, exact)
-        assert (together - exact).norm() < 0.1 * exact.norm()
+        assert (together - exact).norm() < 0.2 * exact.norm()
     for size in (1, 64):
         rounded.batch_size = size
         found = rounded.best(contexts)

@@ -14,6 +14,7 @@ from distill.int8 import (
     Int8Intermediate,
     Int8Linear,
     Int8Output,
+    Int8SelfAttention,
     Rounding,
     check_int8,
     quantise,
@@ -100,6 +101,7 @@ def test_a_teacher_in_int8_gives_nearly_the_same_signal_at_the_same_cost(tiny_mo
     kinds = [type(module) for module in fast.model.modules()]
     assert nn.Linear not in kinds
     assert kinds.count(Int8Linear) == 4 * 6
+    assert kinds.count(Int8SelfAttention) == 4
     assert kinds.count(Int8Intermediate) == 4
     assert kinds.count(Int8Output) == 4 * 2
     layers = range(plain.model.config.num_hidden_layers + 1)
@@ -136,6 +138,7 @@ def test_fused_layers_give_what_their_parts_give(family: type, activation: str) 
     kinds = {type(module) for module in fused.modules()}
     known = family is not DebertaV2Config
     assert (Int8Output in kinds) == known
+    assert (Int8SelfAttention in kinds) == (known and family is not NezhaConfig)  # relative positions
     assert (Int8Intermediate in kinds) == (known and activation == "gelu")
     ids = torch.randint(5, 90, (4, 12))
     with torch.no_grad():

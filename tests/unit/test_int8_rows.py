@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.int8_rows import gelu_rows, library, norm_rows_, round_rows, scale_rows_
+from distill.int8_rows import attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
 
 SHAPES = [(1, 1), (3, 16), (7, 33), (600, 48), (65, 768)]
 
@@ -100,3 +100,61 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
             round_rows(torch.ones(1, 1))
     finally:
         library.cache_clear()
+
+
+ATTENTION = [(1, 1, 1, 1), (2, 5, 2, 16), (3, 37, 5, 26), (2, 130, 3, 64), (4, 16, 12, 32)]
+
+
+def some_sides(sequences: int, length: int, width: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Queries, keys and values to be scaled, their biases, and factors."""
+    torch.manual_seed(length)
+    sides = [torch.randn(sequences, length, width) for _ in range(3)]
+    return sides, [torch.randn(width) for _ in range(3)], torch.rand(sequences * length, 1)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", ATTENTION, ids=str)
+def test_attention_is_the_formula(shape: tuple[int, int, int, int], masked: bool, scaled: bool) -> None:
+    sequences, length, heads, size = shape
+    sides, biases, factors = some_sides(sequences, length, heads * size)
+    there = torch.rand(sequences, length) > 0.4 * masked
+    there[:, length // 2] = True
+    whole = [side.double() for side in sides]
+    if not scaled:
+        own = factors.view(sequences, length, 1).double()
+        whole = [side * own + bias.double() for side, bias in zip(whole, biases, strict=True)]
+    q, k, v = (each.unflatten(-1, (heads, size)).transpose(1, 2) for each in whole)
+    scores = (q @ k.mT * 0.3).masked_fill(~there[:, None, None], -torch.inf)
+    expected = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    mask = there if masked else None
+    out, levels, scales = attend_rows(*sides, biases, None if scaled else factors, mask, 0.3, heads)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    check_rounded(levels, scales, out.flatten(0, 1))
+
+
+def test_no_bit_of_a_sequence_depends_on_its_padding_or_on_others() -> None:
+    sides, biases, factors = some_sides(3, 21, 48)
+    there = torch.arange(21).expand(3, 21) < torch.tensor([[21], [9], [17]])
+    out = attend_rows(*sides, biases, factors, there, 0.2, 4)[0]
+    for number, length in enumerate((21, 9, 17)):
+        alone = [side[number : number + 1, :length].contiguous() for side in sides]
+        own = factors.view(3, 21)[number, :length, None].contiguous()
+        assert torch.equal(attend_rows(*alone, biases, own, None, 0.2, 4)[0][0], out[number, :length])
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    sides, biases, factors = some_sides(2, 6, 32)
+    sides[0][1, 2, 3] = torch.nan
+    out = attend_rows(*sides, biases, factors, None, 0.2, 2)[0]
+    assert out[1, 2, :16].isnan().all()
+    assert out[0].isfinite().all()
+
+
+def test_scores_of_any_size_have_a_softmax() -> None:
+    """Whose largest is taken off first: no power overflows, and one key may have all the weight."""
+    query = torch.full((1, 3, 16), 100.0)
+    key = torch.stack([torch.full((16,), value) for value in (-100.0, 0.0, 100.0)])[None]
+    value = torch.arange(3.0)[None, :, None].expand(1, 3, 16).contiguous()
+    out = attend_rows(query, key, value, [torch.zeros(16)] * 3, None, None, 1.0, 1)[0]
+    torch.testing.assert_close(out, torch.full((1, 3, 16), 2.0))
