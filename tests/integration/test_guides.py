@@ -127,7 +127,7 @@ def recipes_data(tmp_path: Path, tiny_task: Path, tiny_tokenizer: str) -> Path:
     """A folder with what the recipes name: data, corpora, vectors, and models under their public names."""
     for name in ("data/sst2", "data/tnews5", "data/corpus", "corpus", "vectors"):
         (tmp_path / name).mkdir(parents=True)
-    kinds = {"terrible": "难吃的菜", "lovely": "好看的花"}
+    kinds = {"negative": "难吃的菜", "positive": "好看的花"}
     chinese = [f"{text}第{number}号\t{label}" for number in range(70) for label, text in kinds.items()]
     for split, rows in (("train", 129), ("dev", 65)):
         lines = (tiny_task / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[:rows]
