@@ -230,10 +230,13 @@ def our_config(settings: Settings, vectors: Path, precision: Precision) -> Augme
 
 # ------------------------------------------------------------------------------------- compared
 def compare(settings: Settings, vectors: Path, target: Path) -> None:
-    """Write what share of the first turn's words get the same candidates from both, by our side's name.
+    """Write what share of the first turn's words get the original's candidates in fp32.
 
-    In int8, whose candidates are others, what share of the original's are among ours.
+    And by our side's name what share of the original's candidates are among its own, for the words that the
+    model suggests for.
     """
+    from distill.candidates import is_maskable
+
     augmentor, device = original_augmentor(settings, vectors), begin()
     found = {
         name: our_candidates(our_config(settings, vectors, precision), settings.turn(0), device)
@@ -248,8 +251,8 @@ def compare(settings: Settings, vectors: Path, target: Path) -> None:
         none = theirs == {tokens[number]} and own == {word.of(sentence)}  # theirs has lost its accents
         same.append(none or theirs == own)
         for name, words in found.items():
-            both = len(theirs & words[place].candidates)
-            shared[name].append(1.0 if none else both / max(1, len(theirs)))
+            if is_maskable(word, "word") and theirs and not none:
+                shared[name].append(len(theirs & words[place].candidates) / len(theirs))
     figures = {"words": len(same), "same_candidates": round(mean(same), 5)}
     figures |= {f"{name}_shared_candidates": round(mean(values), 5) for name, values in shared.items()}
     target.write_text(json.dumps(figures))

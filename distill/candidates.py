@@ -3,7 +3,7 @@
 Jiao et al. 2020 (TinyBERT), algorithm 1. A text is read twice, once with the word masked and once as it is,
 so that the model knows the word itself. Contexts of many texts go through the model together, each distinct
 one once. A choice that rounding could turn is made again in float64, so no batch size, thread or process
-changes it; in 8 bits a context's numbers have the same bits in any batch of its length.
+changes it; in 8 bits a context's logits have the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import heapq
 from collections.abc import Iterable, Sequence
 from functools import cache
-from itertools import groupby, product
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -103,17 +103,10 @@ class MaskedWords:
         self, contexts: list[Context], model: PreTrainedModel
     ) -> dict[Context, tuple[np.ndarray, bool]]:
         found: dict[Context, tuple[np.ndarray, bool]] = {}
-        for alike in self._alike(contexts):
-            for begin in range(0, len(alike), self.batch_size):
-                batch = alike[begin : begin + self.batch_size]
-                found.update(zip(batch, self._top(batch, model), strict=True))
+        for begin in range(0, len(contexts), self.batch_size):
+            batch = contexts[begin : begin + self.batch_size]
+            found.update(zip(batch, self._top(batch, model), strict=True))
         return found
-
-    def _alike(self, contexts: list[Context]) -> list[list[Context]]:
-        """Contexts that may share a batch. In 8 bits, where a last bit can become a level, no padding."""
-        if self.exact:
-            return [contexts]
-        return [list(group) for _, group in groupby(contexts, key=lambda context: len(context.ids))]
 
     @torch.no_grad()  # the tensors of inference mode have no version, which int8 asks for
     def _top(self, contexts: list[Context], model: PreTrainedModel) -> list[tuple[np.ndarray, bool]]:

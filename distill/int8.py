@@ -1,4 +1,4 @@
-"""Linear layers with 8-bit matrix products, for a frozen teacher on a CPU.
+"""Linear layers with 8-bit matrix products, for frozen encoders on a CPU.
 
 CPUs with VNNI multiply 8-bit integers several times as fast as fp32; nearly every x86 server since 2019
 has it, where AMX, for bf16, is rare. Weights have a scale for each output, activations one for each token,
@@ -19,7 +19,7 @@ from transformers.activations import GELUActivation
 from distill.attention import Collector
 from distill.compiler import compiler
 from distill.int8_rows import attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
-from distill.read_places import FAMILIES
+from distill.read_places import is_part
 
 LEVELS = 127  # to either side of zero
 ZERO = 128  # activations are unsigned, which is what VNNI multiplies with signed weights
@@ -114,7 +114,7 @@ class Int8Linear(nn.Module):
         """(..., inputs), in fp32 or rounded, to (..., outputs)."""
         rounded = inputs if isinstance(inputs, Rounded) else self.rounding(inputs)
         outputs = scale_rows_(self.product(rounded), rounded.scales, self.bias)
-        return outputs.view(*rounded.shape[:-1], -1)
+        return outputs.view(*rounded.shape[:-1], outputs.shape[-1])
 
 
 class Int8SelfAttention(nn.Module):
@@ -194,7 +194,10 @@ def row_scales(rows: Tensor) -> Tensor:
 
 
 def quantise(model: nn.Module) -> None:
-    """Replace every linear layer of an encoder; embeddings, norms and attention stay in fp32."""
+    """Replace every linear layer, and in BERT's families what lies between them.
+
+    Embeddings, norms and the scores of attention are computed in fp32.
+    """
     rounding = Rounding()
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -202,15 +205,16 @@ def quantise(model: nn.Module) -> None:
                 setattr(parent, name, Int8Linear(child, rounding))
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            fused = FUSED.get(type(child).__name__)
+            fused = next((kind for part, kind in FUSED.items() if is_part(child, part)), None)
             if fused and (fused is not Int8Intermediate or _is_gelu(child)):
                 setattr(parent, name, fused(child).train(child.training))
 
 
 FUSED: dict[str, type[nn.Module]] = {
-    **{f"{family}SelfAttention": Int8SelfAttention for family in FAMILIES},
-    **{f"{family}Intermediate": Int8Intermediate for family in FAMILIES},
-    **{f"{family}{part}": Int8Output for family in FAMILIES for part in ("SelfOutput", "Output")},
+    "SelfAttention": Int8SelfAttention,
+    "Intermediate": Int8Intermediate,
+    "SelfOutput": Int8Output,
+    "Output": Int8Output,
 }
 
 

@@ -121,7 +121,7 @@ inline void multiply(const float* a, int64_t step, int64_t depth, const float* b
   }
 }
 
-// e^x for x <= 0, right within 2e-7 of itself: 2^n times the series of what is left, at most ln(2) / 2.
+// e^x for x <= 0, right within 3e-7 of itself: 2^n times the series of what is left, at most ln(2) / 2.
 inline Lane exponential(Lane x) {
   x = x < -87.0f ? all(-87.0f) : x;
   const Whole n = __builtin_convertvector(x * 1.44269504f - 0.5f, Whole);  // cut off towards zero: rounded

@@ -39,6 +39,8 @@ LAYERS = ("attention", "relation", "hidden")
 TASK_TERMS = (*LAYERS, "logits", "logits_mse", "labels", "custom")
 CORPUS_TERMS = (*LAYERS, "logits", "mlm", "custom")
 TERMS = (*LAYERS, "logits", "logits_mse", "labels", "mlm")
+# Types of models whose 8-bit forward passes have the same bits in any batch (int8.py).
+EXACT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def check_shards(
@@ -92,6 +94,11 @@ def check_masking(masking: MaskingConfig, shards: str | dict[str, float], store:
 def check_candidates(config: AugmentConfig) -> None:
     """Refuse a model without its head, and numbers of candidates that it can't give."""
     check_masked_head(config.model, "model")
+    kind = model_config(config.model, "model").get("model_type")
+    if config.precision == "int8" and kind not in EXACT:
+        raise ValueError(
+            f"precision: int8 takes models of type {', '.join(EXACT)}, not {kind}; leave it out"
+        )
     if not 0 < config.replaced <= 1:
         raise ValueError(f"replaced: {config.replaced}; give a chance above 0, at most 1")
     most = 20 if config.unit == "chinese_word" else load_vocabulary(config.model).size // 2

@@ -55,10 +55,17 @@ def reading(model: PreTrainedModel, places: Tensor | None, hidden: bool = False)
 def _end(model: PreTrainedModel) -> nn.Module | None:
     """What follows the last layer's attention first: of its output and of the layer's input."""
     body = model.base_model
-    if type(body).__name__ not in {f"{family}Model" for family in FAMILIES}:
+    if not is_part(body, "Model") or body.config.chunk_size_feed_forward:
         return None
     return body.encoder.layer[-1].attention.output
 
 
 def _reads_first(model: PreTrainedModel) -> bool:
-    return type(model).__name__ in {f"{family}ForSequenceClassification" for family in FAMILIES}
+    return is_part(model, "ForSequenceClassification")
+
+
+def is_part(module: nn.Module, part: str) -> bool:
+    """Whether a module is that part of a family's, such as BertModel, and no other class of its name."""
+    kind = type(module)
+    known = kind.__module__.startswith("transformers.models.")
+    return known and kind.__name__ in {f"{family}{part}" for family in FAMILIES}

@@ -813,6 +813,13 @@ def test_a_graph_of_pairs(refused, task_files):
 # --- augment -----------------------------------------------------------------------------------
 
 
+def test_a_model_whose_8_bit_candidates_would_depend_on_the_batch(refused, tiny_model, tiny_task, tmp_path):
+    model = copy(tiny_model, tmp_path / "deberta")
+    change_config(model, model_type="deberta-v2", architectures=["DebertaV2ForMaskedLM"])
+    flags = {"file": str(tiny_task / "dev.tsv"), "model": str(model), "precision": "int8"}
+    refused("augment", flags, "precision: int8 takes models of type bert,", "not deberta-v2; leave it out")
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

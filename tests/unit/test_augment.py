@@ -278,13 +278,12 @@ def test_in_8_bits_candidates_are_near_those_of_fp32_and_no_batch_changes_a_bit(
         with torch.no_grad(), reading(model.model, places):
             return model.model(**model_inputs(model.model, batch)).logits[0]
 
-    for alike in rounded._alike(sorted(contexts, key=lambda context: len(context.ids))):
-        together = logits(rounded, alike)
-        for context, bits in zip(alike, together, strict=True):
-            assert torch.equal(logits(rounded, [context])[0], bits)
-        exact = logits(plain, alike)
-        assert not torch.equal(together, exact)
-        assert (together - exact).norm() < 0.2 * exact.norm()
+    assert len({len(context.ids) for context in contexts}) > 3  # some are padded
+    together, exact = logits(rounded, contexts), logits(plain, contexts)
+    for context, bits in zip(contexts, together, strict=True):
+        assert torch.equal(logits(rounded, [context])[0], bits)
+    assert not torch.equal(together, exact)
+    assert (together - exact).norm() < 0.2 * exact.norm()
     for size in (1, 64):
         rounded.batch_size = size
         found = rounded.best(contexts)

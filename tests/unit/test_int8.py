@@ -1,11 +1,20 @@
 """8-bit products of a frozen teacher, against the formula and against fp32."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, BertConfig, DebertaV2Config, ElectraConfig, RobertaConfig
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    DebertaV2Config,
+    ElectraConfig,
+    RobertaConfig,
+)
 
 from distill.accounting import forward_cost, matrix_ceiling
 from distill.encoders import Batch, Teacher, precision_of, run_encoder
@@ -94,7 +103,11 @@ def test_inputs_changed_in_place_are_rounded_anew() -> None:
 def test_a_teacher_in_int8_gives_nearly_the_same_signal_at_the_same_cost(tiny_model: str) -> None:
     torch.manual_seed(0)
     ids = torch.randint(5, 90, (4, 12))
-    batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    batch, short = (
+        Batch(i, m, torch.zeros_like(i)) for i, m in ((ids, mask), (ids[1:2, :7], mask[1:2, :7]))
+    )
     plain, fast = (
         Teacher(TeacherConfig(str(tiny_model), precision=p), CPU, layers=4) for p in ("fp32", "int8")
     )
@@ -106,8 +119,11 @@ def test_a_teacher_in_int8_gives_nearly_the_same_signal_at_the_same_cost(tiny_mo
     assert kinds.count(Int8Output) == 4 * 2
     layers = range(plain.model.config.num_hidden_layers + 1)
     expected, got = (t.signal(batch, layers, layers[1:]) for t in (plain, fast))
+    cut = fast.signal(short, layers)
     for layer in layers[1:]:
-        assert (got.hidden[layer] - expected.hidden[layer]).norm() < 0.05 * expected.hidden[layer].norm()
+        exact = expected.hidden[layer] * mask[..., None]
+        assert (got.hidden[layer] * mask[..., None] - exact).norm() < 0.05 * exact.norm()
+        assert torch.equal(cut.hidden[layer][0], got.hidden[layer][1, :7])  # padding changes no bit
         for a, b in zip(got.attention[layer][:2], expected.attention[layer][:2], strict=True):
             assert 0 < (a - b).norm() < 0.05 * b.norm()
 
@@ -145,6 +161,18 @@ def test_fused_layers_give_what_their_parts_give(family: type, activation: str) 
         got, expected, plain = (model(ids)[0] for model in (fused, parts, exact))
     # What lies between two levels may go either way.
     assert (got - expected).norm() < 0.2 * (expected - plain).norm()
+
+
+@vnni
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_a_batch_without_a_masked_token_has_no_logits(activation: str, tmp_path: Path) -> None:
+    shape = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=60, hidden_act=activation, **shape)).save_pretrained(tmp_path)
+    teacher = Teacher(TeacherConfig(str(tmp_path), precision="int8"), CPU, head=AutoModelForMaskedLM)
+    ids = torch.full((2, 3), 7)
+    none = torch.zeros(0, dtype=torch.long)
+    batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids), masked=none)
+    assert teacher.signal(batch).logits.shape == (0, 60)
 
 
 @vnni

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from distill.accounting import model_cost
 from distill.attention import install
@@ -113,3 +115,28 @@ def test_an_encoder_without_a_head_is_left_alone():
     batch = a_batch()
     with reading(model, None):
         assert model(**model_inputs(model, batch)).last_hidden_state.shape == (3, 9, 16)
+
+
+def test_another_class_of_a_known_name_is_left_alone():
+    """A user's own may read every token."""
+
+    class BertForSequenceClassification(transformers.BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+            states = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
+            return SequenceClassifierOutput(logits=self.classifier(states.mean(dim=1)))
+
+    model = a_model("bert", AutoModelForSequenceClassification)
+    own, batch = BertForSequenceClassification(model.config).eval(), a_batch()
+    expected = logits(own, batch)
+    with reading(own, None):
+        assert torch.equal(logits(own, batch), expected)
+
+
+def test_a_feed_forward_in_chunks_sees_all():
+    model, batch = a_model("bert", AutoModelForSequenceClassification), a_batch()
+    model.config.chunk_size_feed_forward = 3
+    for layer in model.bert.encoder.layer:
+        layer.chunk_size_feed_forward = 3
+    expected = logits(model, batch)
+    with reading(model, None):
+        assert torch.equal(logits(model, batch), expected)
