@@ -160,6 +160,7 @@ class Trainer:
             # once in a while: metrics
             if window.steps and (done % self.record.log_every == 0 or done == self.total or stop):
                 means = window.close(self.cost, self.ceiling)
+                self.ceiling = max(self.ceiling, 1e12 * means["tflops_per_s"])
                 self._refuse_other_rows(window)
                 if not math.isfinite(means["loss"]):
                     self._refuse_non_finite(window, done)
@@ -385,7 +386,8 @@ class _Window:
 
     def close(self, cost: Cost, ceiling: float) -> dict[str, Any]:
         """Means of the terms, speed, the share of the ceiling that the model's FLOPs take, and a digest of
-        the rows, the same for any number of ranks.
+        the rows, the same for any number of ranks. Where a machine was busy when its ceiling was measured,
+        what is reached now is the ceiling.
         """
         names = list(self.terms)
         sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
@@ -399,7 +401,7 @@ class _Window:
             "sequences_per_s": round(sequences / seconds, 2),
             "tokens_per_s": round(tokens / seconds, 1),
             "tflops_per_s": round(rate / 1e12, 4),
-            "mfu": round(rate / ceiling, 4),
+            "mfu": round(rate / max(ceiling, rate), 4),
             "rows_digest": f"{round(rows):x}",
         }
 

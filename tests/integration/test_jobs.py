@@ -152,7 +152,7 @@ def test_metrics_name_every_term_of_a_stage(way, job, terms):
         assert row["loss"] == pytest.approx(sum(row[f"loss/{part}"] for part in parts), rel=1e-5)
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
         assert {"step", "epoch", "time", "lr", "sequences_per_s", "tokens_per_s"} <= row.keys()
-        assert 0 < row["mfu"] < 1
+        assert 0 < row["mfu"] <= 1
         assert row["peak_memory_mb"] > 50
 
 
