@@ -27,8 +27,9 @@ def reading(model: PreTrainedModel, places: Tensor | None, hidden: bool = False)
             (1, places, ...). None: what the model's own head reads.
         hidden: The hidden states of every token are wanted too.
     """
-    end = None if hidden else _end(model)
-    if places is None and (end is None or not _reads_first(model)):
+    unknown = places is None and not _reads_first(model)  # it may be no encoder at all: an exported file
+    end = None if hidden or unknown else _end(model)
+    if places is None and end is None:
         yield
         return
 
