@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch import library as operators
 
 from distill.compiler import compiler
 
@@ -104,7 +105,7 @@ def norm_rows_(
     return levels, scales
 
 
-@torch.library.custom_op("distillery::attend_rows", mutates_args=())
+@operators.custom_op("distillery::attend_rows", mutates_args=())
 def attend_rows(
     query: Tensor,
     key: Tensor,

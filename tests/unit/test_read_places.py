@@ -18,8 +18,8 @@ PLACES = torch.tensor([1, 4, 9, 20])
 
 
 def a_batch() -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 60, (3, 9), generator=generator)
+    """Of 3 sequences of 9 tokens; the second's last three are padding."""
+    ids = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     return Batch(ids.where(mask > 0, 1), mask, torch.zeros_like(ids))
