@@ -31,6 +31,7 @@ from data_pipeline.word_vectors import first_vectors
 from distill.encoders import Batch, model_inputs
 from distill.int8 import check_int8, quantise
 from distill.model_facts import positions
+from distill.products import speed_up_products
 from distill.read_places import reading
 
 NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
@@ -64,6 +65,7 @@ class MaskedWords:
             quantise(self.model)
         else:
             self.exact = copy.deepcopy(self.model).double()
+            speed_up_products(self.model)
         vocabulary, added = self.vocabulary, self.vocabulary.tokenizer.get_added_tokens_decoder()
         self.special = {vocabulary.cls, vocabulary.sep, vocabulary.pad, vocabulary.mask, vocabulary.unk}
         self.special |= {number for number, token in added.items() if token.special}

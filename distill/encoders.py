@@ -29,6 +29,7 @@ from distill.custom import Named, load, name_of
 from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
 from distill.int8 import check_int8, has_int8, quantise
+from distill.products import speed_up_products
 from distill.read_places import reading
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
@@ -140,6 +141,7 @@ class Teacher:
             check_int8(device)
             quantise(model.base_model)
             dtype = torch.float32  # beside the products
+        speed_up_products(model)
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
         self.model.train(config.dropout)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from distill.fused import fuse_layer_norms
 from distill.optimizers import build_optimizer
+from distill.products import speed_up_products
 from distill.settings import EngineConfig, OptimizerConfig
 from distill.whole_state import WholeState
 
@@ -48,6 +49,8 @@ class Engine:
         micro_batch_size: int,
     ):
         fuse_layer_norms(module)
+        if config.zero < 3:  # whose weights are there while a layer runs alone
+            speed_up_products(module)
         self.accumulation = accumulation
         self.zero = config.zero
         precision = precision_name(config.precision, optimizer.name)

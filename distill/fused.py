@@ -15,6 +15,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from distill.products import by_onednn, mkl_is_slow
+
 AMPERE = (8, 0)  # the first with bf16 matrix units, and with the shared memory that the kernels need
 
 
@@ -75,7 +77,16 @@ def choices() -> list[Choice]:
         _apex("AdamW", "optimizers", "FusedAdam", "fused AdamW of torch", absent),
         _apex("LAMB", "optimizers", "FusedLAMB", "multi-tensor LAMB of distill", absent),
         _apex("layer norm", "normalization", "FusedLayerNorm", "native layer norm of torch", absent),
+        _products(),
     ]
+
+
+def _products() -> Choice:
+    part = "fp32 products on the CPU"
+    if by_onednn():
+        return Choice(part, "oneDNN", "on AMD's CPUs MKL stops at AVX2")
+    why = "oneDNN would not be exact, or there is no AVX-512" if mkl_is_slow() else "no AMD CPU with MKL"
+    return Choice(part, "as torch chooses", why)
 
 
 def _apex(part: str, module: str, name: str, otherwise: str, absent: str) -> Choice:

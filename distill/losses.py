@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from distill.attention import Heads
 from distill.fused import kernel
+from distill.products import fast_products
 
 LOGITS_AT_ONCE = 1 << 22  # of a soft-target loss in fp32: 16 MB a copy
 
@@ -81,7 +82,7 @@ def attention_score_loss(student: Heads, teacher: Heads, query_mask: Tensor, key
     fused = kernel("score_kernel", query_mask.device.type)
     fused = fused if fused and fused.fits(student.query, teacher.query) else None
     function = fused.ScoreError if fused else PlainScoreError
-    with torch.autocast(query_mask.device.type, enabled=False):
+    with torch.autocast(query_mask.device.type, enabled=False), fast_products():
         return function.apply(
             student.query,
             student.key,

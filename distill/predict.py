@@ -87,12 +87,14 @@ def load(config: PredictConfig) -> Forward:
     from transformers import AutoModelForSequenceClassification
 
     from distill.encoders import Batch, model_class, model_inputs
+    from distill.products import speed_up_products
     from distill.read_places import reading
 
     for each in config.classes:
         model_class("classes", each)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
+    speed_up_products(model)
 
     @torch.no_grad()
     def forward(padded: dict[str, np.ndarray]) -> np.ndarray:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.products import fast_products
+
 # Entries of a slice: what a GPU multiplies at full speed and keeps in its second-level cache, and what
 # a core keeps in its own.
 SLICE = {"cuda": 1 << 24, "cpu": 1 << 20}
@@ -72,6 +74,6 @@ class HiddenProjection(nn.Linear):
         Returns the sum over positions of the mean over the teacher's width, in fp32.
         """
         states, targets = student.flatten(0, 1), teacher.detach().flatten(0, 1)
-        with torch.autocast(states.device.type, enabled=False):
+        with torch.autocast(states.device.type, enabled=False), fast_products():
             error = _HiddenError.apply(states, self.weight, self.bias, targets, mask.flatten())
         return error / targets.shape[-1]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.attention import Heads
 from distill.fused import kernel
+from distill.products import fast_products
 
 HIDDEN = -1e30  # a score that counts as none; finite, so that a row without keys is too
 TILE = 1 << 22  # entries of a score matrix that exist at once: 16 MB in fp32
@@ -104,6 +105,6 @@ def relation_loss(
     fused = kernel("relation_kernels", query_mask.device.type)
     function = fused.RelationDivergence if fused else PlainRelationDivergence
     scales = (side.shape[-1] ** -0.5 for side in (parts[0], parts[2]))
-    with torch.autocast(query_mask.device.type, enabled=False):
+    with torch.autocast(query_mask.device.type, enabled=False), fast_products():
         total = function.apply(*parts, query_mask, key_mask, *scales)
     return total / parts[0].shape[1]

@@ -18,7 +18,7 @@ def test_a_cpu_gets_the_plain_twins():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_choices_say_why():
-    assert {choice.why for choice in choices()} == {"no GPU"}
+    assert {choice.why for choice in choices() if "CPU" not in choice.part} == {"no GPU"}
     assert next(choice.part for choice in choices()) == "attention and relation losses"
 
 

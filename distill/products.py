@@ -1,0 +1,103 @@
+"""Products of fp32 matrices on AMD's CPUs: by oneDNN, in place of the MKL that torch asks.
+
+MKL's kernels for them stop at AVX2; oneDNN's have AVX-512 and are twice as fast. torch has no switch for
+oneDNN but one that also permits it to round to bf16: it does so where there is AMX, and multiplies in fp32
+elsewhere. The switch is on around single large products alone, for the many small ones inside of torch's
+attention take oneDNN longer.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+SWITCH: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@functools.cache
+def by_onednn() -> bool:
+    """Whether oneDNN's products in fp32 serve this machine: it is faster, and does not round to bf16."""
+    return mkl_is_slow() and torch.cpu._is_avx512_supported() and is_exact()
+
+
+def mkl_is_slow() -> bool:
+    """Whether torch multiplies by MKL, on a CPU of AMD."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    return CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text(encoding="utf-8")
+
+
+def is_exact() -> bool:
+    """Whether oneDNN keeps a number that bf16 would round."""
+    numbers = torch.full((64, 64), 1 + 2.0**-12)
+    with _switched_on():
+        return torch.equal(numbers @ torch.eye(64), numbers)
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Let products of matrices inside take the faster way; of no effect where there is but one."""
+    if by_onednn():
+        with _switched_on():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _switched_on() -> Iterator[None]:
+    before = SWITCH.fp32_precision
+    SWITCH.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        SWITCH.fp32_precision = before
+
+
+class _Product(torch.autograd.Function):
+    """X W' + b, whose gradients take the same way: G W, G'X and the sum of G."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        with fast_products():
+            return nn.functional.linear(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        for_inputs, for_weight, for_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        with fast_products():
+            return (
+                (rows @ weight).view(inputs.shape) if for_inputs else None,
+                rows.mT @ inputs.reshape(-1, inputs.shape[-1]) if for_weight else None,
+                rows.sum(dim=0) if for_bias else None,
+            )
+
+
+class FastLinear(nn.Linear):
+    """A linear layer on a CPU whose products in fp32 take the faster way."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., inputs) to (..., outputs)."""
+        if self.weight.dtype != torch.float32 or self.weight.device.type != "cpu":
+            return super().forward(input)
+        return _Product.apply(input, self.weight, self.bias)
+
+
+def speed_up_products(model: nn.Module) -> None:
+    """Make a model's linear layers take the faster way, where there is one; their weights stay theirs."""
+    if by_onednn():
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = FastLinear

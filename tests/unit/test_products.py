@@ -1,0 +1,106 @@
+"""fp32 products by oneDNN: the formula in float64, forward and gradients, and the switch put back."""
+
+import pytest
+import torch
+from torch import nn
+
+from distill import products
+from distill.fused import choices
+from distill.products import SWITCH, FastLinear, by_onednn, fast_products, speed_up_products
+
+EXACT = pytest.mark.skipif(not products.is_exact(), reason="oneDNN rounds to bf16 here (AMX)")
+
+
+@pytest.fixture(params=[True, False], ids=["oneDNN", "as torch chooses"])
+def either(request, monkeypatch):
+    """Whether the faster way is taken, whatever this machine is."""
+    monkeypatch.setattr(products, "by_onednn", lambda: request.param)
+    return request.param
+
+
+def gradients(layer: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
+    inputs = inputs.clone().requires_grad_()
+    return list(torch.autograd.grad(layer(inputs).sin().sum(), [inputs, *layer.parameters()]))
+
+
+@EXACT
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(70,), (5, 70), (3, 41, 70), (0, 70)], ids=str)
+def test_values_and_gradients_are_those_of_float64(either, shape, bias):
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(70, 33, bias=bias), torch.randn(shape)
+    double = nn.Linear(70, 33, bias=bias).double()
+    double.load_state_dict(layer.state_dict())
+    speed_up_products(layer)
+    assert isinstance(layer, FastLinear) is either
+    torch.testing.assert_close(layer(inputs), double(inputs.double()).float(), rtol=1e-5, atol=1e-5)
+    wanted = gradients(double, inputs.double())
+    for one, other in zip(gradients(layer, inputs), wanted, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_frozen_gets_no_gradient(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    speed_up_products(model)
+    model[0].requires_grad_(False)
+    model(torch.randn(3, 4)).sum().backward()
+    assert model[0].weight.grad is None
+    assert model[1].weight.grad is not None
+
+
+def test_names_weights_and_other_kinds_stay(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+
+    class Own(nn.Linear):
+        """A layer of a user's."""
+
+    model = nn.Sequential(nn.Linear(4, 6), Own(6, 2))
+    before = dict(model.named_parameters())
+    speed_up_products(model)
+    assert [type(layer) for layer in model] == [FastLinear, Own]
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+
+
+def test_other_dtypes_go_the_plain_way(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    layer, inputs = nn.Linear(8, 3).bfloat16(), torch.randn(2, 8).bfloat16()
+    expected = layer(inputs)
+    speed_up_products(layer)
+    assert torch.equal(layer(inputs), expected)
+
+
+def test_the_switch_is_on_inside_alone_and_put_back(either):
+    before = SWITCH.fp32_precision
+    with fast_products():
+        assert (SWITCH.fp32_precision == "bf16") is (either or before == "bf16")
+    assert SWITCH.fp32_precision == before
+
+
+def test_the_switch_is_put_back_after_an_error(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    layer, before = FastLinear(4, 3), SWITCH.fp32_precision
+    with pytest.raises(RuntimeError, match="shapes"):
+        layer(torch.randn(2, 5))
+    assert SWITCH.fp32_precision == before
+
+
+@pytest.mark.parametrize("change", ["Intel", "no AVX-512", "rounds", "no file"])
+def test_the_faster_way_is_taken_only_where_all_holds(monkeypatch, tmp_path, change):
+    cpuinfo = tmp_path / "cpuinfo"
+    if change != "no file":
+        cpuinfo.write_text("vendor_id\t: " + ("GenuineIntel" if change == "Intel" else "AuthenticAMD"))
+    monkeypatch.setattr(products, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(products, "is_exact", lambda: change != "rounds")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: change != "no AVX-512")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert not by_onednn.__wrapped__()
+    cpuinfo.write_text("vendor_id\t: AuthenticAMD")
+    monkeypatch.setattr(products, "is_exact", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    assert by_onednn.__wrapped__()
+
+
+def test_doctor_says_which_way_is_taken():
+    chosen = {choice.part: choice.chosen for choice in choices()}
+    assert chosen["fp32 products on the CPU"] == ("oneDNN" if by_onednn() else "as torch chooses")
