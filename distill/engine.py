@@ -49,7 +49,7 @@ class Engine:
         micro_batch_size: int,
     ):
         fuse_layer_norms(module)
-        if config.zero < 3:  # whose weights are there while a layer runs alone
+        if config.zero < 3:  # under 3 a layer's weights are whole only while DeepSpeed's own product runs
             speed_up_products(module)
         self.accumulation = accumulation
         self.zero = config.zero
