@@ -76,6 +76,14 @@ def _groups(world_size: int) -> list[dict[str, str]]:
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
+def of_a_process(path: Path) -> bytes:
+    """What /proc says, nothing of a process that has ended."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def _start(function: Callable[..., Any], group: dict[str, str], folder: Path) -> subprocess.Popen:
     with (folder / f"{group['RANK']}.log").open("w") as log:
         return subprocess.Popen(

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import of_a_process
+
 ROOT = Path(__file__).parents[2]
 TESTBED = Path(os.environ.get("DISTILLERY_TESTBED", ROOT.parent / "shared" / "testbed"))
 DISTILLERY = Path(sys.executable).with_name("distillery")
@@ -155,10 +157,7 @@ class Slurm:
         """This machine's processes whose command line holds a word; the nodes' are among them."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                text = path.read_text(errors="replace").replace("\0", " ")
-            except OSError:
-                continue
+            text = of_a_process(path).decode(errors="replace").replace("\0", " ")
             if word in text and "pytest " not in text:
                 found.append(int(path.parent.name))
         return found

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.packing import Row
 from tests.helpers import tree, write_documents, write_shards
+from tests.processes import of_a_process
 
 DISTILLERY = Path(sys.executable).with_name("distillery")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -65,13 +66,13 @@ def test_pregeneration_on_two_processes(tmp_path, tiny_tokenizer):
 def children(process: int) -> list[int]:
     """The processes below one, itself left out."""
     tasks = Path(f"/proc/{process}/task").glob("*/children")
-    below = [int(child) for task in tasks for child in task.read_text().split()]
+    below = [int(child) for task in tasks for child in of_a_process(task).split()]
     return below + [grandchild for child in below for grandchild in children(child)]
 
 
 def workers(process: int) -> list[int]:
     """The processes that tokenise and pack."""
-    return [n for n in children(process) if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()]
+    return [n for n in children(process) if b"spawn_main" in of_a_process(Path(f"/proc/{n}/cmdline"))]
 
 
 @pytest.mark.parametrize("event", ["interrupt", "term", "a worker is killed", "the parent is killed"])
@@ -172,7 +173,7 @@ def test_a_distillation_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path, gene
         command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     while (
-        sum(b"launcher.rank" in Path(f"/proc/{n}/cmdline").read_bytes() for n in children(process.pid)) < 3
+        sum(b"launcher.rank" in of_a_process(Path(f"/proc/{n}/cmdline")) for n in children(process.pid)) < 3
     ):
         assert process.poll() is None
         time.sleep(0.005)
@@ -205,8 +206,7 @@ def in_a_terminal(command: list[str], folder: Path) -> subprocess.Popen:
 def assert_ended(processes: list[int]) -> None:
     """Nothing is left of them, or will be in a moment."""
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{number}/cmdline").is_file() and Path(f"/proc/{number}/cmdline").read_bytes()
-              for number in processes):  # fmt: skip
+    while any(of_a_process(Path(f"/proc/{number}/cmdline")) for number in processes):
         assert time.monotonic() < deadline, "a process was left behind"
         time.sleep(0.05)
 
@@ -244,7 +244,7 @@ def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path, general):
         assert process.poll() is None
         time.sleep(0.005)
     started = children(process.pid)
-    ranks = [n for n in started if b"RANK=1\0" in Path(f"/proc/{n}/environ").read_bytes()]
+    ranks = [n for n in started if b"RANK=1\0" in of_a_process(Path(f"/proc/{n}/environ"))]
     os.kill(ranks[0], signal.SIGSTOP)
     os.killpg(process.pid, signal.SIGINT)
     while "Ctrl-C again ends at once" not in process.stderr.readline():
@@ -271,7 +271,7 @@ def test_a_rank_that_stands_still_is_named(tmp_path, general):
     while not metrics.is_file() or metrics.read_text().count("\n") < 7:
         assert process.poll() is None
         time.sleep(0.005)
-    ranks = [n for n in children(process.pid) if b"RANK=1\0" in Path(f"/proc/{n}/environ").read_bytes()]
+    ranks = [n for n in children(process.pid) if b"RANK=1\0" in of_a_process(Path(f"/proc/{n}/environ"))]
     os.kill(ranks[0], signal.SIGSTOP)
     _, said = process.communicate()
     assert process.returncode == 1

@@ -17,7 +17,7 @@ import yaml
 
 from launcher import jobs
 from launcher.settings import from_yaml, to_yaml
-from tests.processes import ROOT
+from tests.processes import ROOT, of_a_process
 
 slow = pytest.mark.slow  # Ray's start, and six processes for every trial
 SECONDS = 900  # until a test gives up; none is judged by its time
@@ -71,11 +71,11 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen, run: Path) 
 
 def drivers(run: Path) -> list[int]:
     """The search's own process."""
-    words = f"launcher.rank\0tune\0{run}\0"
+    words = f"launcher.rank\0tune\0{run}\0".encode()
     return [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if words in path.read_text(errors="replace")
+        if words in of_a_process(path)
     ]
 
 
