@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import socket
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
@@ -219,6 +220,7 @@ def tools_first(path: str) -> str:
     return path if path.split(os.pathsep)[0] == tools else f"{tools}{os.pathsep}{path}"
 
 
+LOOPBACK = "127.0.0.1"
 PATIENCE = timedelta(minutes=30)  # then a rank that waits for the others gives up
 
 
@@ -230,12 +232,29 @@ def start_processes(patience: timedelta = PATIENCE) -> torch.device:
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
         load_communication(root)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if os.environ.get("MASTER_ADDR") == LOOPBACK and not torch.distributed.is_initialized():
+            _meet_on_the_loopback(backend, patience)
         deepspeed.init_distributed(dist_backend=backend, timeout=patience)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def _meet_on_the_loopback(backend: str, patience: timedelta) -> None:
+    """Join the process group of this machine, whose store listens on the loopback alone.
+
+    A store that torch opens by itself listens on every address of the machine.
+    """
+    own, world, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    listens: dict[str, Any] = {}
+    if own == 0:
+        server = socket.create_server((LOOPBACK, port), backlog=world)
+        port = server.getsockname()[1]  # 0 asks for any
+        listens = {"is_master": True, "master_listen_fd": server.detach()}
+    store = torch.distributed.TCPStore(LOOPBACK, port, world, timeout=patience, **listens)
+    torch.distributed.init_process_group(backend, store=store, rank=own, world_size=world, timeout=patience)
 
 
 def rank() -> int:

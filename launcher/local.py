@@ -21,7 +21,14 @@ from distill.preemption import EXIT_CODE, INTERRUPTED
 from launcher.jobs import JOBS
 from launcher.settings import Launch
 
-STANDALONE = ("--standalone",)
+# The ranks of one machine meet by a private file (and then on the loopback: distill/engine.py): torchrun
+# unpickles what it meets by, and would meet at a port that is open to the network. Signs of life are rare,
+# for the file grows with each.
+STANDALONE = (
+    "--rdzv-backend=c10d",
+    "--rdzv-conf=store_type=file,keep_alive_interval=3600",
+    "--local-addr=127.0.0.1",
+)
 
 
 def describe(job: str, launch: Launch, processes: int) -> str:
@@ -42,9 +49,9 @@ def processes(launch: Launch) -> int:
 def command(job: str, folder: str, processes: int, rendezvous: Sequence[str] = STANDALONE) -> list[str]:
     """The command that runs a job's processes on a machine; a pure function of its arguments."""
     rank = ["-m", "launcher.rank", job, folder]
-    if processes == 1 and rendezvous == STANDALONE:
+    if processes == 1 and set(STANDALONE) <= set(rendezvous):
         return [sys.executable, *rank]
-    torchrun = ["-m", "torch.distributed.run", *rendezvous, "--nproc-per-node", str(processes)]
+    torchrun = ["-m", "launcher.torchrun", *rendezvous, "--nproc-per-node", str(processes)]
     return [sys.executable, *torchrun, *rank]
 
 
@@ -61,6 +68,10 @@ def resume_command(job: str, folder: str, processes: int) -> str:
 WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
 # glibc gives large blocks back to the system and faults their pages in anew at every use: keep them.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+# torchrun opens no port for the ranks of one machine, whose own connections stay on it.
+ALONE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+if Path("/sys/class/net/lo").exists():
+    ALONE |= {"GLOO_SOCKET_IFNAME": "lo"}
 
 
 def environment(processes: int, base: dict[str, str]) -> dict[str, str]:
@@ -104,7 +115,13 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
             signal.signal(number, ask)
     with tempfile.TemporaryDirectory() as scratch:
         stopped = Path(scratch, "stopped")  # made by a rank that stopped: torchrun hides its exit code
-        words = environment(processes, {**os.environ, "DISTILLERY_STOPPED": str(stopped)})
+        words = environment(
+            processes,
+            {**os.environ, "DISTILLERY_STOPPED": str(stopped), "DISTILLERY_REFUSED": f"{scratch}/refused"},
+        )
+        if rendezvous == STANDALONE:
+            rendezvous = (*STANDALONE, f"--rdzv-endpoint={scratch}/rendezvous")
+            words |= ALONE
         with _held():
             child = subprocess.Popen(
                 command(job, folder, processes, rendezvous), env=words, preexec_fn=_ignore_warnings
@@ -156,7 +173,7 @@ def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen)
     """
     news.get()
     if not Path("/proc/self/status").is_file():  # no Linux
-        if signal.SIGINT not in asked or "torch.distributed.run" in str(child.args):
+        if signal.SIGINT not in asked or "launcher.torchrun" in str(child.args):
             child.terminate()
         return
     told: set[tuple[int, int]] = set()

@@ -100,7 +100,8 @@ def own_part(config: Any, launch: Launch, environment: Mapping[str, str]) -> tup
 
 
 def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """torchrun's words for where the nodes of this job meet: at the first, by c10d.
+    """torchrun's words for where the nodes of this job meet: at the first, in a store that nothing is
+    unpickled from (as is from its `c10d`).
 
     Raises ValueError where the nodes' names did not come here.
     """
@@ -116,10 +117,11 @@ def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
     port = environment.get("DISTILLERY_PORT") or str(20000 + int(job) % 12000)
     words = {
         "nnodes": str(len(hosts)),
-        "rdzv-backend": "c10d",
-        "rdzv-endpoint": f"{hosts[0]}:{port}",
+        "node-rank": environment.get("SLURM_NODEID", "0"),
+        "master-addr": hosts[0],
+        "master-port": port,
         "rdzv-id": f"{job}-{environment.get('SLURM_RESTART_COUNT', '0')}",
-        "rdzv-conf": f"is_host={int(is_first(environment))},read_timeout=900,join_timeout=900",
+        "rdzv-conf": "timeout=900",
     }
     if address := environment.get("DISTILLERY_ADDRESS"):
         words["local-addr"] = address

@@ -76,14 +76,28 @@ def _run(job: str, folder: Path) -> int:
             raise preemption.Stopped("stopped, as asked") from None
         if not (line := one_line(told(error))):
             raise
-        with suppress(OSError):  # of a full disk
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
+        if _is_first_to_refuse():
+            with suppress(OSError):  # of a full disk
+                (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            print(f"distillery {job}: error: {line} (details: {folder}/error.txt)", file=sys.stderr)
         return 2
     finally:
         if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def _is_first_to_refuse() -> bool:
+    """Whether no other rank of this machine has refused: what one says, the others mostly say too."""
+    word = os.environ.get("DISTILLERY_REFUSED")
+    try:
+        if word:
+            Path(word).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk
+        return True
+    return True
 
 
 def told(error: Exception) -> str:

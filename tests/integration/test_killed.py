@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -209,6 +211,43 @@ def assert_ended(processes: list[int]) -> None:
     while any(of_a_process(Path(f"/proc/{number}/cmdline")) for number in processes):
         assert time.monotonic() < deadline, "a process was left behind"
         time.sleep(0.05)
+
+
+def test_what_all_ranks_refuse_is_said_once(tmp_path, general, tiny_shards):
+    """With exit code 2 and nothing of torchrun's; what only a rank can see, such as a damaged block."""
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    for shard in (tmp_path / "shards").glob("*.tar"):
+        shard.write_bytes(bytes(byte ^ 1 for byte in shard.read_bytes()))
+    done = subprocess.run(
+        [*general, "--shards", "shards", "--run", "run"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("general: ")]  # progress
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("distillery general: error: shards: shards/")
+    assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_on_one_machine_listens_to_nobody_else(tmp_path, general, processes):
+    """torch would open its store to the network, and torchrun unpickle what is found there."""
+    command = [*general, "--processes", str(processes), "--stage.epochs", "100", "--run", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        while len(losses(tmp_path / "run")) < 1:
+            assert process.poll() is None
+            time.sleep(0.005)
+        began = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        sockets = [one for each in began for one in each.net_connections("inet")]
+        for each in reversed(began):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended with its children
+                each.kill()
+    listening = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize(("processes", "steps"), [(1, 0), (2, 3)])

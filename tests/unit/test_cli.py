@@ -228,7 +228,7 @@ def test_one_process_runs_the_rank_itself():
 def test_two_processes_run_under_torchrun():
     assert local.command("general", "run", 2) == [
         sys.executable,
-        *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        *["-m", "launcher.torchrun", *local.STANDALONE, "--nproc-per-node", "2"],
         *["-m", "launcher.rank", "general", "run"],
     ]
 

@@ -31,7 +31,7 @@ RULES = (
     Rule("data_pipeline/*", never=("distill", "tune", "launcher")),
     Rule("distill/*", never=("tune", "launcher", "ray")),
     Rule("tune/*", never=("launcher",)),
-    Rule("launcher/*", never=("torch",), but=("launcher/rank.py",)),
+    Rule("launcher/*", never=("torch",), but=("launcher/rank.py", "launcher/torchrun.py")),
     Rule("*/settings.py", never=("torch", "transformers", "deepspeed", "numpy", "tokenizers")),
     Rule("*", never=("ray",), but=("tune/*", "launcher/ray_driver.py")),
     Rule("*", never=("deepspeed",), but=("distill/engine.py", "distill/whole_state.py")),

@@ -133,12 +133,11 @@ ALLOCATION = {
 
 def test_nodes_meet_at_the_first():
     first, second = (node.rendezvous({**ALLOCATION, "SLURM_NODEID": number}) for number in "01")
-    patience = "read_timeout=900,join_timeout=900"
-    common = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=n1:28007", "--rdzv-id=20007-0"]
-    assert first == (*common, f"--rdzv-conf=is_host=1,{patience}", "--local-addr=10.0.0.2")
-    assert second == (*common, f"--rdzv-conf=is_host=0,{patience}", "--local-addr=10.0.0.2")
+    where = ("--master-addr=n1", "--master-port=28007", "--rdzv-id=20007-0", "--rdzv-conf=timeout=900")
+    assert first == ("--nnodes=2", "--node-rank=0", *where, "--local-addr=10.0.0.2")
+    assert second == ("--nnodes=2", "--node-rank=1", *where, "--local-addr=10.0.0.2")
     command = local.command("general", "run", 1, second)
-    assert command[1:3] == ["-m", "torch.distributed.run"]  # one process too, where there are nodes
+    assert command[1:3] == ["-m", "launcher.torchrun"]  # one process too, where there are nodes
 
 
 def test_one_node_needs_nobody():
