@@ -39,7 +39,7 @@ from launcher.ray_place import Plan
 from launcher.settings import from_yaml
 from tune.settings import WorkersConfig
 from tune.trial import each
-from tune.workers import cause, line, nodes, places, reserved, train
+from tune.workers import cause, line, nodes, places, reserved, take_place, train, warn_of_idle_gpus
 
 # Seconds that nodes have to join the cluster before a search begins; a cloud's install much.
 JOINING = 900.0
@@ -224,6 +224,7 @@ def room(wanted: int, workers: WorkersConfig, stop: Path) -> Iterator[None]:
 
 def train_as_workers(plan: Plan, run: Path) -> None:
     """Run a training as Ray Train workers, plan.processes on each of plan.nodes nodes."""
+    warn_of_idle_gpus("--gpus-per-node", plan.gpus)
     train(
         rank,
         {
@@ -245,6 +246,7 @@ def rank(place: dict[str, str]) -> None:
     With `share` in `place` it belongs to a trial of a search: every score on dev goes to Ray, and under
     that name the share of the training that is done.
     """
+    take_place(place.get("home", ""))
     mirror = Mirror(place["bucket"]) if place.get("bucket") else None
     run, share = mirror.folder if mirror else Path(place["run"]), place.get("share", "")
 
@@ -294,11 +296,13 @@ def run_tasks(plan: Plan, config: Any, run: Path) -> None:
         max_retries=plan.max_failures,
         scheduling_strategy="SPREAD",
     )
-    ray.get([task.remote(plan.job, str(run), number, slices) for number in range(1, slices + 1)])
+    place = plan.job, str(run), os.getcwd()
+    ray.get([task.remote(*place, number, slices) for number in range(1, slices + 1)])
 
 
-def _slice(job: str, run: str, number: int, slices: int) -> None:
+def _slice(job: str, run: str, home: str, number: int, slices: int) -> None:
     """Slice `number` of the job in a folder of its own; where there is one only, the job itself."""
+    take_place(home)
     folder = Path(run)
     if slices == 1:
         _run_here(job, folder)

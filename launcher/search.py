@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,5 +23,10 @@ def run(config: TuneConfig, folder: Path) -> dict[str, Any]:
     from launcher import ray_driver
     from tune.search import Jobs, search
 
-    ray_driver.connect()
+    # Slurm signals every process of a step, and this would end Ray's: they begin with it held.
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        ray_driver.connect()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     return search(config, folder, Jobs(begin=runs.begin, rank=ray_driver.rank, stop=ray_driver.STOP))

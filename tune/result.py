@@ -69,8 +69,14 @@ def _recipe(winner: Trial, record: Record) -> str:
 
 
 def best(finished: list[Trial]) -> Trial:
-    """The highest score on dev; of equals the smaller student, then the earlier."""
-    return min(finished, key=lambda trial: (-_score(trial), trial.shape["parameters"], trial.number))
+    """The highest score on dev; of equals the smaller student, the one with fewer changes, the earlier.
+
+    Who goes on from another's checkpoint has the other's best score too, until it has a better one.
+    """
+    return min(
+        finished,
+        key=lambda trial: (-_score(trial), trial.shape["parameters"], trial.changes, trial.number),
+    )
 
 
 def rank_correlation(finished: list[Trial]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ from tune.result import read_summary, result
 from tune.settings import SchedulerConfig, TuneConfig
 from tune.space import Values, fingerprint, with_values
 from tune.trial import CHANGES, SHARE, WAITS, Jobs, each, train_in, trial
-from tune.workers import line, nodes, trials_at_once
+from tune.workers import line, nodes, take_place, trials_at_once, warn_of_idle_gpus
 
 IN_VAIN = 100  # draws in a row that are refused or known before a search gives up
 
@@ -52,6 +52,7 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
     """
     folder, workers = folder.absolute(), config.workers
     at_once = trials_at_once(nodes(), each(workers), workers.processes, workers.concurrent)
+    warn_of_idle_gpus("workers.gpus", workers.gpus)
     if config.scheduler.name == "pbt":
         check_room(config, at_once)
     config = replace(config, base=_labelled(config, folder, jobs))
@@ -79,9 +80,11 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
     tuner.fit()
     if record.unfinished or not candidates.over:  # Ray Tune takes SIGINT and SIGUSR1 as the wish to return
         raise Stopped(f"stopped after {record.trained - len(record.unfinished)} trials, as asked")
-    for spent in folder.glob("trials/*/checkpoints"):  # a trial that has ended is not resumed
-        shutil.rmtree(spent, ignore_errors=True)
-    return result(config, record)
+    figures = result(config, record)
+    for ended in record.trials.values():
+        if ended.status == "finished":  # one that was stopped, or failed, may be resumed by hand
+            shutil.rmtree(record.run(ended) / "checkpoints", ignore_errors=True)
+    return figures
 
 
 # ---- the teacher's logits
@@ -104,7 +107,42 @@ def _labelled(config: TuneConfig, folder: Path, jobs: Jobs) -> TaskDistillConfig
 # ---- stopping early
 
 
-class _Median(MedianStoppingRule):
+@dataclass(frozen=True)
+class _Known:
+    """What a scheduler knows a trial by: its name in the record."""
+
+    trial_id: str
+
+    @classmethod
+    def of(cls, trial: Any) -> _Known:
+        """Ray Tune's trial, or one that is known already."""
+        return trial if isinstance(trial, cls) else cls(Path(trial.config["run"]).name)
+
+
+class _ByName:
+    """A scheduler to which a trial that goes on after a kill is the same, though Ray Tune names it anew."""
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        super().on_trial_add(controller, _Known.of(trial))  # type: ignore[misc]
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return super().on_trial_result(controller, _Known.of(trial), result)  # type: ignore[misc]
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(controller, _Known.of(trial), result)  # type: ignore[misc]
+
+    def on_trial_error(self, controller: Any, trial: Any) -> None:
+        super().on_trial_error(controller, _Known.of(trial))  # type: ignore[misc]
+
+    def on_trial_remove(self, controller: Any, trial: Any) -> None:
+        super().on_trial_remove(controller, _Known.of(trial))  # type: ignore[misc]
+
+
+class _Asha(_ByName, AsyncHyperBandScheduler):
+    """Asynchronous successive halving."""
+
+
+class _Median(_ByName, MedianStoppingRule):
     """Where there are too few others to compare with, a trial goes on; Ray's would let others go first."""
 
     def _on_insufficient_samples(self, *_: Any) -> str:
@@ -117,28 +155,17 @@ def _scheduler(config: SchedulerConfig) -> TrialScheduler:
             rungs: Any = {"grace_period": config.grace, "max_t": 1}  # fractions do, though Ray says int
             # Else a trial first measured beyond some rungs would fill them with its later scores.
             rungs["stop_last_trials"] = False
-            return AsyncHyperBandScheduler(SHARE, reduction_factor=config.reduction, **rungs)
+            return _Asha(SHARE, reduction_factor=config.reduction, **rungs)
         case "median":
             return _Median(SHARE, grace_period=config.grace)
         case _:
             return FIFOScheduler()
 
 
-@dataclass(frozen=True)
-class _Past:
-    """What a scheduler knows a trial by."""
-
-    trial_id: str
-
-
 def _tell_past(scheduler: Any, record: Record, metric: str) -> None:
-    """Tell a scheduler what trials that have ended scored on their way, in the order of before."""
+    """Tell a scheduler what the trials of before scored on their way, in the order of then."""
     scheduler.set_search_properties(metric, "max")
-    past = {
-        trial.number: _Past(trial.name)
-        for trial in record.trials.values()
-        if trial.status in ENDED and trial.measured
-    }
+    past = {trial.number: _Known(trial.name) for trial in record.trials.values() if trial.measured}
     for one in past.values():
         scheduler.on_trial_add(None, one)
     for number, share, score in record.measurements:
@@ -150,7 +177,8 @@ def _tell_past(scheduler: Any, record: Record, metric: str) -> None:
 
 
 @ray.remote
-def _shape(config: TaskDistillConfig, folder: str) -> dict[str, Any]:
+def _shape(config: TaskDistillConfig, folder: str, home: str) -> dict[str, Any]:
+    take_place(home)
     from tune.shape import shape_of  # torch and all that, which the search itself does without
 
     return shape_of(config, Path(folder))
@@ -287,7 +315,7 @@ class Candidates(Searcher):
             workers = self.config.workers
             task = _shape.options(num_cpus=workers.cpus, num_gpus=workers.gpus)
             folder = str(self.record.folder / "shapes")
-            self.measuring = trial, settings, task.remote(settings, folder)
+            self.measuring = trial, settings, task.remote(settings, folder, os.getcwd())
             return True
         return False
 

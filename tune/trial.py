@@ -29,7 +29,8 @@ SHARE = "share"  # of a trial's training that is done: what schedulers compare t
 CHANGES = "changes"  # how often it had gone on from another's checkpoint when it was measured
 # The process takes no CPU from the workers, and lives on the head, whose loss ends the search anyway.
 WAITS = {"node:__internal_head__": 0.001}
-LEAVE = 60  # seconds that a stopped trial's workers have for their last step and checkpoint
+# Seconds that a stopped trial's workers have for their last step and checkpoint; Ray Tune gives them 600.
+LEAVE = 540
 
 
 @dataclass(frozen=True)

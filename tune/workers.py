@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -41,12 +42,12 @@ def train(
 
     Raises what Ray Train raises when the workers have failed too often, or one has refused to run.
     """
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths in settings may be relative
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # but to `home`
     gpus = bool(resources.get("GPU"))
     told: list[Any] = [*callbacks, _Refusals()]
     trainer = ray.train.torch.TorchTrainer(
         rank,
-        train_loop_config=place,
+        train_loop_config={**place, "home": os.getcwd()},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus,
@@ -94,6 +95,24 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> None:
 
     threading.Thread(target=fit, name="train", daemon=True).start()
     done.result()
+
+
+def take_place(home: str) -> None:
+    """Make a worker see what it is meant to: paths from `home`, and the GPUs reserved for it alone.
+
+    Ray's workers start where its node was started; to those without a GPU it shows all.
+    """
+    if home and Path(home).is_dir():  # not where the driver was submitted, whose folder is its node's
+        os.chdir(home)
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def warn_of_idle_gpus(setting: str, gpus: float) -> None:
+    """Say so where a cluster has GPUs and none are asked for."""
+    idle = sum(node.get("GPU", 0) for node in nodes())
+    if idle and not gpus:
+        print(f"warning: {setting} is 0: the cluster's {idle:g} GPUs are not used", file=sys.stderr)
 
 
 def reserved(cpus: float, gpus: float) -> dict[str, float]:

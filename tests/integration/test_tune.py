@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -220,6 +221,28 @@ def test_a_population_hands_over_its_checkpoints(tmp_path, tiny_search, start):
         settings = from_yaml("task", (run / "trials" / f"{number:04d}" / "config.yaml").read_text())
         assert settings.prediction.optimizer.lr == value
     assert not list(run.glob("trials/*/stop/*"))
+
+
+@slow
+def test_slurms_warning_to_every_process_of_a_step(tmp_path, tiny_search, start):
+    """Ray's too: they go on, the search stops as asked, and is continued."""
+    config = tmp_path / "search.yaml"
+    content = {
+        **tiny_search,
+        "space": {"prediction.optimizer.lr": [1e-3, 1e-2]},
+        "workers": {"concurrent": 1},
+    }
+    config.write_text(yaml.safe_dump(content))
+    run = tmp_path / "run"
+    first = start(run, f"--config={config}")
+    wait_until(lambda: any(line["event"] == "begun" for line in events(run)), first, run)
+    wait_until(lambda: bool(workers(run)), first, run)
+    for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR1)
+    assert first.wait(timeout=SECONDS) == 75, (tmp_path / "log.txt").read_text()[-8000:]
+    found = finish(start(run, "--resume"), run)
+    assert [trial["status"] for trial in found["search"]["trials"]] == ["finished", "finished"]
 
 
 def training(trial: Path) -> dict[int, dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ from tune.population import check_room, replaced_by
 from tune.proposals import Grid, Optuna, proposals
 from tune.record import Record, Trial
 from tune.result import best, front, rank_correlation, result, spearman
-from tune.search import Candidates, _Past, _scheduler, _tell_past
+from tune.search import Candidates, _Known, _scheduler, _tell_past
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.shape import shape_of
 from tune.space import check_space, combinations, drawn, fingerprint, read_space, value_of, with_values
@@ -284,6 +285,12 @@ def test_of_equal_scores_the_smaller_student_is_best():
     assert best([large, small, ended(2, {}, 0.7)]) is small
 
 
+def test_of_equal_scores_the_one_that_earned_it_is_best():
+    """A trial that went on from another's checkpoint has the other's best score."""
+    receiver, donor = replace(ended(0, {}, 0.8), changes=1), ended(1, {}, 0.8)
+    assert best([receiver, donor]) is donor
+
+
 def test_the_best_trials_recipe_is_a_run_of_task(tmp_path):
     config, record = search(), Record(tmp_path)
     for number, values in enumerate(combinations(read_space(SPACE), BASE)):
@@ -365,12 +372,31 @@ def test_a_scheduler_told_of_the_past_decides_as_if_it_had_seen_it(tmp_path):
         scheduler = _scheduler(SchedulerConfig("asha", grace=0.25, reduction=2))
         _tell_past(scheduler, record, "accuracy")
         for number, score in enumerate(scores[told:], start=told):
-            trial = _Past(str(number))
+            trial = _Known(str(number))
             scheduler.on_trial_add(None, trial)
             result = {"share": 0.25, "accuracy": score}
             decisions.append((number, scheduler.on_trial_result(None, trial, result)))
     assert decisions[:4] == [(0, "CONTINUE"), (1, "STOP"), (2, "CONTINUE"), (3, "STOP")]
     assert decisions[4:] == [(3, "STOP")]
+
+
+def test_a_trial_that_goes_on_after_a_kill_keeps_its_place_in_the_rungs(tmp_path):
+    """Its first score, not the first one after the kill, is what others are compared with."""
+    record = Record(tmp_path)
+    record.add(0, "begun", values={}, shape=SHAPE)
+    record.add(0, "measured", share=0.25, score=0.6)
+    scheduler = _scheduler(SchedulerConfig("asha", grace=0.25, reduction=2))
+    _tell_past(scheduler, record, "accuracy")
+    again, other = (
+        SimpleNamespace(trial_id=name, config={"run": str(tmp_path / "trials" / folder)})
+        for name, folder in (("of Ray", "0000"), ("another", "0001"))
+    )
+    scheduler.on_trial_add(None, again)
+    assert scheduler.on_trial_result(None, again, {"share": 0.45, "accuracy": 0.8}) == "CONTINUE"
+    scheduler.on_trial_add(None, other)
+    assert scheduler.on_trial_result(None, other, {"share": 0.25, "accuracy": 0.7}) == "CONTINUE"
+    for one in (again, other):
+        scheduler.on_trial_complete(None, one, {"share": 1.0, "accuracy": 0.8})
 
 
 @pytest.mark.parametrize("name", ["none", "asha", "median"])
@@ -383,7 +409,7 @@ def test_every_scheduler_takes_shares_of_the_training(name, tmp_path):
         record.add(number, "finished", score=0.8)
     scheduler = _scheduler(SchedulerConfig(name, grace=0.5, reduction=2))
     _tell_past(scheduler, record, "accuracy")
-    trial = _Past("new")
+    trial = _Known("new")
     scheduler.on_trial_add(None, trial)
     said = [scheduler.on_trial_result(None, trial, {"share": s, "accuracy": 0.1}) for s in (0.1, 0.5)]
     assert said == ["CONTINUE", "CONTINUE" if name == "none" else "STOP"]
@@ -393,7 +419,7 @@ def test_rungs_that_a_trial_was_not_measured_at_hold_nothing_of_it():
     """A transformer is first measured late; what it scores there says nothing of a beginning."""
     scheduler = _scheduler(SchedulerConfig("asha", grace=0.0625, reduction=4))
     scheduler.set_search_properties("accuracy", "max")
-    late, early = _Past("late"), _Past("early")
+    late, early = _Known("late"), _Known("early")
     for trial in (late, early):
         scheduler.on_trial_add(None, trial)
     for share, score in ((0.79, 0.6), (0.85, 0.9)):
