@@ -140,6 +140,12 @@ def peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to count a GPU's peak anew, as for a stage of training; a process's own can't be."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 @contextmanager
 def profiled(steps: int, file: Path) -> Iterator[Callable[[], object]]:
     """Profile `steps` steps after two to warm up, and write a trace that Perfetto and Chrome open.

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "distillery"
+MULTIPLE = 8  # of which head sizes are that attention kernels take
 
 
 class Heads(NamedTuple):
@@ -52,6 +54,9 @@ class Collector:
         self.passed += 1
         if self.passed in self.wanted:
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            shared = query.shape[1] // key.shape[1]  # heads that attend to the same keys, as in Llama
+            if shared > 1:
+                key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
             self.layers[self.passed] = Heads(query, key, value, scaling)
 
 
@@ -66,7 +71,21 @@ def _capturing_sdpa(
     collector = getattr(module, "distillery_collector", None)
     if collector is not None and collector.wanted:
         collector.take(query, key, value, kwargs.get("scaling"))
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    size = query.shape[-1]
+    if _is_slow(query):
+        if kwargs.get("scaling") is None:
+            kwargs["scaling"] = size**-0.5
+        query, key, value = (pad(part, (0, -size % MULTIPLE)) for part in (query, key, value))
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output[..., :size], None
+
+
+def _is_slow(query: Tensor) -> bool:
+    """Whether a GPU's kernels take heads of this size only with zeros behind.
+
+    What else is left where a mask is given writes the scores of all pairs, in fp32.
+    """
+    return query.is_cuda and query.shape[-1] % MULTIPLE != 0
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _capturing_sdpa)

@@ -119,6 +119,8 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
         check_start(shape, config.model)
         model = check_student(shape, config.model, by_layers=False) if config.model else base
         check_words("shape", shape, [config.stage], config.engine)
+        if shape.dropout:
+            raise ValueError("shape.dropout: of a fine-tuning it is --dropout; leave it out")
     check_pair((shape.path if shape else None) or config.model or "", model, config.task.text_pair)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)

@@ -59,9 +59,12 @@ class Batch:
     masked: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`, copied without waiting."""
-
+        """The same on `device`, copied without waiting. (From memory that is not pinned a GPU takes no copy
+        before its work is done.)
+        """
         parts = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        if device.type == "cuda":
+            parts = {name: part if part.is_cuda else part.pin_memory() for name, part in parts.items()}
         return Batch(**{name: part.to(device, non_blocking=True) for name, part in parts.items()})
 
 

@@ -23,6 +23,7 @@ import deepspeed
 from deepspeed.comm.torch import build_shm_op
 from torch import Tensor, nn
 
+from distill.encoders import has_bf16_units
 from distill.fused import fuse_layer_norms
 from distill.optimizers import build_optimizer
 from distill.products import speed_up_products
@@ -49,19 +50,23 @@ class Engine:
         accumulation: int,
         micro_batch_size: int,
     ):
-        fuse_layer_norms(module)
-        if config.zero < 3:  # under 3 a layer's weights are whole only while DeepSpeed's own product runs
-            speed_up_products(module)
         self.accumulation = accumulation
-        self.zero = config.zero
         precision = precision_name(config.precision, optimizer.name)
+        # Without ZeRO DeepSpeed divides gradients by a scale that it has not multiplied the loss with.
+        self.zero = max(config.zero, 1) if precision == "fp16" else config.zero
+        fuse_layer_norms(module)
+        if self.zero < 3:  # under 3 a layer's weights are whole only while DeepSpeed's own product runs
+            speed_up_products(module)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module, replace(optimizer, lr=0.0)),
-            config=deepspeed_config(optimizer, config.zero, precision, accumulation, micro_batch_size),
+            config=deepspeed_config(optimizer, self.zero, precision, accumulation, micro_batch_size),
         )
+        if precision == "bf16" and self.zero == 0:
+            # It waits for the device at each tensor; the gradient's norm, looked at next, tells the same.
+            self.optimizer.overflow_checker.has_overflow = lambda *_, **__: False
         # Alone, its sum over processes only copies every gradient to and fro.
-        self.alone = world_size() == 1 and config.zero == 0 and precision == "fp32"
+        self.alone = world_size() == 1 and self.zero == 0 and precision == "fp32"
         if self.alone:
             self.engine.enable_backward_allreduce = False
         # To make room for its moments DeepSpeed has the optimizer make a step with gradients and
@@ -166,13 +171,14 @@ def deepspeed_config(
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
         "zero_optimization": {"stage": zero},
+        "communication_data_type": "fp32",  # sums of many ranks
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
 
 
 def precision_name(precision: str, optimizer: str = "adamw") -> str:
-    """The student's precision: `auto` is bf16 on a GPU, fp32 on a CPU and with bert_adam.
+    """The student's precision: `auto` is bf16 on GPUs that multiply it, fp32 elsewhere and with bert_adam.
 
     Raises ValueError for fp16 on a CPU, which has none.
     """
@@ -180,7 +186,8 @@ def precision_name(precision: str, optimizer: str = "adamw") -> str:
         raise ValueError("engine.precision: fp16 needs a GPU and there is none; give bf16, fp32 or auto")
     if precision != "auto":
         return precision
-    return "bf16" if torch.cuda.is_available() and optimizer != "bert_adam" else "fp32"
+    has_units = torch.cuda.is_available() and has_bf16_units(torch.device("cuda"))  # others emulate them
+    return "bf16" if has_units and optimizer != "bert_adam" else "fp32"
 
 
 def load_communication(root: Path) -> None:

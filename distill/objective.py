@@ -32,12 +32,18 @@ from distill.settings import ObjectiveConfig
 
 
 def count(batch: Batch, normalise: str) -> Tensor:
-    """What terms are divided by: (rows, tokens, token pairs, masked tokens) of a batch, float64 (4,)."""
-    lengths = batch.mask.sum(dim=1).double()
-    if normalise == "all":
-        lengths = torch.full_like(lengths, batch.ids.shape[1])
-    masked = lengths.new_tensor(0 if batch.masked is None else len(batch.masked))
-    return torch.stack([torch.ones_like(lengths).sum(), lengths.sum(), lengths.square().sum(), masked])
+    """What terms are divided by: (rows, tokens, token pairs, masked tokens) of a batch; and its (tokens,
+    token pairs) without padding, which under `all` counts in the others: float64 (6,).
+    """
+    real = batch.mask.sum(dim=1).double()
+    lengths = torch.full_like(real, batch.ids.shape[1]) if normalise == "all" else real
+    masked = real.new_full((), 0 if batch.masked is None else len(batch.masked))
+    rows = torch.ones_like(real).sum()
+    return torch.stack([rows, *_sums(lengths), masked, *_sums(real)])
+
+
+def _sums(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    return lengths.sum(), lengths.square().sum()
 
 
 class Objective(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 from distill.fused import apex
 from distill.settings import OptimizerConfig
 
-NO_DECAY = ("bias", "LayerNorm.weight", "layernorm.weight", "layer_norm.weight", "norm.weight")
+NO_DECAY = ("LayerNorm.weight", "layernorm.weight", "layer_norm.weight", "norm.weight")
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -21,7 +21,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
+            bias = name.rpartition(".")[2].startswith("bias")  # an LSTM's are bias_ih_l0 and so on
+            (plain if bias or name.endswith(NO_DECAY) else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},

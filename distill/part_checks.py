@@ -321,6 +321,8 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
         raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
     if stage.optimizer.name == "lamb" and engine.zero:
         raise ValueError(f"{name}.optimizer: lamb sees whole tensors; give engine.zero 0, or adamw")
+    if stage.optimizer.name == "lamb" and engine.precision == "fp16":
+        raise ValueError(f"{name}.optimizer: lamb does not run in fp16; give engine.precision bf16 or fp32")
     if engine.skip_non_finite < 0:
         raise ValueError(f"engine.skip_non_finite: {engine.skip_non_finite}; give 0 or more")
     if not 0 <= engine.patience <= LONGEST_PATIENCE:

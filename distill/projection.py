@@ -37,11 +37,10 @@ class _HiddenError(torch.autograd.Function):
             error.add_(bias).mul_(mask[part])
             loss += torch.linalg.vector_norm(error, dtype=torch.float32).square()
             torch.mm(error, weight, out=for_hidden[part])
-            if error.dtype == torch.float32:
-                for_weight.addmm_(error.mT, hidden[part])
-            else:  # sums over many rows are too large for fp16: means there, and sums of them in fp32
-                count = len(error) if error.dtype == torch.float16 else 1
-                for_weight += ((error / count).mT @ hidden[part]).float() * count
+            if error.dtype == torch.bfloat16:
+                for_weight += (error.mT @ hidden[part]).float()
+            else:  # sums over many rows are too large for fp16, and their means too small
+                for_weight.addmm_(error.mT.float(), hidden[part].float())
             for_bias += error.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(for_hidden, for_weight, for_bias)
         ctx.dtype = weight.dtype

@@ -15,7 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill.tiles import compiled_in, counted_of, is_narrow, load_rows, of_head, side_by_side, store_rows
+from distill.tiles import (
+    compiled_in,
+    counted_of,
+    is_narrow,
+    load_rows,
+    of_head,
+    side_by_side,
+    store_rows,
+    width_of,
+)
 
 HIDDEN = tl.constexpr(-1e30)  # a score that counts as none; finite, so that a row without keys is too
 
@@ -24,6 +33,12 @@ def relation_shape(narrow: bool, width: int, other_width: int) -> dict[str, int]
     """Rows of a tile, warps and stages; `narrow` are inputs of 16 bits."""
     tile = 64 if narrow and max(width, other_width) <= 64 else 32
     return {"TILE": tile, "num_warps": 4, "num_stages": 2 if narrow else 1}
+
+
+def fits(own: Tensor, other: Tensor) -> bool:
+    """Whether the tiles fit into a processor's shared memory."""
+    widest = max(width_of(own.shape[-1]), width_of(other.shape[-1]))
+    return widest <= (256 if is_narrow(own, other) else 128)
 
 
 @triton.jit

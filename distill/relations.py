@@ -103,6 +103,7 @@ def relation_loss(
     own, other = student.sides(kind), teacher.sides(kind)
     parts = [regroup(part, heads) for part in (*own, *(side.detach() for side in other))]
     fused = kernel("relation_kernels", query_mask.device.type)
+    fused = fused if fused and fused.fits(parts[0], parts[2]) else None
     function = fused.RelationDivergence if fused else PlainRelationDivergence
     scales = (side.shape[-1] ** -0.5 for side in (parts[0], parts[2]))
     with torch.autocast(query_mask.device.type, enabled=False), fast_products():

@@ -157,9 +157,10 @@ class EngineConfig:
     Args:
         zero: ZeRO stage: what is shared out over the processes (0 nothing, 1 optimizer state,
             2 gradients too, 3 weights too).
-        precision: Of the student; `auto` is bf16 on a GPU and fp32 on a CPU.
+        precision: Of the student; `auto` is bf16 on a GPU (since Ampere) and fp32 elsewhere. In fp16
+            ZeRO is 1 at least.
         micro_batch_size: Sequences a process takes at once; the rest of its share is
-            accumulated. By default its whole share.
+            accumulated, in the student's precision. By default its whole share.
         patience: Seconds that ranks wait for one that does not come to a step's sums, until the run ends
             and names it; 0 leaves that to the collectives, which give up after 30 minutes, nameless.
         skip_non_finite: How many steps of a stage, whose loss or gradient is not finite, are left out, each

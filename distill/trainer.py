@@ -26,6 +26,7 @@ from data_pipeline.progress import Progress
 from data_pipeline.whole import beside
 from distill.accounting import (
     Cost,
+    forget_peak_memory,
     forward_cost,
     matrix_ceiling,
     model_cost,
@@ -103,6 +104,7 @@ class Trainer:
         self.engine = Engine(self.objective, self.stage.optimizer, self.engine_config, accumulation, micro)
         self.cost = self._step_cost()
         self.ceiling = self._ceiling()
+        forget_peak_memory(self.engine.device)
         self.metrics = Metrics(self.folder)
         place = self.folder / "checkpoints" / self.name
         self.checkpoints = Checkpoints(place, self.record.keep, self.metrics.path)
@@ -153,7 +155,7 @@ class Trainer:
                 window.add(step, terms, counts)
                 if self.engine_config.skip_non_finite or self.engine.overflowed:
                     self._refuse_non_finite(window, done)
-                stop = votes.stop(counts[4]) and done < self.total
+                stop = votes.stop(counts[6]) and done < self.total
             profile_step()
             progress.reach(done)
 
@@ -199,7 +201,7 @@ class Trainer:
         rows = torch.stack([digest(batch) for batch in batches]).sum(dim=0, keepdim=True)
         stop = asked() or self.checkpoints.failed  # which the end then tells
         more = [own.new_full((1,), value) for value in (stop, step)]
-        counts = sum_over_ranks(torch.cat([own.sum(dim=0), *more, rows]))  # one all-reduce of seven numbers
+        counts = sum_over_ranks(torch.cat([own.sum(dim=0), *more, rows]))  # one all-reduce of nine numbers
         divisors = counts.float()
         torch.manual_seed(hash((self.seed, step, rank())))  # dropout as a function of the step
 
@@ -392,7 +394,7 @@ class _Window:
         names = list(self.terms)
         sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
         assert isinstance(self.counts, Tensor)
-        sequences, tokens, pairs, *_, rows = self.counts.tolist()  # as `Trainer.train_step` says
+        sequences, _, _, _, tokens, pairs, *_, rows = self.counts.tolist()  # as `Trainer.train_step` says
         seconds = time.perf_counter() - self.started
         rate = cost.flops(sequences, tokens, pairs) / seconds
         means = {_label(name): total / len(self.steps) for name, total in zip(names, sums, strict=True)}

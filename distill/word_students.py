@@ -350,7 +350,7 @@ class WordModelForSequenceClassification(PreTrainedModel):
             return SequenceClassifierOutput(logits=self._classify(self._encode(input_ids, mask)))
         assert token_type_ids is not None
         second = token_type_ids * mask
-        u = self._encode(input_ids, mask - second)
+        u = self._encode(input_ids * (mask - second), mask - second)
         v = self._encode(*_left_aligned(input_ids, second))
         return SequenceClassifierOutput(logits=self._classify(torch.cat([u, v, (u - v).abs(), u * v], -1)))
 

@@ -796,6 +796,11 @@ def test_outputs_are_what_label_writes(refused, task):
         ({"task.more_dev": '{"dev": "x.tsv"}'}, "task.more_dev: dev is no name for a file"),
         ({"task.more_dev": '{"mismatched": "x.tsv"}'}, "x.tsv does not exist; give an existing file"),
         ({"model": None}, "model: none given; give a model folder, or a shape.kind of whole words"),
+        ({"shape.dropout": 0.1}, "shape.dropout: of a fine-tuning it is --dropout; leave it out"),
+        (
+            {"stage.optimizer.name": "lamb", "engine.precision": "fp16"},
+            "stage.optimizer: lamb does not run in fp16; give engine.precision bf16 or fp32",
+        ),
     ],
 )
 def test_a_task_that_does_not_fit_itself(refused, finetune, flags, says):

@@ -123,6 +123,29 @@ def test_steps_are_the_optimizers_own(name, zero, precision, tolerance):
     ours.close()
 
 
+@pytest.mark.parametrize("zero", [0, 1])
+def test_fp16_trains(monkeypatch, zero):
+    """Gradients are scaled as often as they are divided by the scale."""
+    join_group_of_one()
+    monkeypatch.setattr(engine, "precision_name", lambda precision, name: precision)
+    processor = type(engine.deepspeed.get_accelerator())
+    monkeypatch.setattr(processor, "is_fp16_supported", lambda self: True)  # any CPU's is, slowly
+    config = OptimizerConfig(lr=0.02, weight_decay=0.0, clip=0.0, eps=1e-8)
+    states = []
+    for precision in ("fp32", "fp16"):
+        module = Small()
+        ours = Engine(module, config, EngineConfig(zero=zero, precision=precision), 1, 8)
+        for step in range(8):
+            ours.backward(ours.forward(some_rows(step))["loss"])
+            ours.step(config.lr)
+        states.append(ours.snapshot()[0])
+        ours.close()
+    exact, half = states
+    assert exact.keys() == half.keys()
+    for name, expected in exact.items():
+        assert (half[name].float() - expected.float()).norm() <= 0.05 * expected.float().norm() + 1e-6, name
+
+
 def test_alone_steps_as_with_others():
     """One process leaves out the sum over processes, not what else it does: the same bits."""
     join_group_of_one()

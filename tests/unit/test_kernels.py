@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill import relation_kernels, tiles
 from distill.losses import PlainScoreError
 from distill.relation_kernels import RelationDivergence
 from distill.relations import PlainRelationDivergence
@@ -197,21 +198,38 @@ def test_heads_too_wide_for_the_score_kernel_go_by_the_plain_form(own, other, dt
     assert fits(*sides) == does
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "dtype", "does"),
+    [
+        (26, 64, torch.float32, True),
+        (128, 128, torch.float32, True),
+        (192, 192, torch.float32, False),
+        (192, 256, torch.bfloat16, True),
+        (384, 768, torch.bfloat16, False),
+    ],
+)
+def test_heads_too_wide_for_the_relation_kernel_go_by_the_plain_form(own, other, dtype, does, monkeypatch):
+    monkeypatch.setattr(tiles, "INTERPRETED", False)
+    sides = (torch.empty(1, 1, 1, size, dtype=dtype) for size in (own, other))
+    assert relation_kernels.fits(*sides) == does
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from distill import score_kernel
 from distill import relation_kernels as relation
+from distill.tiles import width_of
 
 TYPES = {"rows": "*i64", "columns": "*i64", "keys": "*i64", "own_scale": "fp32", "other_scale": "fp32"}
 TYPES |= dict.fromkeys(["losses", "log_totals", "other_log_totals", "grad"], "*fp32")
 SIDES = "query key other_query other_key for_query for_key left right other_left other_right gradients"
-TYPES |= dict.fromkeys(SIDES.split(), "*bf16")
-def build(kernel, shape, other=64, **more):
-    constants = {"SIZE": 26, "OTHER_SIZE": other, "WIDTH": 32, "OTHER_WIDTH": other, "WIDEN": False}
-    constants |= more | {"TILE": shape["TILE"]}
-    signature = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in kernel.arg_names}
+def build(kernel, shape, own=26, other=64, kind="*bf16", **more):
+    constants = {"SIZE": own, "OTHER_SIZE": other, "WIDTH": width_of(own), "OTHER_WIDTH": other}
+    constants |= more | {"TILE": shape["TILE"], "WIDEN": False}
+    types = TYPES | dict.fromkeys(SIDES.split(), kind)
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {name: shape[name] for name in ("num_warps", "num_stages")}
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -222,6 +240,10 @@ build(score_kernel._score_kernel, score_kernel.score_shape(True, 32, 128), other
 build(relation._relation_loss_kernel, relation.relation_shape(True, 32, 64))
 for side in (False, True):
     build(relation._relation_gradient_kernel, relation.relation_shape(True, 32, 64), OF_RIGHT=side)
+    wide = {"own": 256, "other": 256, "OF_RIGHT": side}
+    build(relation._relation_gradient_kernel, relation.relation_shape(True, 256, 256), **wide)
+    wide = {"own": 128, "other": 128, "OF_RIGHT": side, "kind": "*fp32"}
+    build(relation._relation_gradient_kernel, relation.relation_shape(False, 128, 128), **wide)
 """
 
 
@@ -238,7 +260,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) == 5
+    assert len(rows) == 9
     for _, shared, written in rows:
         assert int(shared) <= 99 * 1024  # what a block may have on any GPU since Ampere
         assert written == "True"

@@ -109,6 +109,12 @@ def test_biases_and_layer_norms_do_not_decay(family):
     assert [group["weight_decay"] for group in parameter_groups(model, 0.1)] == [0.1, 0.0]
 
 
+def test_biases_of_an_lstm_do_not_decay():
+    decayed, plain = parameter_groups(nn.LSTM(3, 2, bidirectional=True), 0.1)
+    assert {parameter.dim() for parameter in decayed["params"]} == {2}
+    assert len(plain["params"]) == 4
+
+
 def test_frozen_parameters_are_left_out():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)

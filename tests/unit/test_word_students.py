@@ -72,6 +72,17 @@ def test_a_pair_is_two_texts_wherever_its_border_lies(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
+def test_a_pair_whose_first_text_has_no_words_takes_none_of_the_second(kind):
+    model = student(kind, pair=True)
+    ids, mask = padded([[7, 8, 9]], 5)
+    u = model.encoder.encode(model.embeddings(torch.zeros_like(ids[:, :1])), mask[:, :1])
+    v = model.encoder.encode(model.embeddings(ids[:, :3]), mask[:, :3])
+    joined = torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
+    torch.testing.assert_close(model(ids, mask, mask).logits, model.classifier(model.encoder.head(joined)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
 def test_a_text_without_words_has_an_answer(kind):
     logits = student(kind)(*padded([[], [5, 6]], 2)).logits
     assert logits.isfinite().all()
