@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
+    arguments = node.as_begun(arguments, os.environ)
     name, *rest = arguments
     if name.endswith((".yaml", ".yml")):
         try:
@@ -113,6 +114,11 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
     processes = place(launch.on).processes(launch) if jobs.JOBS[name].parallel else 1
     if processes < 1 or launch.nodes < 1:
         raise ValueError(f"--processes: {processes}, --nodes: {launch.nodes}; give 1 or more")
+    if 0 < launch.gpus_per_node < processes:
+        raise ValueError(
+            f"--processes: {processes} on {launch.gpus_per_node} GPUs of a node; each needs its own: give "
+            f"--processes {launch.gpus_per_node} or fewer"
+        )
     job = jobs.JOBS[name]
     on_each = job.parallel or hasattr(config, "slice") or (job.schedules and launch.on == "ray")
     if launch.nodes > 1 and not on_each:

@@ -10,14 +10,16 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import local, runs, submitted
-from launcher.settings import Launch, from_yaml
+from launcher.jobs import JOBS
+from launcher.settings import Launch, default_run, from_yaml
 
+OPTIONS_OF_A_LAUNCH = {field.name for field in fields(Launch)}
 WAIT_S = 120.0  # a file system that is shared may show a new file after a minute only
 
 processes = local.processes
@@ -71,10 +73,44 @@ def wait_for_the_first(folder: Path) -> None:
         time.sleep(0.2)
 
 
+def as_begun(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
+    """The words of a job that is back from the queue: its run folder's settings in place of its own.
+
+    A recipe may have been changed or removed since. Where no run was begun in the folder, as by an array,
+    whose tasks have folders of their own, the words stay.
+    """
+    if not is_back(environment) or not {"--on=node", "--on=ray"} & {*arguments}:
+        return arguments
+    job, options = arguments[0], [*_options(arguments[1:])]
+    folders = [value for flag, value in options if flag == "--run"]
+    stored = Path(folders[-1] if folders else default_run(job), "config.yaml")
+    if not stored.is_file():
+        return arguments
+    words = [f"{flag}={value}" if value else flag for flag, value in options]
+    return [job if job in JOBS else str(stored), f"--config={stored}", *words]
+
+
+def _options(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Those of the words that say where and how a job runs, with their values; flags have none."""
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in ("resume", "dry_run"):
+            yield flag, ""
+        elif name in OPTIONS_OF_A_LAUNCH and (given := value if equals else next(rest, "")):
+            yield flag, given
+
+
+def is_back(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm has started this job before."""
+    return environment.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def settings(name: str, config: Any, launch: Launch, environment: Mapping[str, str]) -> Any:
     """The settings of a job that is back from the queue: its run folder's, not the recipe's of today."""
     stored = Path(launch.run, "config.yaml")
-    if environment.get("SLURM_RESTART_COUNT", "0") == "0" or not stored.is_file():
+    if not is_back(environment) or not stored.is_file():
         return config
     return from_yaml(name, stored.read_text(encoding="utf-8"))
 

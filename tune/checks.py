@@ -104,6 +104,11 @@ def check_workers(workers: WorkersConfig) -> None:
     for name, least in (("processes", 1), ("cpus", 1), ("gpus", 0), ("concurrent", 0), ("retries", 0)):
         if getattr(workers, name) < least:
             raise ValueError(f"workers.{name}: {getattr(workers, name)}; give {least} or more")
+    if workers.processes > 1 and 0 < workers.gpus < 1:
+        raise ValueError(
+            f"workers.gpus: {workers.gpus}; the {workers.processes} processes of a trial need a whole one "
+            "each; give 1, or workers.processes 1"
+        )
 
 
 def check_scheduler(scheduler: SchedulerConfig) -> None:

@@ -282,6 +282,8 @@ def test_a_job_back_from_the_queue_runs_with_the_settings_it_began_with(capsys, 
     assert "seed: 4" in printed(capsys, "general", *GENERAL, "--seed=4", *words)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert "seed: 3" in printed(capsys, "general", *GENERAL, "--seed=4", *words)
+    for recipe in (["general", "--config=gone.yaml", "--no.such", "setting"], ["gone.yaml"]):
+        assert "seed: 3" in printed(capsys, *recipe, "--processes", "2", *words)
 
 
 def test_nodes_that_a_job_has_no_use_for_are_refused(capsys):

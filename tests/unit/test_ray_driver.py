@@ -40,11 +40,11 @@ def test_a_search_waits_for_nodes_that_are_joining(joined, tmp_path):
 
 
 def test_a_search_asks_an_autoscaler_for_room_until_it_ends(joined, asked, tmp_path):
-    workers = WorkersConfig(processes=2, cpus=1, gpus=0.5, concurrent=2)
+    workers = WorkersConfig(processes=2, cpus=1, gpus=1, concurrent=2)
     large = {"CPU": 8.0, "GPU": 1.0}
     joined += [[HEAD], [HEAD, large], [HEAD, large, large]]
     with ray_driver.room(2, workers, tmp_path / "stop"):
-        assert asked == [[{"CPU": 1, "GPU": 0.5}] * 4]
+        assert asked == [[{"CPU": 1, "GPU": 1}] * 4]
     assert joined == []
     assert asked[1:] == [[]]
 
