@@ -6,6 +6,7 @@ where any user of the machine could plant another. Ours is the user's own.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -21,4 +22,5 @@ def segmenter() -> ModuleType:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jieba"
     folder.mkdir(parents=True, exist_ok=True)
     jieba.dt.tmp_dir = str(folder)
+    jieba.setLogLevel(logging.WARNING)  # it tells of its dictionary otherwise
     return jieba

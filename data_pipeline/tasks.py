@@ -88,7 +88,7 @@ def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Example
     return Examples(
         [row[0] for row in rows],
         [row[1] for row in rows] if task.text_pair else [],
-        [row[-1] for row in rows] if labelled else [],
+        [row[-1].strip() for row in rows] if labelled else [],
     )
 
 
@@ -100,7 +100,7 @@ def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]
         if not Path(path).is_file():
             raise ValueError(f"task: {path} does not exist; give an existing file")
     if path.startswith(HUB) or saved or (path.endswith(".parquet") and not is_url(path)):
-        return _dataset_rows(path, columns, task.separator)
+        return _dataset_rows(path, columns, _separator(task))
     name = path.partition("?")[0] if is_url(path) else path  # a signed URL has a query
     if name.endswith((".tsv", ".csv", ".jsonl")):
         return _file_rows(path, Path(name).suffix[1:], columns, task)
@@ -110,7 +110,12 @@ def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]
 
 def _file_rows(path: str, form: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
     with _open(path, line_ends(form)) as file:
-        yield from rows_of(file, form, f"task: {path}", columns, task.header, task.separator)
+        yield from rows_of(file, form, f"task: {path}", columns, task.header, _separator(task))
+
+
+def _separator(task: TaskConfig) -> str:
+    """Of several labels in one field; none where an example has but one."""
+    return task.separator if task.kind == "multi_label" else ""
 
 
 def _open(path: str, newline: str | None) -> TextIO:
@@ -156,6 +161,12 @@ def _table_rows(
         if not fields and width > 1:
             continue
         fields = fields or [""]  # an empty text is a row too
+        if header and any(fields[width:]):
+            mark = "tab" if form == "tsv" else "comma"
+            raise ValueError(
+                f"{named} line {number} has {len(fields)} columns and the header {width}; does a text hold "
+                f"a {mark}?"
+            )
         if len(fields) <= max(places):
             raise ValueError(
                 f"{named} line {number} has {len(fields)} columns and "
@@ -184,6 +195,8 @@ def _place(column: str, names: list[str], named: str, header: bool) -> int:
         return int(column)
     if column not in names:
         raise ValueError(f'{named} has no column "{column}"; it has {", ".join(names)}')
+    if names.count(column) > 1:
+        raise ValueError(f'{named} has several columns "{column}"; give each a name of its own')
     return names.index(column)
 
 
@@ -197,8 +210,9 @@ def _json_rows(lines: Iterable[str], named: str, columns: list[str], separator: 
         except (ValueError, AttributeError):
             raise ValueError(f"{named} line {number} is no JSON object") from None
         if missing:
-            raise ValueError(f"{named} line {number} has no field '{missing[0]}'")
-        yield [_plain(row[column], separator) for column in columns]
+            what = "nothing in the" if missing[0] in row else "no"
+            raise ValueError(f"{named} line {number} has {what} field '{missing[0]}'")
+        yield [_plain(row[column], separator, f"{named} line {number}") for column in columns]
 
 
 def _dataset_rows(path: str, columns: list[str], separator: str) -> Iterator[list[str]]:
@@ -230,12 +244,14 @@ def _dataset_rows(path: str, columns: list[str], separator: str) -> Iterator[lis
         empty = [column for column in columns if row[column] is None]
         if empty:
             raise ValueError(f"task: {path} row {number} has nothing in the column '{empty[0]}'")
-        yield [_plain(row[column], separator) for column in columns]
+        yield [_plain(row[column], separator, f"task: {path} row {number}") for column in columns]
 
 
-def _plain(value: object, separator: str) -> str:
-    """A field as text; a list of labels as they would stand in a table."""
+def _plain(value: object, separator: str, named: str) -> str:
+    """A field as text; a list of labels as they would stand in a table. Raises ValueError, with the row."""
     if isinstance(value, list):
+        if not separator:
+            raise ValueError(f"{named} holds a list; of several labels --task.kind is multi_label")
         labels = list(map(str, value))
         if inside := [label for label in labels if separator in label]:
             raise ValueError(
@@ -261,6 +277,10 @@ def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[s
     if labels:
         return labels
     found = read_examples(task.train, task).labels
+    if task.kind == "classification" and "" in found:
+        raise ValueError(
+            f"task: {task.train} example {found.index('') + 1} has no label; give it one, or leave it out"
+        )
     return sorted({label for text in found for label in labels_of(text, task)})
 
 
@@ -291,7 +311,7 @@ def _number(label: str, path: str, number: int) -> float:
         value = float(label)
     except ValueError:
         value = float("nan")
-    if not np.isfinite(value):
+    if not abs(value) <= np.finfo(np.float32).max:
         raise ValueError(f'task: {path} example {number} has "{label}" where a number is needed')
     return value
 

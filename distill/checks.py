@@ -290,7 +290,8 @@ def check_predict(config: PredictConfig) -> None:
     if not 4 <= config.max_length <= longest:
         raise ValueError(f"max_length: {config.max_length}; the model takes 4 to {longest}")
     if config.input != "-" and (not Path(config.input).exists() or Path(config.input).is_dir()):
-        raise ValueError(f"input: {config.input} does not exist; give a file, or - for standard input")
+        what = "is a folder" if Path(config.input).is_dir() else "does not exist"
+        raise ValueError(f"input: {config.input} {what}; give a file, or - for standard input")
     both = "-" not in (config.input, config.output) and Path(config.output).is_file()
     if both and Path(config.input).samefile(config.output):
         raise ValueError(f"output: {config.output} is the input; give another file")

@@ -162,6 +162,8 @@ class Teacher:
 class StoredTeacher:
     """A teacher whose logits were computed beforehand; `live` gives hidden states and attention."""
 
+    precision = "fp32"  # or bf16, as label was told
+
     def __init__(self, live: Teacher | None = None):
         self.live = live
 

@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
@@ -22,6 +23,7 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.comm.torch import build_shm_op
 from torch import Tensor, nn
+from torch.distributed import register_rendezvous_handler
 
 from distill.encoders import has_bf16_units
 from distill.fused import fuse_layer_norms
@@ -239,9 +241,11 @@ def start_processes(patience: timedelta = PATIENCE) -> torch.device:
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
         load_communication(root)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        if os.environ.get("MASTER_ADDR") == LOOPBACK and not torch.distributed.is_initialized():
-            _meet_on_the_loopback(backend, patience)
-        deepspeed.init_distributed(dist_backend=backend, timeout=patience)
+        # torchrun as it comes has opened a store for its ranks; ours leaves that to them (launcher/local.py).
+        theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        here = os.environ.get("MASTER_ADDR") == LOOPBACK and not theirs
+        where = "loopback://" if here else None
+        deepspeed.init_distributed(dist_backend=backend, timeout=patience, init_method=where)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -249,8 +253,8 @@ def start_processes(patience: timedelta = PATIENCE) -> torch.device:
     return device
 
 
-def _meet_on_the_loopback(backend: str, patience: timedelta) -> None:
-    """Join the process group of this machine, whose store listens on the loopback alone.
+def _meet_on_the_loopback(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Any, int, int]]:
+    """A store for the ranks of this machine that listens on the loopback alone, and who this one is.
 
     A store that torch opens by itself listens on every address of the machine.
     """
@@ -260,8 +264,10 @@ def _meet_on_the_loopback(backend: str, patience: timedelta) -> None:
         server = socket.create_server((LOOPBACK, port), backlog=world)
         port = server.getsockname()[1]  # 0 asks for any
         listens = {"is_master": True, "master_listen_fd": server.detach()}
-    store = torch.distributed.TCPStore(LOOPBACK, port, world, timeout=patience, **listens)
-    torch.distributed.init_process_group(backend, store=store, rank=own, world_size=world, timeout=patience)
+    yield torch.distributed.TCPStore(LOOPBACK, port, world, timeout=timeout, **listens), own, world
+
+
+register_rendezvous_handler("loopback", _meet_on_the_loopback)
 
 
 def rank() -> int:

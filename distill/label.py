@@ -104,8 +104,10 @@ def stored_scores(found: dict[str, Split], teacher: TeacherConfig, task: TaskCon
     return dev_scores(logits, {name: read_targets(task.files[name], task, labels) for name in dev}, task)
 
 
-def gate(scores: dict[str, float], task: TaskConfig, labels: list[str]) -> None:
-    """Tell the teacher's scores; warn where it is hardly better than always saying one thing."""
+def gate(scores: dict[str, float], task: TaskConfig, labels: list[str], precision: str = "fp32") -> None:
+    """Tell the teacher's scores, with the precision of what runs in another than fp32; warn where it is
+    hardly better than always saying one thing.
+    """
     if rank():
         return
     floor = 0.0
@@ -113,10 +115,13 @@ def gate(scores: dict[str, float], task: TaskConfig, labels: list[str]) -> None:
         targets = read_targets(task.dev, task, labels)
         floor = float(np.bincount(targets).max() / len(targets))
     shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    print(f"teacher on dev: {shown}", file=sys.stderr)
+    how = f" (in {precision})" if precision != "fp32" else ""
+    print(f"teacher on dev{how}: {shown}", file=sys.stderr)
     if scores[task.selection] < floor + 0.1 * (1 - floor):
+        always = "from one answer to all" if task.kind == "regression" else "from one class alone"
+        order = ", and are its labels in this order" if labels else ""
         print(
-            f"warning: the teacher is poor ({floor:.2f} comes from one class alone): is it "
-            "fine-tuned on this task, and are its labels in this order?",
+            f"warning: the teacher is poor ({floor:.2f} comes {always}): is it fine-tuned on this "
+            f"task{order}?",
             file=sys.stderr,
         )

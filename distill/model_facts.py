@@ -35,7 +35,7 @@ def model_config(path: str, name: str, classes: Iterable[Named] = (), any_kind: 
         if key not in config:
             raise ValueError(
                 f"{name}: {path} is of type {config.get('model_type')}, without {key}; give an encoder "
-                "such as BERT, RoBERTa, ELECTRA or ALBERT"
+                "such as BERT, RoBERTa, ELECTRA or ALBERT, or name the class of your own by --classes"
             )
     return config
 

@@ -7,6 +7,7 @@ that padding, micro-batches and the number of processes change nothing.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -40,6 +41,31 @@ def count(batch: Batch, normalise: str) -> Tensor:
     masked = real.new_full((), 0 if batch.masked is None else len(batch.masked))
     rows = torch.ones_like(real).sum()
     return torch.stack([rows, *_sums(lengths), masked, *_sums(real)])
+
+
+def _custom(
+    name: str, term: Callable[[Signal, Signal, Batch], Tensor], own: Signal, signal: Signal, batch: Batch
+) -> Tensor:
+    """A term of the user's own. Raises ValueError where it fails, or gives what can't be added up."""
+    try:
+        value = term(own, signal, batch)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = next(
+            (f"{one.filename}:{one.lineno}" for one in frames[1:] if "/torch/" not in one.filename), ""
+        )
+        raise ValueError(
+            f"objective.custom: {name} failed: {type(error).__name__}: {error} ({where})"
+        ) from error
+    if not isinstance(value, Tensor) or value.dim():
+        what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"objective.custom: {name} returned {what}; return its sum over the rows, a tensor without "
+            "dimensions"
+        )
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise ValueError(f"objective.custom: {name} has no gradient; compute it from the student's outputs")
+    return value
 
 
 def _sums(lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +166,7 @@ class Objective(nn.Module):
             )  # of short rows none
         weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
         for (name, term), weight in zip(self.custom.items(), self.config.custom.values(), strict=True):
-            weighted[name] = weight * term(own, signal, batch) / counts[0]
+            weighted[name] = weight * _custom(name, term, own, signal, batch) / counts[0]
         return {"loss": torch.stack(list(weighted.values())).sum(), **weighted}
 
     @property

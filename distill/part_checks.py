@@ -20,6 +20,7 @@ from data_pipeline.word_vectors import check_vectors
 from distill.custom import Named, check_name, name_of
 from distill.layer_map import layer_map
 from distill.model_facts import WORDS, has_weights, is_custom, model_config, of_words, own_labels, positions
+from distill.schedule import ScheduleConfig
 from distill.settings import (
     EngineConfig,
     EvaluateConfig,
@@ -315,8 +316,7 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
         raise ValueError(f"{name}.evaluate_every: {stage.evaluate_every}; give 1 or more, or null")
     if not stage.optimizer.lr > 0:
         raise ValueError(f"{name}.optimizer.lr: {stage.optimizer.lr}; give a number above 0")
-    if not 0 <= stage.schedule.warmup <= 1:
-        raise ValueError(f"{name}.schedule.warmup: {stage.schedule.warmup}; give a share, 0 to 1")
+    check_schedule(f"{name}.schedule", stage.schedule)
     if stage.optimizer.name == "bert_adam" and (engine.zero or engine.precision not in ("auto", "fp32")):
         raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
     if stage.optimizer.name == "lamb" and engine.zero:
@@ -328,6 +328,14 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
     if not 0 <= engine.patience <= LONGEST_PATIENCE:
         raise ValueError(f"engine.patience: {engine.patience}; give 1 to {LONGEST_PATIENCE}, or 0")
     micro_batch_size(stage.batch_size, engine, processes)
+
+
+def check_schedule(name: str, schedule: ScheduleConfig) -> None:
+    """Refuse a schedule that can't be."""
+    if schedule.cycles < 1:
+        raise ValueError(f"{name}.cycles: {schedule.cycles}; give 1 or more")
+    if not 0 <= schedule.warmup <= 1:
+        raise ValueError(f"{name}.warmup: {schedule.warmup}; give a share, 0 to 1")
 
 
 def check_record(record: RecordConfig) -> None:
@@ -445,8 +453,11 @@ def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_s
             raise ValueError(
                 f"task.more_dev: {name} is no name for a file; give a word, such as mismatched"
             )
+    if len({*known}) < len(known):
+        raise ValueError(f"task.labels: {known}; give each once")
     if task.kind != "regression" and len(known) < 2:
-        raise ValueError(f"task: {task.train} has one label only, {known}; nothing to learn")
+        where = "task.labels: gives" if task.labels else f"task: {task.train} has"
+        raise ValueError(f"{where} one label only, {known}; nothing to learn")
     for path in task.files.values():
         check_labels(path, task, known)
     count = len(read_examples(task.train, task).labels)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from data_pipeline.tasks import Encoded, encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.attention import Collector
+from distill.custom import load
 from distill.encoders import StoredTeacher, Teacher, listen, load_projections, read_config
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student
@@ -43,6 +44,9 @@ def run(config: TaskDistillConfig, folder: Path, on_measure: OnMeasure | None = 
     """
     device = start_processes()
     torch.manual_seed(config.seed)
+    for stage in stages_of(config).values():  # a later one's mistake is told now
+        for term in stage.objective.custom:
+            load("objective.custom", term)
     task = config.task
     labels = label_set(task, own_labels(model_config(config.teacher.path, "teacher")))
     student, tokenizer = build_student(config.student, config.teacher.path, task, labels, folder)
@@ -50,7 +54,7 @@ def run(config: TaskDistillConfig, folder: Path, on_measure: OnMeasure | None = 
     train = encode_split(task.train, task, vocabulary, labels)
     dev = encode_dev(task, vocabulary, labels)
     teacher, train, scores = _teacher(config, folder, device, train, dev)
-    gate(scores, task, labels)
+    gate(scores, task, labels, teacher.precision)
 
     def measure(model: PreTrainedModel) -> dict[str, float]:
         return measure_dev(model, dev, task)

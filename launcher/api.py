@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def run(config: Any, folder: str | Path, *, processes: int = 0, resume: bool = F
     with the command's one line, and RuntimeError where the job fails.
     """
     job = job_of(config)
+    _refuse_unknown(config)
     options = [f"--run={folder}", *(["--resume"] if resume else [])]
     options += [f"--processes={processes}"] if processes else []
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,6 +53,16 @@ def run(config: Any, folder: str | Path, *, processes: int = 0, resume: bool = F
     if code:
         raise RuntimeError(f"{job} ended with exit code {code}: {last}")
     return json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+
+
+def _refuse_unknown(config: Any, place: str = "config") -> None:
+    """Refuse a setting of a name that there is not: Python lets anything be set. Raises ValueError."""
+    known = [field.name for field in fields(config)]
+    for name, value in vars(config).items():
+        if name not in known:
+            raise ValueError(f"{place}.{name}: there is no such setting; there are {', '.join(known)}")
+        if is_dataclass(value):
+            _refuse_unknown(value, f"{place}.{name}")
 
 
 def _yaml(config: Any) -> str:

@@ -20,7 +20,7 @@ from distill.run_folder import held
 from launcher import jobs, node, runs, submitted
 from launcher.places import place
 from launcher.rank import quiet
-from launcher.settings import Launch, default_run, job_of, parse, to_yaml
+from launcher.settings import Launch, default_run, job_of, parse, plainly, to_yaml
 
 ENDING = 10.0  # seconds that processes of a run may take to end after what started them
 
@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     if name.endswith((".yaml", ".yml")):
         try:
             name, rest = job_of(name), ["--config", *arguments]
+        except FileNotFoundError:
+            return refuse(
+                f"{name} does not exist; give a recipe, or one of the jobs {', '.join(jobs.JOBS)}"
+            )
         except (ValueError, OSError) as error:
             return refuse(str(error))
     if name not in jobs.JOBS:
@@ -51,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"distillery {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ArgumentError as error:
-        return refuse(f"{error}; `distillery {name} --help` explains the settings", name)
+        return refuse(f"{plainly(str(error))}; `distillery {name} --help` explains the settings", name)
     except (ValueError, OSError) as error:
         return refuse(str(error), name)
 
@@ -145,7 +149,7 @@ def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
         _check(name, config, launch, processes)
     new = not later and not (folder / "config.yaml").is_file()
     if new:
-        runs.begin(folder, name, config, runs.typed_command())
+        runs.claim(folder, name, config, runs.typed_command())
         return True
     if not later:
         runs.go_on(folder, config)

@@ -195,8 +195,8 @@ def load(reference: str) -> Any:
 def check(name: str, config: Any, processes: int) -> None:
     """Refuse settings that can't work. Raises ValueError with one line."""
     job = JOBS[name]
-    if getattr(config, "seed", 0) < 0:
-        raise ValueError(f"seed: {config.seed}; give 0 or more")
+    if not 0 <= getattr(config, "seed", 0) < 1 << 63:
+        raise ValueError(f"seed: {config.seed}; give 0 or more, below 2^63")
     if not job.check:
         return
     function: Callable[..., None] = load(job.check)

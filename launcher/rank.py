@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import traceback
@@ -209,19 +208,10 @@ def quiet() -> None:
 
 
 def _alone_is_a_group_of_one() -> None:
-    """Without torchrun, describe a process group of one on this machine's loopback."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    """Without torchrun, describe a process group of one on this machine's loopback, at any port."""
+    if "RANK" not in os.environ:
+        group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ |= {**group, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from launcher.jobs import JOBS
 from launcher.settings import to_yaml
 
 CALLED = "DISTILLERY_CALLED"  # in the environment of a command that launcher/api.py runs
+CLAIM = "beginning"  # in a run folder, while a run begins there
 HOW = ("zero", "micro_batch_size", "patience", "skip_non_finite")  # settings of `engine`
 
 
@@ -33,13 +34,13 @@ def refuse_other_run(folder: Path, name: str, config: Any, resume: bool) -> None
         raise ValueError(f"--run: {folder} is a file; give a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        raise ValueError(f"--run: {folder} is not empty and holds no run; give another folder")
     if not resume:
         raise ValueError(
             f"--run: {folder} holds another run; give a new folder, or --resume to continue it"
         )
-    stored = folder / "config.yaml"
-    if not stored.is_file():
-        raise ValueError(f"--run: {folder} is not empty and holds no run; give another folder")
     if _what(stored.read_text(encoding="utf-8")) != _what(to_yaml(config)):
         raise ValueError(
             f"--resume: the settings differ from {stored}; leave them out, or give a new --run"
@@ -52,6 +53,24 @@ def _what(recipe: str) -> Any:
     if isinstance(settings, dict) and isinstance(engine := settings.get("engine"), dict):
         settings["engine"] = {key: value for key, value in engine.items() if key not in HOW}
     return settings
+
+
+def claim(folder: Path, name: str, config: Any, command: list[str] | None = None) -> None:
+    """Begin a run in a folder that holds none. Raises ValueError where another has begun one meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / CLAIM).mkdir()  # of all that try, one makes it
+    except FileExistsError:
+        raise ValueError(
+            f"--run: {folder}: another run is beginning there; give a new folder, or, where it was killed "
+            f"while it began, remove {folder / CLAIM}"
+        ) from None
+    try:
+        if (folder / "config.yaml").is_file():
+            raise ValueError(f"--run: another run has begun in {folder}; give a new folder")
+        begin(folder, name, config, command)
+    finally:
+        (folder / CLAIM).rmdir()
 
 
 def begin(folder: Path, name: str, config: Any, command: list[str] | None = None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FunctionType
 from typing import Any, get_type_hints
 
@@ -18,6 +19,7 @@ from distill.custom import name_of
 from launcher.jobs import JOBS, load
 from launcher.places import PLACES
 
+LABELS = "task.labels"  # the end of that setting's name, within a search too
 MOST_VALUES = 1 << 20  # of a recipe, and its characters
 
 
@@ -32,6 +34,7 @@ _Dumper.add_implicit_resolver(
 
 # A class or function of the user's own, given from Python, is its name in a recipe.
 _Dumper.add_multi_representer(type, lambda dumper, thing: dumper.represent_str(name_of(thing)))
+_Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
 _Dumper.add_representer(FunctionType, lambda dumper, thing: dumper.represent_str(name_of(thing)))
 
 
@@ -151,11 +154,53 @@ def parser(name: str, launch: bool = True) -> ArgumentParser:
 def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     """Settings and launch options of a job. Raises ArgumentError on a wrong key or type."""
     command = parser(name)
+    for argument in arguments:
+        value = argument.partition("=")[2] if argument.startswith("--") else argument
+        if value.startswith("{"):
+            with suppress(yaml.YAMLError):  # which is told later
+                _check_yaml(value)
+    arguments = _labels_as_typed(arguments)
     values = command.parse_args(_with_words(name, command, arguments))
     given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
     launch = Launch(**{"run": default_run(name), **given})
     _refuse_unread(launch)
     return _build(name, command, values), launch
+
+
+UNION = re.compile(
+    r'Parser key "([^"]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:'
+    r".*Given value: (.*)", re.DOTALL
+)  # fmt: skip
+
+
+def plainly(message: str) -> str:
+    """jsonargparse's words for a value that is of none of several types, shorter."""
+    found = UNION.search(" ".join(message.split()))
+    if not found:
+        return message
+    key, types, value = found.groups()
+    for raw, plain in (("typing.", ""), ("<class 'NoneType'>", "null"), ("<class '", ""), ("'>", "")):
+        types = types.replace(raw, plain)
+    return f"{key}: {value} is none of {types}"
+
+
+def _labels_as_typed(arguments: list[str]) -> list[str]:
+    """Labels such as [0, 1] or [yes, no] as a file has them: YAML takes them for numbers and truths."""
+    typed = list(arguments)
+    for place, (before, argument) in enumerate(pairwise(["", *arguments])):
+        flag, equals, value = argument.partition("=")
+        if before.endswith(LABELS):
+            flag, equals, value = "", "", argument
+        elif not (equals and flag.endswith(LABELS)):
+            continue
+        with suppress(yaml.YAMLError):
+            node = yaml.compose(value, yaml.SafeLoader)
+            if isinstance(node, yaml.SequenceNode) and all(
+                isinstance(n, yaml.ScalarNode) for n in node.value
+            ):
+                words = json.dumps([each.value for each in node.value], ensure_ascii=False)
+                typed[place] = f"{flag}{equals}{words}"
+    return typed
 
 
 def _with_words(name: str, command: ArgumentParser, arguments: list[str]) -> list[str]:
@@ -194,11 +239,17 @@ def read_recipe(path: str) -> Any:
     """What a YAML file holds. Raises ValueError where it is none, or has aliases that make it enormous."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        if len(text) > MOST_VALUES or _expanded(yaml.compose(text, yaml.SafeLoader), {}) > MOST_VALUES:
-            raise ValueError("it is too large for settings")
+        _check_yaml(text)
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} is no YAML file of settings ({error}); give a YAML file") from None
+
+
+def _check_yaml(text: str) -> None:
+    """Look at YAML before it is made into values. Raises ValueError: it is enormous, or repeats a name."""
+    if len(text) > MOST_VALUES or _expanded(node := yaml.compose(text, yaml.SafeLoader), {}) > MOST_VALUES:
+        raise ValueError("it is too large for settings")
+    _refuse_repeated(node)
 
 
 def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
@@ -214,6 +265,19 @@ def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
         below = node.value if isinstance(node, yaml.SequenceNode) else []
     known[id(node)] = 1 + sum(_expanded(child, known) for child in below)
     return known[id(node)]
+
+
+def _refuse_repeated(node: yaml.Node | None) -> None:
+    """Raises ValueError for a name that stands twice in a mapping: YAML would take the last."""
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} stands twice in one mapping; leave one out")
+        for _, child in node.value:
+            _refuse_repeated(child)
+    elif isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_repeated(child)
 
 
 def job_of(recipe: str) -> str:

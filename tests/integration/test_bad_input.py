@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -271,7 +272,24 @@ def test_resuming_another_job(refused, finetune):
 def test_a_run_folder_that_holds_something_else(refused, general, run_folder):
     run_folder.mkdir()
     (run_folder / "thesis.tex").write_text("mine", encoding="utf-8")
-    refused("general", {**general, "resume": True}, "holds no run; give another folder")
+    for resume in (True, None):
+        refused("general", {**general, "resume": resume}, "holds no run; give another folder")
+
+
+def test_of_two_that_begin_at_once_one_is_refused(run_folder, general):
+    """Neither had seen the other when it looked whether the folder is free."""
+    from launcher.runs import claim
+
+    config, _ = parse("general", argv(general))
+    claim(run_folder, "general", config)
+    kept = tree(run_folder)
+    with pytest.raises(ValueError, match="another run has begun in"):
+        claim(run_folder, "general", replace(config, seed=7))
+    (run_folder / "beginning").mkdir()
+    with pytest.raises(ValueError, match="another run is beginning there; give a new folder"):
+        claim(run_folder, "general", replace(config, seed=7))
+    (run_folder / "beginning").rmdir()
+    assert tree(run_folder) == kept
 
 
 def test_a_run_folder_that_is_a_file(refused, general, run_folder):

@@ -146,6 +146,46 @@ def test_a_term_is_a_sum_so_that_micro_batches_change_nothing(teacher):
 
 
 @pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            lambda own, teacher, batch: own.logits.sum(-1),
+            r"returned shape \[2\]; return its sum over the rows",
+        ),
+        (lambda own, teacher, batch: 1.0, "returned float; return its sum"),
+        (
+            lambda own, teacher, batch: teacher.logits.sum(),
+            "has no gradient; compute it from the student's",
+        ),
+        (lambda own, teacher: own.logits.sum(), "failed: TypeError: .*takes 2 positional arguments"),
+        (
+            lambda own, teacher, batch: own.logits.sum() / {}["a"],
+            r"failed: KeyError: 'a' \(.*test_own_student\.py:",
+        ),
+    ],
+)
+def test_a_term_that_does_not_work_is_named(teacher, term, message):
+    student = BertForSequenceClassification.from_pretrained(teacher).eval()
+    from distill.encoders import listen
+
+    objective = Objective(
+        student, listen(student), ObjectiveConfig(custom={"my_student.confident": 1.0}), [], 0
+    )
+    objective.custom["my_student.confident"] = term
+    ids = torch.ones(2, 3, dtype=torch.long)
+    batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids))
+    with pytest.raises(ValueError, match=f"^objective.custom: my_student.confident {message}"):
+        objective(batch, Signal(torch.ones(2, 2)), count(batch, "valid"))
+
+
+def test_a_later_stages_term_is_looked_for_before_the_first_trains(teacher, tiny_task, tmp_path):
+    given = config(teacher, tiny_task, custom={"my_student.nope": 1.0})
+    with pytest.raises(ValueError, match=r"objective\.custom: my_student has no nope"):
+        run_here("task", given, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--student.cls nowhere_at_all.Student", "student.cls: no module nowhere_at_all"),

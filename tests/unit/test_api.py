@@ -19,6 +19,7 @@ from distill.report import ReportConfig
 from distill.run_folder import held
 from launcher.api import job_of, run
 from launcher.jobs import JOBS, load
+from launcher.settings import to_yaml
 from tests.helpers import tree, write_documents
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,20 @@ def test_a_setting_that_no_recipe_can_hold_is_refused(tmp_path, config):
     with pytest.raises(ValueError, match="give plain numbers"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_of_no_such_name_is_refused(tmp_path, config):
+    config.packing.max_len = 32
+    with pytest.raises(
+        ValueError, match=r"config\.packing\.max_len: there is no such setting; there are .*max_length"
+    ):
+        run(config, tmp_path / "run")
+
+
+def test_a_path_is_as_good_as_its_name(config):
+    named = to_yaml(config)
+    config.tokenizer = Path(config.tokenizer)
+    assert to_yaml(config) == named
 
 
 def page(path: str) -> str:

@@ -294,6 +294,41 @@ def test_labels_that_look_like_something_else_stay_text(text):
     assert from_yaml("finetune", to_yaml(config)) == config
 
 
+@pytest.mark.parametrize("how", ["--task.labels={}", "--task.labels {}"])
+@pytest.mark.parametrize("labels", ["[0, 1]", "[yes, no]", '["0", "1"]', "[1e3, null]"])
+def test_labels_are_texts_as_they_are_typed(how, labels):
+    words = [
+        "--model=m",
+        "--task.train=a.tsv",
+        "--task.dev=b.tsv",
+        *how.replace(" ", "\n").format(labels).split("\n"),
+    ]
+    config, _ = parse("finetune", words)
+    assert config.task.labels == [word.strip(' "') for word in labels.strip("[]").split(",")]
+
+
+def test_a_value_of_none_of_several_types_is_told_plainly(capsys):
+    assert cli.main(["finetune", "--task.train=a.tsv", "--task.dev=b.tsv", "--task.metric=pearson"]) == 2
+    said = capsys.readouterr().err
+    assert "task.metric: pearson is none of Literal['accuracy'," in said
+    assert "null; `distillery finetune --help` explains the settings" in said
+    assert "Union" not in said
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path, capsys):
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text("stage: {epochs: 5}\nseed: 1\nstage: {batch_size: 16}\n")
+    assert cli.main(["finetune", f"--config={recipe}", "--dry-run"]) == 2
+    assert "stage stands twice" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--models={a: [x], a: [y]}", "--dry-run"]) == 2
+    assert "a stands twice" in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_not_there_is_named(capsys):
+    assert cli.main(["nowhere.yaml"]) == 2
+    assert "nowhere.yaml does not exist; give a recipe, or one of the jobs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 def test_a_name_arrives_as_it_was_typed(name):
     config, launch = parse("general", [f"--teacher.path={name}", f"--shards={name}", f"--run={name}"])

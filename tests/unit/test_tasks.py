@@ -121,9 +121,25 @@ def test_only_line_feeds_end_a_row(tmp_path, mark):
             "a.csv is no table: unexpected end of data; is a quotation",
         ),
         ("a.jsonl", '{"sentence": "one"}', "a.jsonl line 1 has no field 'label'"),
-        ("a.jsonl", '{"sentence": null, "label": 1}', "a.jsonl line 1 has no field 'sentence'"),
+        ("a.jsonl", '{"sentence": null, "label": 1}', "a.jsonl line 1 has nothing in the field 'sentence'"),
         ("a.jsonl", '\n{"sentence": "one"', "a.jsonl line 2 is no JSON object"),
         ("a.jsonl", "[1]", "a.jsonl line 1 is no JSON object"),
+        (
+            "a.jsonl",
+            '{"sentence": "one", "label": ["a"]}',
+            "line 1 holds a list; of several labels --task.kind",
+        ),
+        (
+            "a.tsv",
+            "sentence\tlabel\na\tb\t1\n",
+            "line 2 has 3 columns and the header 2; does a text hold a tab?",
+        ),
+        (
+            "a.csv",
+            "sentence,label\na,b,1\n",
+            "line 2 has 3 columns and the header 2; does a text hold a comma?",
+        ),
+        ("a.tsv", "sentence\tlabel\tlabel\na\t1\t1\n", 'has several columns "label"; give each a name'),
         ("a.tsv", "", "a.tsv holds no examples"),
         ("a.tsv", "sentence\tlabel\n", "a.tsv holds no examples"),
         ("a.jsonl", "\n", "a.jsonl holds no examples"),
@@ -134,6 +150,17 @@ def test_a_bad_file_is_named_with_its_line_or_column(tmp_path, name, text, messa
     with pytest.raises(ValueError, match=r"^task: ") as error:
         read_examples(write(tmp_path / name, text), task())
     assert message in str(error.value)
+
+
+def test_blanks_around_a_label_are_none_of_it(tmp_path):
+    path = write(tmp_path / "a.tsv", "sentence\tlabel\t\none\t1 \t\t\n two \t0\n")
+    assert read_examples(path, task()) == Examples(["one", " two "], [], ["1", "0"])
+
+
+def test_an_example_without_a_label_is_named(tmp_path):
+    path = write(tmp_path / "a.tsv", "sentence\tlabel\none\t1\ntwo\t\n")
+    with pytest.raises(ValueError, match=r"a\.tsv example 2 has no label; give it one, or leave it out"):
+        label_set(task(path))
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
