@@ -162,7 +162,7 @@ class Teacher:
 class StoredTeacher:
     """A teacher whose logits were computed beforehand; `live` gives hidden states and attention."""
 
-    precision = "fp32"  # or bf16, as label was told
+    precision = "fp32"  # unless label was told another: stored logits are as good as its precision
 
     def __init__(self, live: Teacher | None = None):
         self.live = live

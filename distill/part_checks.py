@@ -456,8 +456,8 @@ def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_s
     if len({*known}) < len(known):
         raise ValueError(f"task.labels: {known}; give each once")
     if task.kind != "regression" and len(known) < 2:
-        where = "task.labels: gives" if task.labels else f"task: {task.train} has"
-        raise ValueError(f"{where} one label only, {known}; nothing to learn")
+        where = "task.labels" if task.labels else f"task: {task.train}"
+        raise ValueError(f"{where} has one label only, {known}; nothing to learn")
     for path in task.files.values():
         check_labels(path, task, known)
     count = len(read_examples(task.train, task).labels)

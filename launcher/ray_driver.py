@@ -70,7 +70,7 @@ def main(folder: str) -> int:
         if (run / "config.yaml").is_file():
             runs.go_on(run, config)
         else:
-            runs.begin(run, plan.job, config)
+            runs.claim(run, plan.job, config)
         if mirror:
             mirror.send_settings()
     except ValueError as error:
