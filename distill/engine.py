@@ -241,7 +241,7 @@ def start_processes(patience: timedelta = PATIENCE) -> torch.device:
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
         load_communication(root)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        # torchrun as it comes has opened a store for its ranks; ours leaves that to them (launcher/local.py).
+        # Plain torchrun has opened a store for its ranks; ours leaves that to them (launcher/local.py).
         theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         here = os.environ.get("MASTER_ADDR") == LOOPBACK and not theirs
         where = "loopback://" if here else None
