@@ -13,6 +13,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -27,10 +28,11 @@ SPECIAL = {
     "mask_token": ("[MASK]", "<mask>"),
     "unk_token": ("[UNK]", "<unk>"),
 }
+DESCRIBED = "tokenizer_config.json"
 ALIASES = {"cls_token": "bos_token", "sep_token": "eos_token"}
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    DESCRIBED,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
@@ -106,7 +108,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _special_names(path: Path) -> dict[str, str]:
     """Names of the special tokens, as far as the folder says."""
     names = {}
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    for file in (DESCRIBED, "special_tokens_map.json"):
         if not (path / file).is_file():
             continue
         try:
@@ -120,9 +122,29 @@ def _special_names(path: Path) -> dict[str, str]:
     return names
 
 
-def copy_tokenizer(source: str, target: Path) -> None:
-    """Put the tokenizer's files of the model `source` into the folder `target`."""
+def copy_tokenizer(source: str, target: Path, length: int | None = None) -> None:
+    """Put the tokenizer's files of the model `source` into the folder `target`.
+
+    `length`: the longest sequence in tokens that the model in `target` was trained with.
+    """
     source = model_folder(source)
     for name in TOKENIZER_FILES:
         if os.path.isfile(os.path.join(source, name)):
             shutil.copyfile(os.path.join(source, name), target / name)
+    if length:
+        described = {**_described(target), "model_max_length": length}
+        (target / DESCRIBED).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def trained_length(path: str) -> int | None:
+    """The longest sequence in tokens that a model says it was trained with; None where it says none."""
+    length = _described(Path(model_folder(path))).get("model_max_length")
+    return length if isinstance(length, int) and 0 < length < 1 << 20 else None  # some say 10^30
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What a folder says of its tokenizer."""
+    try:
+        return dict(parse_json((folder / DESCRIBED).read_bytes()).items())
+    except (OSError, ValueError, AttributeError):
+        return {}

@@ -287,7 +287,7 @@ def check_predict(config: PredictConfig) -> None:
         if getattr(config, key) < 1:
             raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
     longest = positions(model)
-    if not 4 <= config.max_length <= longest:
+    if config.max_length is not None and not 4 <= config.max_length <= longest:
         raise ValueError(f"max_length: {config.max_length}; the model takes 4 to {longest}")
     if config.input != "-" and (not Path(config.input).exists() or Path(config.input).is_dir()):
         what = "is a folder" if Path(config.input).is_dir() else "does not exist"

@@ -305,8 +305,12 @@ def save_model(
     tokenizer: str,
     weights: dict[str, Tensor],
     projections: dict[str, Tensor],
+    length: int | None = None,
 ) -> None:
-    """Save a Hugging Face folder (safetensors, fp32, tokenizer), beside and renamed."""
+    """Save a Hugging Face folder (safetensors, fp32, tokenizer), beside and renamed.
+
+    `length`: of the longest sequences that it was trained with, in tokens.
+    """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     config, implementation = model.config, model.config._attn_implementation
@@ -317,7 +321,7 @@ def save_model(
         config.save_pretrained(partial)
     finally:
         config._attn_implementation = implementation
-    copy_tokenizer(tokenizer, partial)
+    copy_tokenizer(tokenizer, partial, length)
     if projections:
         tensors = {name: tensor.float() for name, tensor in projections.items()}
         save_file(tensors, partial / PROJECTIONS)

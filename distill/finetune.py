@@ -48,7 +48,7 @@ def run(config: FinetuneConfig, folder: Path) -> dict:
         seed=config.seed,
         folder=folder,
         evaluate=lambda: measure_dev(model, dev, task),
-        on_best=lambda: save_student(trainer, folder / "model", tokenizer),
+        on_best=lambda: save_student(trainer, folder / "model", tokenizer, task.max_length),
         selection=task.selection,
     )
     best = trainer.fit()

@@ -109,11 +109,11 @@ class DamageRecord:
         return [f"{len(blocks)} blocks of {rows} rows were damaged or missing and skipped: {listed}"]
 
 
-def save_student(trainer: Trainer, target: Path, tokenizer: str) -> None:
-    """Save the student with its projections. Every rank calls."""
+def save_student(trainer: Trainer, target: Path, tokenizer: str, length: int | None = None) -> None:
+    """Save the student with its projections and the `length` it was trained with. Every rank calls."""
     objective, engine = trainer.objective, trainer.engine
     weights = engine.full_state(objective.student)
     projections = engine.full_state(objective.projections)
     if rank() == 0:
-        save_model(objective.student, target, tokenizer, weights, projections)
+        save_model(objective.student, target, tokenizer, weights, projections, length)
     barrier()

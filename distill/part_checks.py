@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from data_pipeline.corpus import check_corpus
@@ -15,7 +16,7 @@ from data_pipeline.settings import METRICS, AugmentConfig, MaskingConfig, StoreC
 from data_pipeline.store import ShardFolder
 from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import check_labels, label_set, read_examples
-from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.vocabulary import load_vocabulary, trained_length
 from data_pipeline.word_vectors import check_vectors
 from distill.custom import Named, check_name, name_of
 from distill.layer_map import layer_map
@@ -111,6 +112,17 @@ def check_candidates(config: AugmentConfig) -> None:
         check_vectors(config.vectors)
 
 
+@cache
+def warn_of_length(name: str, path: str, longest: int) -> None:
+    """Say so, once, where texts may be longer than those that a model was trained with."""
+    if (length := trained_length(path)) and length < longest:
+        print(
+            f"warning: {name}: {path} was trained with sequences of {length} tokens at most; here they "
+            f"have up to {longest} (task.max_length)",
+            file=sys.stderr,
+        )
+
+
 def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
     """Refuse teachers without a head for the task or with unlike labels; returns the first one's config."""
     first = model_config(teacher.path, "teacher")
@@ -122,6 +134,7 @@ def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
                 f"teacher.precision: int8 is for transformers, not for the model of words {path}; give auto"
             )
         load_vocabulary(path)
+        warn_of_length("teacher", path, task.max_length)
         if own_labels(model) != own_labels(first):
             raise ValueError(
                 f"teacher.ensemble: {path} has the labels {own_labels(model)} and {teacher.path} has "
@@ -213,6 +226,7 @@ def check_measured(name: str, path: str, task: TaskConfig, classes: Sequence[Nam
     check_classifier(path, model, task, classes)
     check_reading(task, positions(model))
     load_vocabulary(path)
+    warn_of_length(name, path, task.max_length)
     labels = label_set(task, own_labels(model))
     for split, file in task.files.items():
         if split != "train":

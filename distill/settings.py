@@ -502,7 +502,8 @@ class PredictConfig:
         output: File to write; `-` is standard output.
         answers: Form of the answers: jsonl, with the texts, or tsv.
         runtime: `torch`, or a file of an export: `onnx`, or `onnx_int8`.
-        max_length: Longest sequence in tokens; longer ones are cut.
+        max_length: Longest sequence in tokens; longer ones are cut. By default what the model was trained
+            with, as its tokenizer_config.json says, else 128.
         batch_size: Sequences of a step.
         window: Texts that are read ahead and sorted by length; a terminal is answered line by line.
         classes: Model classes of one's own that the folder may hold, [my_module.MyStudent].
@@ -517,7 +518,7 @@ class PredictConfig:
     output: str = "-"
     answers: Literal["jsonl", "tsv"] = "jsonl"
     runtime: Literal["torch", "onnx", "onnx_int8"] = "torch"
-    max_length: int = 128
+    max_length: int | None = None
     batch_size: int = 32
     window: int = 1024
     classes: list[Named] = field(default_factory=list)

@@ -139,7 +139,9 @@ class _Stages:
             seed=config.seed,
             folder=self.folder,
             evaluate=(lambda: self.measure(self.student)) if answers else None,
-            on_best=lambda: save_student(trainer, self.folder / "student", self.tokenizer),
+            on_best=lambda: save_student(
+                trainer, self.folder / "student", self.tokenizer, self.config.task.max_length
+            ),
             selection=config.task.selection,
             on_measure=self._tell(name),
         )
@@ -147,7 +149,7 @@ class _Stages:
         self.best = best or self.best
         is_last = name == list(stages_of(config))[-1]
         if is_last and not answers:  # on a resume, an earlier step must not replace a later one's best
-            save_student(trainer, self.folder / "student", self.tokenizer)
+            save_student(trainer, self.folder / "student", self.tokenizer, self.config.task.max_length)
         trainer.engine.close()
         return trainer.total
 

@@ -18,6 +18,7 @@ from data_pipeline.tasks import encode_split, read_examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill.measure import predict
 from distill.outputs import splits
+from distill.predict import run as answer
 from distill.preemption import Stopped
 from distill.settings import (
     EvaluateConfig,
@@ -25,6 +26,7 @@ from distill.settings import (
     LabelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    PredictConfig,
     StageConfig,
     StudentConfig,
     TaskDistillConfig,
@@ -271,6 +273,30 @@ def test_labels_alone_train_a_student_of_words(tmp_path, task, tiny_model, kind)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     vectors = np.load(tmp_path / "run" / "vocabulary" / "vectors.npy")
     np.testing.assert_array_equal(model.embeddings.weight.detach().numpy(), vectors)
+
+
+def test_a_model_remembers_the_length_it_was_trained_with(tmp_path, task, teacher, capsys):
+    """`predict` cuts texts there by itself, and what measures it at another length is told."""
+    short = replace(task, max_length=5)
+    for name, config in (
+        ("words", FinetuneConfig(teacher, short, StudentConfig(kind="cnn"), stage=stage(0.2, labels=1.0))),
+        ("encoder", FinetuneConfig(teacher, short, stage=stage(0.2, labels=1.0))),
+    ):
+        run_here("finetune", config, tmp_path / name)
+        model = str(tmp_path / name / "model")
+        assert AutoTokenizer.from_pretrained(model).model_max_length == 5
+        texts = read_examples(task.dev, task).firsts[:9]
+        (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+        answers = []
+        for length in (None, 5, 16):
+            answer(PredictConfig(model, input=str(tmp_path / "texts.txt"), max_length=length))
+            answers.append(capsys.readouterr().out)
+        assert answers[0] == answers[1] != answers[2]
+        jobs.check("evaluate", EvaluateConfig({"short": [model]}, task), 1)
+        said = capsys.readouterr().err
+        assert f"warning: models.short: {model} was trained with sequences of 5 tokens at most" in said
+        jobs.check("evaluate", EvaluateConfig({"short": [model]}, short), 1)
+        assert "warning" not in capsys.readouterr().err
 
 
 def test_what_a_student_of_words_has_not_is_refused(bilstm, task, teacher):
