@@ -55,14 +55,15 @@ def words_of(text: str, encoding: Encoding, unit: str) -> list[Word]:
         unit: As in the settings.
     """
     spans = _jieba_spans(text) if unit == "chinese_word" else None
+    offsets = encoding.offsets  # all are copied each time they are asked for
     tokens: dict[int, list[int]] = {}
-    for token, (own, (begin, end)) in enumerate(zip(encoding.word_ids, encoding.offsets, strict=True)):
+    for token, (own, (begin, end)) in enumerate(zip(encoding.word_ids, offsets, strict=True)):
         number = own if spans is None else int(np.searchsorted(spans, begin, side="right"))
         if number is not None and end > begin:
             tokens.setdefault(number, []).append(token)
     found = []
     for places in tokens.values():
-        begin, end = encoding.offsets[places[0]][0], encoding.offsets[places[-1]][1]
+        begin, end = offsets[places[0]][0], offsets[places[-1]][1]
         begin += len(text[begin:end]) - len(text[begin:end].lstrip())  # some tokenizers count the space
         word = Word(begin, end, places[0], places[-1])
         if word.of(text).isalpha() and word.of(text).lower() not in STOP_WORDS:

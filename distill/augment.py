@@ -120,8 +120,9 @@ def masked_candidates(
         for number, (text, encoding) in enumerate(zip(led, encodings, strict=True))
         for word in words_of(text, encoding, config.unit)
     ]
+    ids = [encoding.ids for encoding in encodings]  # once, for all are copied each time
     contexts = [
-        model.context(encodings[number].ids, word) if is_maskable(word, config.unit) else None
+        model.context(ids[number], word) if is_maskable(word, config.unit) else None
         for number, word in asked
     ]
     best = model.best(context for context in contexts if context)

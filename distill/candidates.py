@@ -74,14 +74,20 @@ class MaskedWords:
         self.top, self.batch_size = config.candidates, config.batch_size
 
     def context(self, ids: Sequence[int], word: Word) -> Context | None:
-        """A text with one word masked, followed by the text; None where the word lies too far behind."""
+        """A text with one word masked, followed by the text; None where the word lies too far behind.
+
+        No more of a text is looked at than the model takes, however long it is.
+        """
         vocabulary = self.vocabulary
-        masked = [vocabulary.mask if word.first <= i <= word.last else token for i, token in enumerate(ids)]
-        between = [vocabulary.sep] * vocabulary.separators_between
-        whole = [vocabulary.cls, *masked, *between, *ids, vocabulary.sep][: self.longest]
         places = tuple(range(1 + word.first, 2 + word.last))
-        if places[-1] >= len(whole):
+        if places[-1] >= self.longest:
             return None
+        seen = ids[: self.longest]
+        masked = [
+            vocabulary.mask if word.first <= i <= word.last else token for i, token in enumerate(seen)
+        ]
+        between = [vocabulary.sep] * vocabulary.separators_between
+        whole = [vocabulary.cls, *masked, *between, *seen, vocabulary.sep][: self.longest]
         return Context(tuple(whole), 1 + len(ids) + len(between), places)
 
     def best(self, contexts: Iterable[Context]) -> dict[Context, np.ndarray]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -14,12 +15,28 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PretrainedConfig
 
 from data_pipeline.model_folder import model_folder
+from data_pipeline.vocabulary import trained_length
 from distill.custom import Named, load, name_of
+from distill.model_facts import positions
+from distill.predict import USUAL
 from distill.recorded_run import read_run
-from distill.settings import ExportConfig
+from distill.settings import ExportConfig, PredictConfig
 from distill.table import percent
 
 TASK = "text-classification"
+
+
+class Reads(NamedTuple):
+    """What a model reads: columns of its text, or of both texts of a pair, and how many tokens.
+
+    `usual`: how many `distillery predict` lets it read unless it is told.
+    """
+
+    text: str
+    text_pair: str | None
+    header: bool
+    max_length: int
+    usual: int
 
 
 def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[str, Any]], run: Path) -> str:
@@ -33,10 +50,11 @@ def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[st
     """
     name = Path(config.model).resolve().parent.name + "-" + Path(config.model).name
     teacher = teacher_of(config.model)
-    said = [f"# {name}", _what(model, teacher), _labels(model)]
+    reads = reads_of(config, model)
+    said = [f"# {name}", _what(model, teacher, reads), _labels(model)]
     if rows:
         said += [_figures(rows, Path(_task_name(config)).name), _how_measured(config, rows, run)]
-    said += [_in_transformers(model, config.classes), IN_ONNXRUNTIME]
+    said += [_in_transformers(model, config.classes, reads), _in_onnxruntime(reads), _in_distillery(reads)]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
@@ -49,12 +67,30 @@ def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[st
 
 def teacher_of(model: str) -> str | None:
     """The teacher that a run's own student learned from; None where nothing says so."""
+    return _recipe_part(model, "teacher").get("path") if Path(model).name == "student" else None
+
+
+def _recipe_part(model: str, name: str) -> dict[str, Any]:
+    """A part of the settings of the run that a model lies in; nothing where there are none."""
     recipe = Path(model_folder(model)).resolve().parent / "config.yaml"
-    if Path(model).name != "student" or not recipe.is_file():
-        return None
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    teacher = settings.get("teacher") if isinstance(settings, dict) else None
-    return teacher.get("path") if isinstance(teacher, dict) else None
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None
+    part = settings.get(name) if isinstance(settings, dict) else None
+    return part if isinstance(part, dict) else {}
+
+
+def reads_of(config: ExportConfig, model: PretrainedConfig) -> Reads:
+    """What a model reads, as the task it was measured on says, or else that of the run it lies in."""
+    task = vars(config.task) if config.task else _recipe_part(config.model, "task")
+    longest = positions(model.to_dict())
+    usual = min(trained_length(config.model) or USUAL, longest)
+    pairs = getattr(model, "pair", None) is True  # students of whole words say it themselves
+    return Reads(
+        task.get("text", PredictConfig.text),
+        task.get("text_pair") or ("sentence2" if pairs else None),
+        task.get("header", True),
+        min(task.get("max_length", usual), longest),
+        usual,
+    )
 
 
 def _shown(path: str) -> str:
@@ -86,7 +122,7 @@ def _results(config: ExportConfig, rows: list[dict[str, Any]]) -> list[EvalResul
     ]
 
 
-def _what(model: PretrainedConfig, teacher: str | None) -> str:
+def _what(model: PretrainedConfig, teacher: str | None, reads: Reads) -> str:
     kind = getattr(model, "kind", None)
     shape = model.model_type
     if kind:
@@ -94,15 +130,17 @@ def _what(model: PretrainedConfig, teacher: str | None) -> str:
     elif hasattr(model, "num_hidden_layers"):
         shape = f"{model.model_type}, {model.num_hidden_layers} layers of width {model.hidden_size}"
     source = f" Distilled by Distillery from `{_shown(teacher)}`." if teacher else " Trained by Distillery."
-    return f"A text classifier: {shape}.{source}"
+    whose = "pairs of texts" if reads.text_pair else "texts"
+    kinds = {"regression": "regression model", "multi_label_classification": "multi-label classifier"}
+    return f"A {kinds.get(model.problem_type, 'classifier')} of {whose}: {shape}.{source}"
 
 
 def _labels(model: PretrainedConfig) -> str:
     if model.problem_type == "regression":
-        return "It answers with one number."
+        return "It answers with one number, its only logit."
     names = ", ".join(f"`{name}`" for name in model.id2label.values())
-    several = " Any number of them may hold." if model.problem_type == "multi_label_classification" else ""
-    return f"Labels: {names}.{several}"
+    several = " Any number of them may hold: those whose logits are above 0."
+    return f"Labels: {names}.{several if model.problem_type == 'multi_label_classification' else ''}"
 
 
 def _figures(rows: list[dict[str, Any]], task: str) -> str:
@@ -139,7 +177,13 @@ def _without_places(command: str) -> str:
     return re.sub(r"(?<![\w.:/])(?:/[^/\s,'\"\]}]+)+", lambda path: _shown(path[0]), command)
 
 
-def _in_transformers(model: PretrainedConfig, classes: Sequence[Named]) -> str:
+def _tokenised(reads: Reads) -> str:
+    """The arguments of a tokenizer that cuts texts as the model was trained."""
+    texts = '["a text"], ["a second text"]' if reads.text_pair else '["a text"]'
+    return f"{texts}, truncation=True, max_length={reads.max_length}"
+
+
+def _in_transformers(model: PretrainedConfig, classes: Sequence[Named], reads: Reads) -> str:
     """How transformers loads it: by its Auto class, or by a class of the user's own."""
     known = {"distillery_words": "word_students", "nezha": "nezha"}.get(model.model_type)
     first = f"import distill.{known}  # of Distillery: it makes the kind known\n" if known else ""
@@ -157,11 +201,15 @@ def _in_transformers(model: PretrainedConfig, classes: Sequence[Named]) -> str:
 
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 model = {cls}.from_pretrained("DIR").eval()
-logits = model(**tokenizer(["a text"], return_tensors="pt"{segments})).logits
+encoded = tokenizer({_tokenised(reads)}, return_tensors="pt"{segments})
+logits = model(**encoded).logits
 ```"""
 
 
-IN_ONNXRUNTIME = """## With onnxruntime
+def _in_onnxruntime(reads: Reads) -> str:
+    """How onnxruntime answers, with the tokenizer of transformers."""
+    form = 'return_tensors="np", padding=True, return_token_type_ids=True'
+    return f"""## With onnxruntime
 
 ```python
 import onnxruntime
@@ -169,9 +217,22 @@ from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 session = onnxruntime.InferenceSession("DIR/onnx/model.onnx")
-encoded = tokenizer(["a text"], return_tensors="np", padding=True, return_token_type_ids=True)
-names = {entry.name for entry in session.get_inputs()}
-(logits,) = session.run(None, {name: encoded[name].astype("int64") for name in names})
-```
+encoded = tokenizer({_tokenised(reads)}, {form})
+names = {{entry.name for entry in session.get_inputs()}}
+(logits,) = session.run(None, {{name: encoded[name].astype("int64") for name in names}})
+```"""
 
-`distillery predict --model DIR --runtime onnx` answers lines of text."""
+
+def _in_distillery(reads: Reads) -> str:
+    """The command that answers, with the settings whose defaults are others."""
+    told = ["--model", "DIR", "--runtime", "onnx"]
+    if reads.text_pair or reads.text != PredictConfig.text:
+        told += ["--text", str(reads.text)]
+    if reads.text_pair:
+        told += ["--text_pair", str(reads.text_pair)]
+    if not reads.header:
+        told += ["--header", "false"]
+    if reads.max_length != reads.usual:
+        told += ["--max_length", str(reads.max_length)]
+    lines = "lines of two texts with a tab between them" if reads.text_pair else "lines of text"
+    return f"`distillery predict {shlex.join(told)}` answers {lines}, and tables."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
@@ -161,6 +162,9 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
                 _check_yaml(value)
     arguments = _labels_as_typed(arguments)
     values = command.parse_args(_with_words(name, command, arguments))
+    for flag, value in _given(arguments):  # to YAML a comment, and so null: GLUE has a column #2 String
+        if value.startswith("#") and values.get(flag, "") is None:
+            values[flag] = value
     given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
     launch = Launch(**{"run": default_run(name), **given})
     _refuse_unread(launch)
@@ -182,6 +186,14 @@ def plainly(message: str) -> str:
     for raw, plain in (("typing.", ""), ("<class 'NoneType'>", "null"), ("<class '", ""), ("'>", "")):
         types = types.replace(raw, plain)
     return f"{key}: {value} is none of {types}"
+
+
+def _given(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Names of settings on the command line, and their values."""
+    for argument, following in pairwise([*arguments, ""]):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            yield flag.removeprefix("--"), value if equals else following
 
 
 def _labels_as_typed(arguments: list[str]) -> list[str]:

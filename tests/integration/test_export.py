@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -202,15 +203,90 @@ def test_a_card_has_no_column_of_what_was_not_measured():
     ]
 
 
-def test_the_card_says_how_to_use_it(run_folder):
-    text = (run_folder / "model" / "README.md").read_text()
+def follow(card: str, model: Path, **texts: str) -> list[np.ndarray]:
+    """The logits of the card's two programs, for other texts than the card's."""
     said = []
-    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+    for code in re.findall(r"```python\n(.*?)```", card, re.S):
+        for shown, other in {
+            "DIR": str(model),
+            '"a text"': texts["a"],
+            '"a second text"': texts["b"],
+        }.items():
+            code = code.replace(shown, other if shown == "DIR" else repr(other))
         names: dict = {}
-        exec(code.replace("DIR", str(run_folder / "model")), names)
+        exec(code, names)
         said.append(np.asarray(names["logits"].tolist()))
     assert len(said) == 2
-    np.testing.assert_allclose(*said, atol=1e-4)
+    return said
+
+
+def test_the_card_says_how_to_use_it(run_folder):
+    text = (run_folder / "model" / "README.md").read_text()
+    assert "\n\nA classifier of texts: a student of whole words" in text
+    assert 'tokenizer(["a text"], truncation=True, max_length=32, return' in text
+    assert "`distillery predict --model DIR --runtime onnx --max_length 32` answers lines of text" in text
+    np.testing.assert_allclose(*follow(text, run_folder / "model", a="the soup " * 40, b=""), atol=1e-4)
+
+
+def test_the_card_of_a_regression_of_pairs_gives_both_texts_and_cuts_them(tmp_path, tiny_tokenizer, capsys):
+    """Its programs and its command answer alike, for a pair longer than the run's."""
+    shape = {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
+    student = word_model(
+        tmp_path / "line" / "student", tiny_tokenizer, kind="mean_bilstm", pair=True, **shape
+    )
+    recipe = {"task": {"text": "the question", "text_pair": "its answer", "max_length": 12}}
+    (tmp_path / "line" / "config.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    config = ExportConfig(str(student))
+    runs.begin(tmp_path / "run", "export", config)
+    execute("export", config, tmp_path / "run")
+    model = tmp_path / "run" / "model"
+    card = (model / "README.md").read_text()
+    assert "\n\nA regression model of pairs of texts: a student of whole words" in card
+    assert "It answers with one number" in card
+    first, second = "the soup was good " * 5, "the waiter was rude " * 4
+    (tmp_path / "in.txt").write_text(f"{first}\t{second}\n")
+    (typed,) = re.findall(r"`distillery predict (.*?)`", card)
+    assert "--text 'the question' --text_pair 'its answer' --max_length 12" in typed
+    words = [str(model) if word == "DIR" else word for word in shlex.split(typed)]
+    capsys.readouterr()
+    out, _ = predict(capsys, *words, "--input", tmp_path / "in.txt")
+    for logits in follow(card, model, a=first, b=second):
+        assert logits.shape == (1, 1)
+        assert json.loads(out)["value"] == pytest.approx(logits[0, 0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("problem", "task", "said"),
+    [
+        ("single_label_classification", {}, ["A classifier of texts: bert", 'tokenizer(["a text"], trunc']),
+        (
+            "multi_label_classification",
+            {},
+            ["A multi-label classifier of texts: bert", "logits are above 0"],
+        ),
+        (
+            "regression",
+            {"text": "a"},
+            ["A regression model of texts: bert", "max_length=64", "--text a` answers"],
+        ),
+        (
+            "single_label_classification",
+            {"text": "0", "text_pair": "1", "header": False, "max_length": 48},
+            [
+                "A classifier of pairs of texts: bert",
+                'tokenizer(["a text"], ["a second text"], truncation=True, max_length=48, return',
+                "--text 0 --text_pair 1 --header false --max_length 48` answers lines of two texts with",
+            ],
+        ),
+    ],
+)
+def test_a_card_fits_what_the_model_reads_and_answers(tmp_path, problem, task, said):
+    """The model has 64 positions, fewer than tokens are read by default."""
+    model = BertConfig(problem_type=problem, max_position_embeddings=64)
+    (tmp_path / "model").mkdir()
+    config = ExportConfig(str(tmp_path / "model"), TaskConfig("train.tsv", "dev.tsv", **task))
+    card = model_card.write_card(config, model, [], tmp_path)
+    assert [text for text in said if text not in card] == []
 
 
 def test_a_program_of_torch_export_answers_as_the_model(tmp_path, tiny_tokenizer):

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import RobertaProcessing
 from transformers import AutoModelForMaskedLM, BertConfig, RobertaConfig
 
@@ -263,6 +264,62 @@ def test_a_word_beyond_the_models_length_stays(model):
     (found,) = masked_candidates(settings(model), masked, Neighbours(settings(model), masked), [text])
     assert [own for _, own in found[47:]] == [["kitchen"]] * 13
     assert all(len(own) > 1 for _, own in found[:40])
+
+
+class Counted(list):
+    """A list that counts how many of its entries are gone through."""
+
+    handled = 0
+
+    def __iter__(self):
+        Counted.handled += len(self)
+        return super().__iter__()
+
+    def __getitem__(self, place):
+        found = super().__getitem__(place)
+        Counted.handled += len(found) if isinstance(place, slice) else 1
+        return Counted(found) if isinstance(place, slice) else found
+
+
+class CountedTokenizer:
+    """A tokenizer whose encodings count what is copied from them, as they do whenever they are asked."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+    def encode_batch(self, texts: list[str], **options: bool) -> list["CountedEncoding"]:
+        return [CountedEncoding(own) for own in self.tokenizer.encode_batch(texts, **options)]
+
+
+class CountedEncoding:
+    def __init__(self, encoding: Encoding):
+        self.encoding = encoding
+
+    def __getattr__(self, name: str):
+        found = Counted(getattr(self.encoding, name))
+        Counted.handled += len(found)
+        return found
+
+
+@pytest.mark.parametrize("word", ["kitchen", "abc"])
+def test_the_work_grows_as_the_text_does(model, word):
+    """Each token is handled a few times, and besides as many as the model reads for every word it reads."""
+    config = settings(model)
+    masked = MaskedWords(config, DEVICE)
+    near = Neighbours(config, masked)
+    masked.vocabulary = replace(masked.vocabulary, tokenizer=CountedTokenizer(masked.vocabulary.tokenizer))
+    work = []
+    for count in (100, 1000, 2000):
+        Counted.handled = 0
+        (found,) = masked_candidates(config, masked, near, [f"{word} " * count])
+        assert len(found) == count
+        work.append(Counted.handled)
+    tokens_of_a_word = 3 if word == "abc" else 1
+    assert work[2] - work[1] <= 10 * tokens_of_a_word * 1000
+    assert work[1] - work[0] <= 10 * tokens_of_a_word * 900
 
 
 @pytest.mark.skipif(not has_int8(DEVICE), reason="8-bit products need AVX-512 VNNI")

@@ -294,6 +294,14 @@ def test_labels_that_look_like_something_else_stay_text(text):
     assert from_yaml("finetune", to_yaml(config)) == config
 
 
+@pytest.mark.parametrize("column", ["#2 String", "a # b", "#"])
+def test_a_columns_name_is_no_comment(column):
+    for words in ([f"--task.text_pair={column}", "--task.text", column], ["--task.text_pair", column]):
+        config, _ = parse("finetune", ["--model=m", "--task.train=a.tsv", "--task.dev=b.tsv", *words])
+        assert config.task.text_pair == column
+        assert config.task.text == ("sentence" if len(words) == 2 else column)
+
+
 @pytest.mark.parametrize("how", ["--task.labels={}", "--task.labels {}"])
 @pytest.mark.parametrize("labels", ["[0, 1]", "[yes, no]", '["0", "1"]', "[1e3, null]"])
 def test_labels_are_texts_as_they_are_typed(how, labels):
