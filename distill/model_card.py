@@ -15,10 +15,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PretrainedConfig
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.vocabulary import trained_length
 from distill.custom import Named, load, name_of
-from distill.model_facts import positions
-from distill.predict import USUAL
+from distill.model_facts import positions, usual_length
 from distill.recorded_run import read_run
 from distill.settings import ExportConfig, PredictConfig
 from distill.table import percent
@@ -81,8 +79,7 @@ def _recipe_part(model: str, name: str) -> dict[str, Any]:
 def reads_of(config: ExportConfig, model: PretrainedConfig) -> Reads:
     """What a model reads, as the task it was measured on says, or else that of the run it lies in."""
     task = vars(config.task) if config.task else _recipe_part(config.model, "task")
-    longest = positions(model.to_dict())
-    usual = min(trained_length(config.model) or USUAL, longest)
+    longest, usual = positions(model.to_dict()), usual_length(config.model, model.to_dict())
     pairs = getattr(model, "pair", None) is True  # students of whole words say it themselves
     return Reads(
         task.get("text", PredictConfig.text),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.untrusted import parse_json
+from data_pipeline.vocabulary import trained_length
 from distill.custom import Named, name_of
 
 SIZES = {"num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings"}
@@ -55,6 +56,11 @@ def positions(model: dict) -> int:
         return model.get("max_position_embeddings", 1 << 20)
     reserved = 2 if model.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
     return model.get("max_position_embeddings", 512) - reserved
+
+
+def usual_length(path: str, model: dict) -> int:
+    """The longest sequence in tokens where a user gives none: what a model was trained with, else 128."""
+    return min(trained_length(path) or 128, positions(model))
 
 
 def of_words(model: dict) -> bool:

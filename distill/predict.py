@@ -23,12 +23,11 @@ from data_pipeline.model_folder import model_folder
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import ENCODING, Encoded, Examples, encode, line_ends, rows_of
 from data_pipeline.untrusted import bounded_lines
-from data_pipeline.vocabulary import Vocabulary, load_vocabulary, trained_length
-from distill.model_facts import model_config, positions
+from data_pipeline.vocabulary import Vocabulary, load_vocabulary
+from distill.model_facts import model_config, usual_length
 from distill.onnx_runtime import FILES, open_session, run_session
 from distill.settings import PredictConfig
 
-USUAL = 128  # tokens of the longest sequence, where a model does not say
 Forward = Callable[[dict[str, np.ndarray]], np.ndarray]  # ids, mask and segments to logits
 
 
@@ -48,7 +47,7 @@ def answer(config: PredictConfig, source: TextIO, target: TextIO) -> None:
     """Write an answer for each text of `source`, in order, a window at a time."""
     vocabulary = load_vocabulary(config.model)
     model = model_config(config.model, "model", config.classes, any_kind=config.runtime != "torch")
-    length = config.max_length or min(trained_length(config.model) or USUAL, positions(model))
+    length = config.max_length or usual_length(config.model, model)
     task = TaskConfig(train="", dev="", text_pair=config.text_pair, max_length=length)
     writer = Writer(config, model, target)
     rows = texts(config, source)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import relation_kernels, tiles
+from distill import relation_kernels, score_kernel, tiles
 from distill.losses import PlainScoreError
 from distill.relation_kernels import RelationDivergence
 from distill.relations import PlainRelationDivergence
-from distill.score_kernel import ScoreError, fits
+from distill.score_kernel import ScoreError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # student's head size, teacher's, length: tiles of 64 rows, sizes of no power of two among them
@@ -183,35 +183,25 @@ def test_strides_of_any_kind_are_read_right(case):
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "dtype", "does"),
+    ("kernel", "own", "other", "dtype", "does"),
     [
-        (26, 64, torch.bfloat16, True),
-        (32, 128, torch.bfloat16, True),
-        (64, 64, torch.float16, True),
-        (128, 128, torch.bfloat16, False),
-        (26, 64, torch.float32, True),
-        (64, 64, torch.float32, False),
+        (score_kernel, 26, 64, torch.bfloat16, True),
+        (score_kernel, 32, 128, torch.bfloat16, True),
+        (score_kernel, 64, 64, torch.float16, True),
+        (score_kernel, 128, 128, torch.bfloat16, False),
+        (score_kernel, 26, 64, torch.float32, True),
+        (score_kernel, 64, 64, torch.float32, False),
+        (relation_kernels, 26, 64, torch.float32, True),
+        (relation_kernels, 128, 128, torch.float32, True),
+        (relation_kernels, 192, 192, torch.float32, False),
+        (relation_kernels, 192, 256, torch.bfloat16, True),
+        (relation_kernels, 384, 768, torch.bfloat16, False),
     ],
 )
-def test_heads_too_wide_for_the_score_kernel_go_by_the_plain_form(own, other, dtype, does):
-    sides = (torch.empty(1, 1, 1, size, dtype=dtype) for size in (own, other))
-    assert fits(*sides) == does
-
-
-@pytest.mark.parametrize(
-    ("own", "other", "dtype", "does"),
-    [
-        (26, 64, torch.float32, True),
-        (128, 128, torch.float32, True),
-        (192, 192, torch.float32, False),
-        (192, 256, torch.bfloat16, True),
-        (384, 768, torch.bfloat16, False),
-    ],
-)
-def test_heads_too_wide_for_the_relation_kernel_go_by_the_plain_form(own, other, dtype, does, monkeypatch):
+def test_heads_too_wide_for_a_kernel_go_by_the_plain_form(kernel, own, other, dtype, does, monkeypatch):
     monkeypatch.setattr(tiles, "INTERPRETED", False)
     sides = (torch.empty(1, 1, 1, size, dtype=dtype) for size in (own, other))
-    assert relation_kernels.fits(*sides) == does
+    assert kernel.fits(*sides) == does
 
 
 COMPILE = """
