@@ -21,25 +21,14 @@ from distill.part_checks import (
     LAYERS,
     TASK_TERMS,
     check_candidates,
-    check_head,
-    check_latency_batches,
     check_masked_head,
     check_masking,
-    check_measured,
-    check_members,
     check_objective,
-    check_pair,
     check_record,
     check_shards,
     check_stage,
-    check_start,
-    check_student,
-    check_submit,
-    check_task,
     check_terms,
-    check_words,
     compares_layers,
-    is_of_words,
     runs_beside,
     stages_of,
 )
@@ -53,6 +42,16 @@ from distill.settings import (
     PretrainConfig,
     TaskDistillConfig,
     TextGcnConfig,
+)
+from distill.student_checks import check_start, check_student, check_words, is_of_words
+from distill.task_checks import (
+    check_head,
+    check_latency_batches,
+    check_measured,
+    check_members,
+    check_pair,
+    check_submit,
+    check_task,
 )
 
 

@@ -31,8 +31,9 @@ from ray.train.collective import barrier
 from data_pipeline.bucket import is_bucket
 from distill import preemption
 from distill.mirror import STOP, Mirror
-from distill.part_checks import is_of_words, runs_beside
+from distill.part_checks import runs_beside
 from distill.run_folder import held
+from distill.student_checks import is_of_words
 from launcher import jobs, runs
 from launcher.rank import LEASE, execute, first, quiet
 from launcher.ray_place import Plan

@@ -1,0 +1,142 @@
+"""What is refused of a student: its shape, its class, its words, the teacher's weights it starts with.
+
+As in distill/checks.py: nothing but files is read, without torch, and every refusal is one line.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from data_pipeline.corpus import check_corpus
+from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.word_vectors import check_vectors
+from distill.custom import check_name, name_of
+from distill.model_facts import WORDS, has_weights, is_custom, model_config, of_words
+from distill.settings import (
+    EngineConfig,
+    StageConfig,
+    StudentConfig,
+)
+
+
+def is_of_words(student: StudentConfig) -> bool:
+    """Whether a student reads whole words."""
+    if student.cls:
+        return False
+    if student.path:
+        return of_words(model_config(student.path, "student.path"))
+    return student.kind != "transformer"
+
+
+def check_words(name: str, student: StudentConfig, stages: list[StageConfig], engine: EngineConfig) -> None:
+    """Refuse settings of a student of words that can't work; warn of a transformer's learning rate."""
+    if not is_of_words(student):
+        return
+    if engine.zero == 3:
+        raise ValueError("engine.zero: 3 shares out layer by layer; give 0, 1 or 2 for a student of words")
+    words = student.words
+    if words.vectors and words.corpus.files:
+        raise ValueError(f"{name}.words: give vectors or corpus, not both")
+    for key in ("size", "least", "most"):
+        if getattr(words, key) < 1:
+            raise ValueError(f"{name}.words.{key}: {getattr(words, key)}; give 1 or more")
+    if words.vectors and not student.path:
+        check_vectors(words.vectors)
+    if words.corpus.files and not student.path:
+        check_corpus(words.corpus, 1)
+    for stage in stages:
+        if stage.optimizer.lr < 2e-4:
+            print(
+                f"warning: optimizer.lr is {stage.optimizer.lr:g}, which suits transformers; a student of "
+                "words learns with about 1e-3",
+                file=sys.stderr,
+            )
+
+
+def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) -> dict:
+    """Refuse an impossible shape, or another vocabulary where layers are compared; returns its config."""
+    if student.cls or student.arguments:
+        return check_own(student, teacher)
+    check_start(student, teacher)
+    if student.path:
+        shape = model_config(student.path, "student.path")
+        if not by_layers:
+            load_vocabulary(student.path)
+        elif load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
+            raise ValueError(
+                f"student.path: {student.path} has another vocabulary than the teacher's, "
+                f"{teacher}; distil a student of this teacher first"
+            )
+        return shape
+    load_vocabulary(teacher)
+    if student.kind != "transformer":
+        return {"model_type": WORDS}
+    if of_words(model_config(teacher, "teacher")):
+        raise ValueError(
+            f"student: {teacher}, the teacher, is of whole words, and a new transformer takes family and "
+            "vocabulary from its teacher; give student.path, or another student.kind"
+        )
+    _check_shape(student)
+    return {
+        **model_config(teacher, "teacher"),
+        "num_hidden_layers": student.layers,
+        "hidden_size": student.hidden_size,
+        "num_attention_heads": student.heads,
+    }
+
+
+def _check_shape(student: StudentConfig) -> None:
+    for name in ("layers", "hidden_size", "heads", "intermediate_size"):
+        if getattr(student, name) < 1:
+            raise ValueError(f"student.{name}: {getattr(student, name)}; give 1 or more")
+    if student.hidden_size % student.heads:
+        raise ValueError(
+            f"student.heads: {student.heads} heads don't divide the width {student.hidden_size}; "
+            "change student.heads or student.hidden_size"
+        )
+    if not 0 <= student.dropout < 1:
+        raise ValueError(f"student.dropout: {student.dropout}; give 0 or more, below 1")
+
+
+def check_own(student: StudentConfig, teacher: str) -> dict:
+    """Refuse a class of the user's own that can't be found, or settings beside it; returns its config."""
+    if student.cls is None:
+        raise ValueError("student.arguments: of a class given by student.cls; leave it out")
+    check_name("student.cls", student.cls)
+    load_vocabulary(student.path or teacher)
+    for name in ("kind", "start"):
+        if getattr(student, name) != getattr(StudentConfig(), name):
+            raise ValueError(f"student.{name}: student.cls is given instead; leave it out")
+    if not student.path:
+        return {}
+    if student.arguments:
+        raise ValueError(f"student.arguments: {student.path} has its shape already; leave them out")
+    model = model_config(student.path, "student.path", [student.cls])
+    if not is_custom(model, [student.cls]):
+        raise ValueError(
+            f"student.path: {student.path} holds no {name_of(student.cls)}; leave student.cls out, or give "
+            "another folder"
+        )
+    return model
+
+
+def check_start(student: StudentConfig, teacher: str | None) -> None:
+    """Refuse a student that can't take its first weights from its teacher."""
+    if student.start == "random":
+        return
+    if student.path or student.kind != "transformer":
+        given = f"path {student.path}" if student.path else f"kind {student.kind}"
+        raise ValueError(
+            f"student.start: {student.start} is for a new transformer, and this student has {given}; "
+            "leave start out"
+        )
+    model = model_config(teacher or "", "teacher")
+    if not has_weights(teacher or ""):
+        raise ValueError(f"student.start: {teacher} holds no weights in safetensors; give random")
+    for name in ("layers", "hidden_size", "intermediate_size"):
+        own, most = getattr(student, name), model.get({"layers": "num_hidden_layers"}.get(name, name), 0)
+        if own > most:
+            raise ValueError(
+                f"student.{name}: {own} is more than the {most} of {teacher}, whose weights student.start "
+                "takes; give no more, or student.start random"
+            )

@@ -1,0 +1,145 @@
+"""What is refused of a task's files and of the models that teach it or are measured on it.
+
+As in distill/checks.py: nothing but files is read, without torch, and every refusal is one line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from data_pipeline.settings import METRICS, TaskConfig
+from data_pipeline.tasks import check_labels, label_set, read_examples
+from data_pipeline.vocabulary import load_vocabulary, trained_length
+from distill.custom import Named, check_name
+from distill.model_facts import is_custom, model_config, of_words, own_labels, positions
+from distill.settings import (
+    EvaluateConfig,
+    TeacherConfig,
+)
+
+
+@cache
+def warn_of_length(name: str, path: str, longest: int) -> None:
+    """Say so, once, where texts may be longer than those that a model was trained with."""
+    if (length := trained_length(path)) and length < longest:
+        print(
+            f"warning: {name}: {path} was trained with sequences of {length} tokens at most; here they "
+            f"have up to {longest} (task.max_length)",
+            file=sys.stderr,
+        )
+
+
+def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
+    """Refuse teachers without a head for the task or with unlike labels; returns the first one's config."""
+    first = model_config(teacher.path, "teacher")
+    for path, weight in teacher.members.items():
+        model = model_config(path, "teacher")
+        check_classifier(path, model, task)
+        if teacher.precision == "int8" and of_words(model):
+            raise ValueError(
+                f"teacher.precision: int8 is for transformers, not for the model of words {path}; give auto"
+            )
+        load_vocabulary(path)
+        warn_of_length("teacher", path, task.max_length)
+        if own_labels(model) != own_labels(first):
+            raise ValueError(
+                f"teacher.ensemble: {path} has the labels {own_labels(model)} and {teacher.path} has "
+                f"{own_labels(first)}; members need the same in the same order"
+            )
+        if not weight > 0:
+            raise ValueError(f"teacher.ensemble: the weight of {path} is {weight}; give more than 0")
+    if teacher.path in teacher.ensemble:
+        raise ValueError(f"teacher.ensemble: {teacher.path} is teacher.path too; name it once")
+    return first
+
+
+def check_latency_batches(batches: list[int]) -> None:
+    """Refuse batch sizes that can't be timed."""
+    if min(batches, default=0) < 1:
+        raise ValueError(f"latency_batches: {batches}; give sizes of 1 or more")
+
+
+def check_submit(config: EvaluateConfig) -> None:
+    """Refuse batch sizes to time, and files to answer, that can't be used."""
+    check_latency_batches(config.latency_batches)
+    for name, path in config.submit.items():
+        if Path(name).name != name:
+            raise ValueError(f"submit.{name}: give a plain name")
+        read_examples(path, config.task, labelled=False)
+
+
+def check_measured(name: str, path: str, task: TaskConfig, classes: Sequence[Named] = ()) -> None:
+    """Refuse a model that can't be measured on a task's files."""
+    model = model_config(path, name, classes)
+    check_classifier(path, model, task, classes)
+    check_reading(task, positions(model))
+    load_vocabulary(path)
+    warn_of_length(name, path, task.max_length)
+    labels = label_set(task, own_labels(model))
+    for split, file in task.files.items():
+        if split != "train":
+            check_labels(file, task, labels)
+
+
+def check_classifier(path: str, model: dict, task: TaskConfig, classes: Sequence[Named] = ()) -> None:
+    """Refuse a folder without a classification head for the task."""
+    check_head(path, model, classes)
+    check_pair(path, model, task.text_pair)
+    outputs = len(model.get("id2label") or {0: "", 1: ""})
+    needed = 1 if task.kind == "regression" else len(label_set(task, own_labels(model)))
+    if outputs != needed:
+        raise ValueError(f"{path} has {outputs} outputs and the task needs {needed}; is it another task's?")
+
+
+def check_head(path: str, model: dict, classes: Sequence[Named] = ()) -> None:
+    """Refuse a folder without a classification head; the user's own classes have one."""
+    for each in classes:
+        check_name("classes", each)
+    heads = model.get("architectures") or []
+    if not is_custom(model, classes) and not any("SequenceClassification" in head for head in heads):
+        raise ValueError(f"{path} has no classification head; fine-tune it first (distillery finetune)")
+
+
+def check_pair(path: str, model: dict, text_pair: str | None) -> None:
+    """Refuse a model of whole words for pairs on single texts, and the other way round."""
+    pairs = text_pair is not None
+    if of_words(model) and model.get("pair", pairs) != pairs:
+        reads, given = ("single texts", "pairs") if pairs else ("pairs", "single texts")
+        raise ValueError(f"{path} reads {reads}, and {given} are given; set or leave out text_pair")
+
+
+def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_size: int) -> None:
+    """Refuse data that can't be read, labels outside the set, or too long sequences."""
+    check_reading(task, longest)
+    known = label_set(task, labels)
+    for name in task.more_dev:
+        if name in ("train", "dev") or not name.isidentifier():
+            raise ValueError(
+                f"task.more_dev: {name} is no name for a file; give a word, such as mismatched"
+            )
+    if len({*known}) < len(known):
+        raise ValueError(f"task.labels: {known}; give each once")
+    if task.kind != "regression" and len(known) < 2:
+        where = "task.labels" if task.labels else f"task: {task.train}"
+        raise ValueError(f"{where} has one label only, {known}; nothing to learn")
+    for path in task.files.values():
+        check_labels(path, task, known)
+    count = len(read_examples(task.train, task).labels)
+    if count < batch_size:
+        raise ValueError(
+            f"batch_size: {batch_size} is more than the {count} training examples; give a smaller one"
+        )
+
+
+def check_reading(task: TaskConfig, longest: int) -> None:
+    """Refuse sequences longer than a model takes, and a metric that is not the task's."""
+    if task.max_length > longest or task.max_length < 4:
+        raise ValueError(f"task.max_length: {task.max_length}; the model takes 4 to {longest}")
+    if task.selection not in METRICS[task.kind]:
+        raise ValueError(
+            f"task.metric: {task.selection} does not go with {task.kind}; give "
+            f"{', '.join(METRICS[task.kind])}"
+        )
