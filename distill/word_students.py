@@ -172,10 +172,11 @@ class _Convolutions(nn.Module):
 
 
 class Cnn(_Encoder):
-    """Kernels 2 to 6, 256 each, norm, dropout 0.2, a linear layer of 256, norm, dropout."""
+    """Dropout 0.2, kernels 2 to 6, 256 each, norm, dropout, a linear layer of 256, norm, dropout."""
 
     def __init__(self, width: int, texts: int):
         super().__init__()
+        self.dropout = nn.Dropout(0.2)
         self.convolutions = _Convolutions(width, (2, 3, 4, 5, 6))
         features = self.convolutions.out_features * texts
         self.layers = nn.Sequential(
@@ -184,7 +185,7 @@ class Cnn(_Encoder):
         self.out_features = 256
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.convolutions(x, mask)
+        return self.convolutions(self.dropout(x), mask)
 
     def head(self, features: Tensor) -> Tensor:
         return self.layers(features)
@@ -219,14 +220,15 @@ class _DenseBlock(nn.Module):
             for convolution in others:
                 outputs.append(self.activation(convolution(torch.cat(outputs, dim=1)) * real))
             ends.append(outputs[-1])
-        return self.activation(self.last(torch.cat([x, *ends], dim=1)) * real).mT
+        return functional.relu(self.last(torch.cat([x, *ends], dim=1)) * real).mT
 
 
 class DenseNetCnn(_Encoder):
-    """Dense block, norm, dropout 0.3, kernels 2 to 4, norm, dropout."""
+    """Dropout 0.3, dense block, norm, dropout, kernels 2 to 4, norm, dropout."""
 
     def __init__(self, width: int, texts: int):
         super().__init__()
+        self.dropout = nn.Dropout(0.3)
         self.block = _DenseBlock(width, [(1, 1), (3, 3), (3, 5), (3, 7), (3, 9)], functional.relu)
         self.before = nn.Sequential(_Norm(400), nn.Dropout(0.3))
         self.convolutions = _Convolutions(400, (2, 3, 4))
@@ -234,21 +236,25 @@ class DenseNetCnn(_Encoder):
         self.after = nn.Sequential(_Norm(self.out_features), nn.Dropout(0.3))
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.convolutions(self.before(self.block(x, mask)), mask)
+        return self.convolutions(self.before(self.block(self.dropout(x), mask)), mask)
 
     def head(self, features: Tensor) -> Tensor:
         return self.after(features)
 
 
 class DenseNetDsa(_Encoder):
-    """Dense block, 8 heads of dynamic self-attention of 300, norm, dropout 0.3, 256, norm, dropout."""
+    """Dropout 0.3, dense block, norm, dropout, 8 heads of dynamic self-attention of 300, norm, dropout, 256,
+    norm, dropout.
+    """
 
     HEADS, SIZE, ROUNDS = 8, 300, 2
 
     def __init__(self, width: int, texts: int):
         super().__init__()
+        self.dropout = nn.Dropout(0.3)
         kernels = [(1, 1), (3, 3), (5, 5), (7, 7), (9, 9)]
         self.block = _DenseBlock(width, kernels, functional.leaky_relu)
+        self.before = nn.Sequential(_Norm(400), nn.Dropout(0.3))
         self.heads = nn.Linear(400, self.HEADS * self.SIZE)
         features = self.HEADS * self.SIZE * texts
         self.layers = nn.Sequential(
@@ -257,7 +263,7 @@ class DenseNetDsa(_Encoder):
         self.out_features = 256
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = functional.leaky_relu(self.heads(self.block(x, mask)))
+        x = functional.leaky_relu(self.heads(self.before(self.block(self.dropout(x), mask))))
         x = x.unflatten(-1, (self.HEADS, self.SIZE)).transpose(1, 2)  # (batch, heads, length, size)
         return dynamic_attention(x, mask, self.ROUNDS).flatten(1)
 

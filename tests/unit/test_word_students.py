@@ -172,6 +172,23 @@ def test_shapes_are_the_published_ones():
     assert dense["encoder.block.last.weight"] == (400, 500, 1)
     assert dense["classifier.weight"] == (2, 768)
     assert dsa["encoder.heads.weight"] == (2400, 400)
+    assert dense["encoder.before.0.norm.weight"] == dsa["encoder.before.0.norm.weight"] == (400,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rates"), [("cnn", [0.2] * 3), ("densenet_cnn", [0.3] * 3), ("densenet_dsa", [0.3] * 4)]
+)
+def test_word_vectors_and_every_later_part_take_dropout(kind, rates):
+    model = student(kind).train()
+    assert [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)] == rates
+    read: list[torch.Tensor] = []
+    first = (
+        model.encoder.convolutions.convolutions[0] if kind == "cnn" else model.encoder.block.columns[0][0]
+    )
+    first.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    for _ in range(2):
+        model(torch.tensor([[5, 6, 7]]))
+    assert not torch.equal(*read)
 
 
 def test_flops_of_a_bilstm_are_its_products():
