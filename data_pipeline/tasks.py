@@ -21,6 +21,7 @@ csv.field_size_limit(LONGEST_ROW)  # its own limit, 128 KB, is less than some te
 ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
 
 HUB = "hub:"
+TOGETHER = 4096  # texts that are tokenised at once: what the library keeps of each is large
 
 
 @dataclass(frozen=True)
@@ -346,18 +347,19 @@ def encode_texts(path: str, task: TaskConfig, vocabulary: Vocabulary) -> Encoded
 def encode(examples: Examples, targets: np.ndarray, task: TaskConfig, vocabulary: Vocabulary) -> Encoded:
     """Tokenise examples."""
     tokenizer = vocabulary.tokenizer
+    pairs = list(zip(examples.firsts, examples.seconds, strict=True)) if task.text_pair else None
+    texts = pairs or examples.firsts
+    ids: list[np.ndarray] = []
+    segments: list[np.ndarray] = []
     tokenizer.enable_truncation(task.max_length)
     try:
-        pairs = list(zip(examples.firsts, examples.seconds, strict=True)) if task.text_pair else None
-        encodings = tokenizer.encode_batch(pairs or examples.firsts)
+        for start in range(0, len(texts), TOGETHER):
+            encodings = tokenizer.encode_batch_fast(texts[start : start + TOGETHER])
+            ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+            segments += [np.array(encoding.type_ids, dtype=np.int32) for encoding in encodings]
     finally:
         tokenizer.no_truncation()
-    return Encoded(
-        [np.array(encoding.ids, dtype=np.int32) for encoding in encodings],
-        [np.array(encoding.type_ids, dtype=np.int32) for encoding in encodings],
-        targets,
-        vocabulary.pad,
-    )
+    return Encoded(ids, segments, targets, vocabulary.pad)
 
 
 def _targets(texts: list[str], task: TaskConfig, labels: list[str]) -> np.ndarray:

@@ -17,6 +17,7 @@ from data_pipeline.tasks import (
     Examples,
     bucketed_steps,
     check_labels,
+    encode,
     encode_split,
     label_set,
     read_examples,
@@ -286,6 +287,27 @@ def test_encoding_leaves_the_tokenizer_as_it_was(tmp_path, tiny_tokenizer):
     vocabulary = load_vocabulary(tiny_tokenizer)
     encode_split(settings.train, settings, vocabulary, ["0", "1"])
     assert len(vocabulary.tokenizer.encode("the plot was dull").ids) == 6
+
+
+def test_many_texts_are_tokenised_part_by_part_and_in_order(tiny_tokenizer):
+    """What the library keeps of each text is large: of a whole file it may take all memory."""
+    vocabulary = load_vocabulary(tiny_tokenizer)
+    texts = [" ".join(["the"] * (n % 7)) for n in range(10_000)]
+    counts = []
+
+    class Counted:
+        def __getattr__(self, name):
+            return getattr(vocabulary.tokenizer, name)
+
+        def encode_batch_fast(self, texts):
+            counts.append(len(texts))
+            return vocabulary.tokenizer.encode_batch_fast(texts)
+
+    counted = replace(vocabulary, tokenizer=Counted())
+    encoded = encode(Examples(texts, [], []), np.zeros(len(texts)), task(), counted)
+    assert sum(counts) == len(texts)
+    assert max(counts) < 5_000
+    assert encoded.lengths.tolist() == [2 + n % 7 for n in range(10_000)]
 
 
 # --- buckets ---------------------------------------------------------------------------------
