@@ -23,7 +23,7 @@ import xxhash
 
 from data_pipeline.packing import Row
 from data_pipeline.untrusted import parse_json
-from data_pipeline.whole import beside
+from data_pipeline.whole import beside, write_whole
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -151,13 +151,11 @@ def file_sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest beside and rename it, so that it is whole or absent."""
+    """Write the manifest; it is whole or absent."""
     content = asdict(manifest)
     content["blocks"] = [list(asdict(block).values()) for block in manifest.blocks]
     content["sha256"] = _content_sha256(content)
-    partial = beside(folder / MANIFEST)
-    partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(content, sort_keys=True))
 
 
 def _content_sha256(content: dict) -> str:
