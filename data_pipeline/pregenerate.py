@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def run(config: PregenerateConfig, folder: Path) -> dict[str, Any]:
     if not manifest.rows:
         raise ValueError("corpus: no row came out of it; does the tokenizer fit its language?")
     write_manifest(shards, manifest)
-    for left in shards.rglob("*.partial"):  # by processes that were killed
+    # By processes that were killed; another slice may be about to rename its own manifest.
+    for left in chain(shards.glob("shard-*.partial"), (shards / RECORDS).glob("[0-9]*.partial")):
         left.unlink(missing_ok=True)
     totals = {"sequences": manifest.rows, "tokens": manifest.tokens, "documents": manifest.documents}
     return {**counts, **totals}

@@ -275,6 +275,18 @@ def test_a_run_after_a_killed_one_redoes_only_the_rest(tmp_path, config, killed)
     assert run_in(tmp_path / "run", config) == run_in(tmp_path / "other", config)
 
 
+def test_only_what_killed_processes_left_is_removed_when_the_manifest_is_written(tmp_path, config):
+    """Slices that end together each write the manifest."""
+    shards = tmp_path / "shards"
+    (shards / "pieces").mkdir(parents=True)
+    left = [shards / "shard-00-000000-000.tar.1.partial", shards / "pieces" / "000000.json.1.partial"]
+    neighbours = [shards / "manifest.json.1.partial", shards / "pieces" / "settings.json.1.partial"]
+    for path in (*left, *neighbours):
+        path.write_text("half")
+    run(config, tmp_path)
+    assert [path.exists() for path in (*left, *neighbours)] == [False, False, True, True]
+
+
 def test_a_corpus_that_becomes_no_token_is_refused_and_leaves_no_shards(tmp_path, config):
     config.corpus = CorpusConfig(files=[str(tmp_path / "empty.txt")])
     (tmp_path / "empty.txt").write_text("\u200b\n\n\u200b\n", encoding="utf-8")
