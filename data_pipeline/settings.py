@@ -308,7 +308,8 @@ class AugmentConfig:
         text_pair: Column of the second sentence; each of the two is varied beside the other's original.
         label: Column of the label, which variants inherit; null where there is none.
         header: Whether the file begins with a line of column names.
-        separator: What stands between the labels of an example that has several, as of the task.
+        separator: What stands between the labels of an example that has several, as of the task (in
+            jsonl and the like they may be a list).
         unit: `word`: words between spaces and punctuation; `chinese_word`: Chinese words as jieba cuts,
             candidates of as many characters.
         variants: Variants tried for each text; those drawn twice count once.
@@ -349,6 +350,8 @@ class AugmentConfig:
 
     @property
     def task(self) -> TaskConfig:
-        """The file as a task's reader takes it."""
+        """The file as a task's reader takes it; labels may be lists."""
         columns = self.text, self.text_pair, self.label or ""
-        return TaskConfig(self.file, self.file, {}, *columns, header=self.header, separator=self.separator)
+        return TaskConfig(
+            self.file, self.file, {}, *columns, "multi_label", header=self.header, separator=self.separator
+        )

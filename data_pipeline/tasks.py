@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -78,8 +78,12 @@ class Encoded:
 def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Examples:
     """Read one file. Raises ValueError naming file, line and column of what is wrong."""
     columns = [task.text, *([task.text_pair] if task.text_pair else []), *([task.label] * labelled)]
+    several = task.kind == "multi_label"
+    if labelled and several and not task.separator:
+        raise ValueError("task: the separator of labels is empty; give one that no label holds, such as ;")
+    separator = task.separator if several else ""
     try:
-        rows = list(_rows(path, columns, task))
+        rows = list(_rows(path, columns, task.header, separator if labelled else None))
     except UnicodeDecodeError:
         raise ValueError(f"task: {path} is not UTF-8 text; convert it, or give another file") from None
     except csv.Error as error:
@@ -93,30 +97,32 @@ def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Example
     )
 
 
-def _rows(path: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
-    saved = (Path(path) / "state.json").is_file()
-    if not path.startswith(HUB) and not saved and not is_url(path):
+def _rows(path: str, columns: list[str], header: bool, separator: str | None) -> Iterator[list[str]]:
+    if _is_data_set(path):
+        return _dataset_rows(path, columns, separator)
+    if not is_url(path):
         if Path(path).is_dir():
             raise ValueError(f"task: {path} is a folder; give a file")
         if not Path(path).is_file():
             raise ValueError(f"task: {path} does not exist; give an existing file")
-    if path.startswith(HUB) or saved or (path.endswith(".parquet") and not is_url(path)):
-        return _dataset_rows(path, columns, _separator(task))
     name = path.partition("?")[0] if is_url(path) else path  # a signed URL has a query
     if name.endswith((".tsv", ".csv", ".jsonl")):
-        return _file_rows(path, Path(name).suffix[1:], columns, task)
+        return _file_rows(path, Path(name).suffix[1:], columns, header, separator)
     kinds = ".tsv, .csv or .jsonl" if is_url(path) else ".tsv, .csv, .jsonl or .parquet"
     raise ValueError(f"task: {path} is of no known kind; give {kinds}")
 
 
-def _file_rows(path: str, form: str, columns: list[str], task: TaskConfig) -> Iterator[list[str]]:
+def _is_data_set(path: str) -> bool:
+    """Whether the library `datasets` reads it."""
+    saved = (Path(path) / "state.json").is_file()
+    return path.startswith(HUB) or saved or (path.endswith(".parquet") and Path(path).is_file())
+
+
+def _file_rows(
+    path: str, form: str, columns: list[str], header: bool, separator: str | None
+) -> Iterator[list[str]]:
     with _open(path, line_ends(form)) as file:
-        yield from rows_of(file, form, f"task: {path}", columns, task.header, _separator(task))
-
-
-def _separator(task: TaskConfig) -> str:
-    """Of several labels in one field; none where an example has but one."""
-    return task.separator if task.kind == "multi_label" else ""
+        yield from rows_of(file, form, f"task: {path}", columns, header, separator)
 
 
 def _open(path: str, newline: str | None) -> TextIO:
@@ -139,9 +145,13 @@ def line_ends(form: str) -> str:
 
 
 def rows_of(
-    file: TextIO, form: str, named: str, columns: list[str], header: bool, separator: str = ","
+    file: TextIO, form: str, named: str, columns: list[str], header: bool, separator: str | None = None
 ) -> Iterator[list[str]]:
-    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError: `named`, the line."""
+    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError: `named`, the line.
+
+    `separator`: what joins a list of labels in the last column; "" where that holds one label, None where
+    all are texts.
+    """
     lines = bounded_lines(file, named)
     if form == "jsonl":
         return _json_rows(lines, named, columns, separator)
@@ -201,7 +211,9 @@ def _place(column: str, names: list[str], named: str, header: bool) -> int:
     return names.index(column)
 
 
-def _json_rows(lines: Iterable[str], named: str, columns: list[str], separator: str) -> Iterator[list[str]]:
+def _json_rows(
+    lines: Iterable[str], named: str, columns: list[str], separator: str | None
+) -> Iterator[list[str]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -213,50 +225,77 @@ def _json_rows(lines: Iterable[str], named: str, columns: list[str], separator: 
         if missing:
             what = "nothing in the" if missing[0] in row else "no"
             raise ValueError(f"{named} line {number} has {what} field '{missing[0]}'")
-        yield [_plain(row[column], separator, f"{named} line {number}") for column in columns]
+        yield _fields(row, columns, separator, f"{named} line {number}")
 
 
-def _dataset_rows(path: str, columns: list[str], separator: str) -> Iterator[list[str]]:
-    """Rows of a data set of `datasets`; classes are called by their names."""
-    from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
+def _data_set(path: str) -> Any:
+    from datasets import Dataset, load_dataset, load_from_disk
 
     try:
         if path.startswith(HUB):
             name, configuration, split = [*path.removeprefix(HUB).split(","), "", ""][:3]
-            rows = load_dataset(name, configuration or None, split=split or "train")
-        elif path.endswith(".parquet"):
-            rows = Dataset.from_parquet(path, keep_in_memory=True)
-        else:
-            rows = load_from_disk(path)
+            return load_dataset(name, configuration or None, split=split or "train")
+        if path.endswith(".parquet"):
+            return Dataset.from_parquet(path, keep_in_memory=True)
+        return load_from_disk(path)
     except Exception as error:  # of many libraries and kinds: no such name, no network, a damaged file
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"task: {path} can't be read: {type(error).__name__}: {reason}") from None
+
+
+def _dataset_rows(path: str, columns: list[str], separator: str | None) -> Iterator[list[str]]:
+    """Rows of a data set of `datasets`; classes are called by their names."""
+    rows = _data_set(path)
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise ValueError(
             f'task: {path} has no column "{missing[0]}"; it has {", ".join(rows.column_names)}'
         )
-    for column in columns:
-        kind = rows.features[column]
-        if isinstance(kind, ClassLabel):
-            names = [kind.int2str(value) if value >= 0 else "" for value in rows[column]]
-            rows = rows.remove_columns(column).add_column(column, names)
+    classes = {column: _class_label(rows.features[column]) for column in columns}
     for number, row in enumerate(rows, 1):
         empty = [column for column in columns if row[column] is None]
         if empty:
             raise ValueError(f"task: {path} row {number} has nothing in the column '{empty[0]}'")
-        yield [_plain(row[column], separator, f"task: {path} row {number}") for column in columns]
+        named = {column: _class_names(row[column], classes[column]) for column in columns}
+        yield _fields(named, columns, separator, f"task: {path} row {number}")
 
 
-def _plain(value: object, separator: str, named: str) -> str:
+def _class_label(kind: Any) -> Any:
+    """What names the classes in a column, or in the lists that it holds; None where they are no classes."""
+    from datasets import ClassLabel
+
+    kind = getattr(kind, "feature", kind)
+    return kind if isinstance(kind, ClassLabel) else None
+
+
+def _class_names(value: Any, classes: Any) -> Any:
+    """The name of a class, or the names of a list; empty for -1, which stands for none."""
+    if classes is None:
+        return value
+    if isinstance(value, list):
+        return [_class_names(each, classes) for each in value]
+    return classes.int2str(value) if value >= 0 else ""
+
+
+def _fields(row: Any, columns: list[str], separator: str | None, named: str) -> list[str]:
+    """A row's columns as text; only the last one may hold a list, of labels."""
+    between = [*[None] * (len(columns) - 1), separator]
+    return [_plain(row[name], name, mark, named) for name, mark in zip(columns, between, strict=True)]
+
+
+def _plain(value: object, column: str, separator: str | None, named: str) -> str:
     """A field as text; a list of labels as they would stand in a table. Raises ValueError, with the row."""
     if isinstance(value, list):
+        if separator is None:
+            raise ValueError(
+                f'{named} holds a list in "{column}" where a text is needed; give another column'
+            )
         if not separator:
             raise ValueError(f"{named} holds a list; of several labels --task.kind is multi_label")
         labels = list(map(str, value))
         if inside := [label for label in labels if separator in label]:
             raise ValueError(
-                f"task.separator: the label {inside[0]!r} holds {separator!r} itself; give another one"
+                f"{named}: the label {inside[0]!r} holds {separator!r} itself; give another separator"
             )
         return separator.join(labels)
     return whole_characters(str(value))

@@ -18,14 +18,16 @@ from data_pipeline.augment import (
     begin_pieces,
     cased,
     join,
+    original_rows,
+    read,
     replaced_variants,
     row,
     words_of,
     write_piece,
 )
 from data_pipeline.noise import Tagged, jieba_tags, noisy_variants, textblob_tags, words_by_tag
-from data_pipeline.settings import AugmentConfig, NoiseConfig
-from data_pipeline.tasks import Examples
+from data_pipeline.settings import AugmentConfig, NoiseConfig, TaskConfig
+from data_pipeline.tasks import Examples, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import candidates
 from distill.augment import masked_candidates
@@ -134,6 +136,18 @@ def test_joined_pieces_hold_every_example_and_no_variant_twice(tmp_path):
         ("a", 0), ("x", 0), ("y", 0), ("b", 1), ("c", 2), ("z", 2), ("d", 3)
     ]  # fmt: skip
     assert counts == {"examples": 4, "variants": 3, "duplicates": 2}
+
+
+def test_labels_that_are_lists_are_read_and_written_with_the_separator(tmp_path):
+    lines = [{"sentence": "one", "label": ["a", "b, c"]}, {"sentence": "two", "label": []}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = AugmentConfig(str(tmp_path / "a.jsonl"), "", separator="|")
+    examples = read(config)
+    assert examples == Examples(["one", "two"], [], ["a|b, c", ""])
+    output = tmp_path / "augmented.jsonl"
+    output.write_text("\n".join(original_rows(config, examples)))
+    task = TaskConfig(str(output), str(output), kind="multi_label", separator="|")
+    assert label_set(task) == ["a", "b, c"]
 
 
 def test_pieces_of_another_text_or_model_are_refused(tmp_path):

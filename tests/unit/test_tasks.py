@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from data_pipeline.tasks import (
     encode_split,
     label_set,
     read_examples,
+    rows_of,
 )
 from data_pipeline.vocabulary import load_vocabulary
 
@@ -129,6 +131,11 @@ def test_only_line_feeds_end_a_row(tmp_path, mark):
             "a.jsonl",
             '{"sentence": "one", "label": ["a"]}',
             "line 1 holds a list; of several labels --task.kind",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": ["one", "two"], "label": 1}',
+            'line 1 holds a list in "sentence" where a text is needed; give another column',
         ),
         (
             "a.tsv",
@@ -361,6 +368,43 @@ def test_a_label_that_holds_the_separator_is_refused(tmp_path):
     task = TaskConfig(str(tmp_path / "train.jsonl"), "dev", text="text", label="topics", kind="multi_label")
     with pytest.raises(ValueError, match="'Food, drink' holds ','"):
         read_examples(task.train, task)
+
+
+def test_a_separator_joins_labels_and_no_texts(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"sentence": ["one", "two"], "label": ["a", "b"]}')
+    with pytest.raises(ValueError, match='line 1 holds a list in "sentence" where a text is needed'):
+        read_examples(path, task(kind="multi_label"))
+    with pytest.raises(ValueError, match='line 1 holds a list in "sentence" where a text is needed'):
+        read_examples(path, task(kind="multi_label"), labelled=False)
+    with open(path) as file, pytest.raises(ValueError, match='input line 1 holds a list in "sentence"'):
+        list(rows_of(file, "jsonl", "input", ["sentence"], header=True))
+
+
+def test_an_empty_separator_of_labels_is_refused(tmp_path):
+    path = write(tmp_path / "a.tsv", "sentence\tlabel\none\ta b\n")
+    with pytest.raises(ValueError, match="the separator of labels is empty; give one that no label holds"):
+        label_set(task(path, kind="multi_label", separator=""))
+
+
+def saved_data_set(folder: Path, labels: list, kind) -> str:
+    """A folder saved by `datasets` with the columns sentence and label."""
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": kind})
+    texts = [f"text {number}" for number in range(len(labels))]
+    rows = datasets.Dataset.from_dict({"sentence": texts, "label": labels}, features=features)
+    rows.save_to_disk(str(folder))
+    return str(folder)
+
+
+def test_classes_in_a_list_are_called_by_their_names(tmp_path):
+    classes = datasets.List(datasets.ClassLabel(names=["joy", "anger", "fear"]))
+    path = saved_data_set(tmp_path / "saved", [[0, 2], [1], []], classes)
+    assert read_examples(path, task(kind="multi_label")).labels == ["joy,fear", "anger", ""]
+
+
+def test_an_example_without_a_class_is_named(tmp_path):
+    path = saved_data_set(tmp_path / "saved", [1, None], datasets.ClassLabel(names=["a", "b"]))
+    with pytest.raises(ValueError, match="row 2 has nothing in the column 'label'"):
+        read_examples(path, task())
 
 
 def test_a_file_behind_a_url_gives_the_same_examples(bucket_server, tmp_path, monkeypatch):
