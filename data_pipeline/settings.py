@@ -196,8 +196,9 @@ class TaskConfig:
         text_pair: Column of the second sentence of a pair task.
         label: Column of the label.
         kind: Classification, multi_label (any number of labels each) or regression (one number).
-        labels: The label set in the order of the model's outputs; by default the teacher's, or
-            else the sorted labels of the training file.
+        labels: The label set in the order of the model's outputs; by default the teacher's, or else
+            the training file's: the classes of a data set of `datasets` in its own order, other labels
+            sorted.
         separator: What stands between the labels of an example of a multi_label task (in jsonl and
             the like they may be a list).
         metric: What the best checkpoint is chosen by; by default accuracy, f1_micro for multi_label,

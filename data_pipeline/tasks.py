@@ -302,7 +302,9 @@ def _plain(value: object, column: str, separator: str | None, named: str) -> str
 
 
 def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[str]:
-    """The labels in output order: the task's, else the model's, else the training file's sorted.
+    """The labels in output order: the task's, else the model's, else the training file's.
+
+    Those of a data set are its classes in its own order; those of another file are sorted.
 
     Raises ValueError where the model's own labels disagree with the task's.
     """
@@ -321,6 +323,8 @@ def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[s
         raise ValueError(
             f"task: {task.train} example {found.index('') + 1} has no label; give it one, or leave it out"
         )
+    if classes := _is_data_set(task.train) and _class_label(_data_set(task.train).features[task.label]):
+        return [name.strip() for name in classes.names]
     return sorted({label for text in found for label in labels_of(text, task)})
 
 

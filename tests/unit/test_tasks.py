@@ -401,6 +401,16 @@ def test_classes_in_a_list_are_called_by_their_names(tmp_path):
     assert read_examples(path, task(kind="multi_label")).labels == ["joy,fear", "anger", ""]
 
 
+def test_a_data_set_keeps_the_order_of_its_classes(tmp_path):
+    """Those that never occur too: a model's outputs are its numbers."""
+    classes = datasets.ClassLabel(names=["not_equivalent", "equivalent", "-"])
+    path = saved_data_set(tmp_path / "saved", [1, 0, 1], classes)
+    assert label_set(task(path)) == ["not_equivalent", "equivalent", "-"]
+    path = saved_data_set(tmp_path / "several", [[1], [0, 1]], datasets.List(classes))
+    assert label_set(task(path, kind="multi_label")) == ["not_equivalent", "equivalent", "-"]
+    assert label_set(task(path, kind="multi_label", labels=["equivalent"])) == ["equivalent"]
+
+
 def test_an_example_without_a_class_is_named(tmp_path):
     path = saved_data_set(tmp_path / "saved", [1, None], datasets.ClassLabel(names=["a", "b"]))
     with pytest.raises(ValueError, match="row 2 has nothing in the column 'label'"):
