@@ -326,7 +326,7 @@ class StreamedDataset:
         name, configuration, split = [*self.path.removeprefix(STREAMED).split(","), "", ""][:3]
         try:
             rows = load_dataset(name, configuration or None, split=split or "train", streaming=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of many libraries and kinds: no such name, no network, a damaged file
             raise ValueError(f"corpus: {self.path} can't be streamed: {error}") from None
         if rows.column_names and self.field not in rows.column_names:
             raise ValueError(_no_column(self.path, self.field, rows.column_names))
@@ -337,9 +337,13 @@ class StreamedDataset:
         return [Piece(number, count, size) for number in range(count)]
 
     def documents(self, piece: Piece) -> Iterator[str | list[str]]:
-        rows = self._rows().shard(piece.stop, piece.start)
-        for row in rows:
-            yield from _texts([row[self.field]], self.path, self.field)
+        rows = iter(self._rows().shard(piece.stop, piece.start))
+        while True:
+            with _damage_told(self.path):
+                if (row := next(rows, None)) is None:
+                    return
+                value = row[self.field]
+            yield from _texts([value], self.path, self.field)
 
 
 @dataclass

@@ -169,6 +169,16 @@ def test_a_data_set_that_can_not_be_reached_is_refused(tmp_path):
         corpus_pieces(CorpusConfig(files=[f"hub:{tmp_path}/none"]), 100)
 
 
+@pytest.mark.parametrize(("damaged", "told"), [("a", "can't be streamed"), ("b", "can't be read")])
+def test_a_damaged_file_of_a_streamed_data_set_is_named(tmp_path, damaged, told):
+    """The first file is looked at before any document is read."""
+    content = gzip.compress(b'{"text": "one"}\n' * 99)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(content[:-12] if name == damaged else content)
+    with pytest.raises(ValueError, match=f"corpus: hub:{tmp_path} {told}.*ended before"):
+        list(read_documents(CorpusConfig(files=[f"hub:{tmp_path}"])))
+
+
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/">
 <page><title>A</title><ns>0</ns>
 <revision><text>'''Bold''' and [[link|words]]. {{box|x=1}}More.</text></revision></page>
