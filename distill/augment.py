@@ -26,7 +26,7 @@ from distill.candidates import MaskedWords, Neighbours, is_maskable, name_of
 from distill.encoders import Teacher
 from distill.engine import barrier, rank, start_processes, sum_over_ranks, world_size
 from distill.measure import own_predictions
-from distill.model_facts import model_config, positions
+from distill.model_facts import model_config, usual_length
 from distill.outputs import examples_fingerprint, teacher_fingerprint
 from distill.preemption import Stopped, asked
 from distill.settings import TeacherConfig
@@ -163,8 +163,8 @@ class _Judge:
         assert config.teacher
         self.config = config
         self.vocabulary = load_vocabulary(config.teacher)
-        longest = positions(model_config(config.teacher, "teacher"))
-        self.task = replace(config.task, max_length=min(config.task.max_length, longest))
+        length = usual_length(config.teacher, model_config(config.teacher, "teacher"))
+        self.task = replace(config.task, max_length=length)
         self.model = Teacher(TeacherConfig(config.teacher), device, kept=True).model
 
     def __call__(self, lines: list[str]) -> list[str]:

@@ -11,9 +11,15 @@ import pytest
 import torch
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import RobertaProcessing
-from transformers import AutoModelForMaskedLM, BertConfig, RobertaConfig
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    RobertaConfig,
+)
 
 from data_pipeline.augment import (
+    SURE,
     Word,
     begin_pieces,
     cased,
@@ -30,7 +36,7 @@ from data_pipeline.settings import AugmentConfig, NoiseConfig, TaskConfig
 from data_pipeline.tasks import Examples, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import candidates
-from distill.augment import masked_candidates
+from distill.augment import _Judge, masked_candidates
 from distill.candidates import MaskedWords, Neighbours, chinese_words, whole_entries
 from distill.encoders import model_inputs
 from distill.int8 import has_int8
@@ -155,6 +161,18 @@ def test_pieces_of_another_text_or_model_are_refused(tmp_path):
     begin_pieces(tmp_path, {"examples": "1", "model": "2"})
     with pytest.raises(ValueError, match="begun with another text or model"):
         begin_pieces(tmp_path, {"examples": "1", "model": "3"})
+
+
+def test_the_teacher_judges_texts_of_the_length_that_it_was_trained_with(tiny_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(tiny_tokens()), **shape, initializer_range=0.5)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    copy_tokenizer(tiny_tokenizer, tmp_path, length=8)
+    settings = AugmentConfig("", "", teacher=str(tmp_path), confidence=0.5)
+    texts = [" ".join(["the"] * 6), " ".join(["the"] * 6 + ["was"] * 6)]
+    judged = _Judge(settings, DEVICE)([row(settings, text, None, "a", 0) for text in texts])
+    assert len({json.loads(line)[SURE] for line in judged}) == 1
 
 
 # ---- noise
