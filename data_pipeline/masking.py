@@ -45,12 +45,15 @@ def _whole_words(
     # A word that was cut at the row's edge, or follows a special token, begins where it is seen.
     follows = np.append(False, np.diff(ordinary) == 1)
     starts = np.flatnonzero(~(continues[ordinary] & follows))
-    words = np.split(ordinary, starts[1:]) if len(ordinary) else []
+    bounds = [*starts.tolist(), len(ordinary)]
     chosen: list[int] = []
-    for number in rng.permutation(len(words)):
-        if len(chosen) + len(words[number]) <= count or (one and count and not chosen):
-            chosen += words[number].tolist()
-    return np.array(chosen, dtype=np.int64)
+    for number in rng.permutation(len(starts)).tolist():
+        if len(chosen) >= count:
+            break
+        begin, end = bounds[number], bounds[number + 1]
+        if len(chosen) + end - begin <= count or (one and not chosen):
+            chosen += range(begin, end)
+    return ordinary[np.array(chosen, dtype=np.int64)]
 
 
 class DynamicMasking:
