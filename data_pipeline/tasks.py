@@ -335,10 +335,11 @@ def labels_of(text: str, task: TaskConfig) -> list[str]:
     return [label for part in text.split(task.separator) if (label := part.strip())]
 
 
-def check_labels(path: str, task: TaskConfig, labels: list[str]) -> None:
-    """Refuse a file with a label outside the set, or with no number where one is needed."""
+def checked_examples(path: str, task: TaskConfig, labels: list[str]) -> Examples:
+    """Read a file. Raises ValueError for a label outside the set, or for none where a number is needed."""
     known = set(labels)
-    for number, text in enumerate(read_examples(path, task).labels, 1):
+    examples = read_examples(path, task)
+    for number, text in enumerate(examples.labels, 1):
         if task.kind == "regression":
             _number(text, path, number)
             continue
@@ -348,6 +349,7 @@ def check_labels(path: str, task: TaskConfig, labels: list[str]) -> None:
                     f'task: {path} example {number} has the label "{label}", which is none of '
                     f"{', '.join(labels)}; correct the file or set --task.labels"
                 )
+    return examples
 
 
 def _number(label: str, path: str, number: int) -> float:
@@ -362,8 +364,7 @@ def _number(label: str, path: str, number: int) -> float:
 
 def encode_split(path: str, task: TaskConfig, vocabulary: Vocabulary, labels: list[str]) -> Encoded:
     """Tokenise a file, special tokens added as the tokenizer's own template says."""
-    check_labels(path, task, labels)
-    examples = read_examples(path, task)
+    examples = checked_examples(path, task, labels)
     return encode(examples, _targets(examples.labels, task, labels), task, vocabulary)
 
 

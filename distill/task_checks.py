@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from data_pipeline.settings import METRICS, TaskConfig
-from data_pipeline.tasks import check_labels, label_set, read_examples
+from data_pipeline.tasks import checked_examples, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary, trained_length
 from distill.custom import Named, check_name
 from distill.model_facts import is_custom, model_config, of_words, own_labels, positions
@@ -81,7 +81,7 @@ def check_measured(name: str, path: str, task: TaskConfig, classes: Sequence[Nam
     labels = label_set(task, own_labels(model))
     for split, file in task.files.items():
         if split != "train":
-            check_labels(file, task, labels)
+            checked_examples(file, task, labels)
 
 
 def check_classifier(path: str, model: dict, task: TaskConfig, classes: Sequence[Named] = ()) -> None:
@@ -125,10 +125,8 @@ def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_s
     if task.kind != "regression" and len(known) < 2:
         where = "task.labels" if task.labels else f"task: {task.train}"
         raise ValueError(f"{where} has one label only, {known}; nothing to learn")
-    for path in task.files.values():
-        check_labels(path, task, known)
-    count = len(read_examples(task.train, task).labels)
-    if count < batch_size:
+    counts = {name: len(checked_examples(path, task, known).firsts) for name, path in task.files.items()}
+    if (count := counts["train"]) < batch_size:
         raise ValueError(
             f"batch_size: {batch_size} is more than the {count} training examples; give a smaller one"
         )

@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline import tasks
 from data_pipeline.bucket import Bucket
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import (
     Examples,
     bucketed_steps,
-    check_labels,
+    checked_examples,
     encode,
     encode_split,
     label_set,
+    line_ends,
     read_examples,
     rows_of,
 )
@@ -230,14 +232,14 @@ def test_regression_has_no_labels():
 def test_a_label_outside_the_set_is_named_with_its_example(tmp_path):
     path = write(tmp_path / "a.tsv", "sentence\tlabel\nx\t0\ny\t2\n")
     with pytest.raises(ValueError, match=r'example 2 has the label "2", which is none of 0, 1; correct'):
-        check_labels(path, task(), ["0", "1"])
+        checked_examples(path, task(), ["0", "1"])
 
 
 @pytest.mark.parametrize("label", ["high", "", "nan", "inf"])
 def test_a_regression_label_that_is_no_number_is_named(tmp_path, label):
     path = write(tmp_path / "a.tsv", f"sentence\tlabel\nx\t0.5\ny\t{label}\n")
     with pytest.raises(ValueError, match=rf'example 2 has "{label}" where a number is needed'):
-        check_labels(path, task(kind="regression"), [])
+        checked_examples(path, task(kind="regression"), [])
 
 
 @pytest.mark.parametrize(
@@ -267,6 +269,14 @@ def test_encoding_is_that_of_the_models_own_tokenizer(tmp_path, tiny_tokenizer, 
     expected = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
     assert [ids.tolist() for ids in encoded.ids] == expected["input_ids"]
     assert [segments.tolist() for segments in encoded.segments] == expected["token_type_ids"]
+
+
+def test_a_file_is_read_once_to_be_encoded(tmp_path, tiny_tokenizer, monkeypatch):
+    """Behind a URL each time is a download."""
+    settings, opened = task(write_tsv(tmp_path / "a.tsv")), []
+    monkeypatch.setattr(tasks, "line_ends", lambda form: opened.append(form) or line_ends(form))
+    encode_split(settings.train, settings, load_vocabulary(tiny_tokenizer), ["0", "1"])
+    assert len(opened) == 1
 
 
 def test_a_label_becomes_its_place_in_the_set(tmp_path, tiny_tokenizer):
