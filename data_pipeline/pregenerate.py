@@ -31,7 +31,7 @@ import numpy as np
 from data_pipeline.corpus import SLACK, CorpusPiece, check_corpus, corpus_pieces
 from data_pipeline.packing import Document, pack
 from data_pipeline.progress import Progress
-from data_pipeline.settings import PackingConfig, PregenerateConfig
+from data_pipeline.settings import PackingConfig, PregenerateConfig, usable_cores
 from data_pipeline.shards import (
     VERSION,
     Block,
@@ -154,7 +154,7 @@ def _same_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards:
 
 def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int], shards: Path) -> None:
     """Make the pieces `todo`, in this process or over several, with a progress bar."""
-    workers = min(config.workers or len(os.sched_getaffinity(0)), len(todo))
+    workers = min(config.workers or usable_cores(), len(todo))
     with _progress(pieces, todo) as done:
         if workers <= 1:
             maker = _Maker(config, shards, done)

@@ -20,6 +20,11 @@ def progress_mode() -> str:
     return mode
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 Metric = Literal["accuracy", "f1", "f1_micro", "f1_macro", "matthews", "pearson_spearman"]
 
 # What may select the best checkpoint; the first does where none is given.

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from data_pipeline.model_folder import model_folder
-from data_pipeline.settings import TaskConfig
+from data_pipeline.settings import TaskConfig, usable_cores
 from data_pipeline.tasks import ENCODING, Encoded, Examples, encode, line_ends, rows_of
 from data_pipeline.untrusted import bounded_lines
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
@@ -81,8 +81,7 @@ def load(config: PredictConfig) -> Forward:
     """The model as a function of padded ids, mask and segments."""
     folder = Path(model_folder(config.model))
     if config.runtime != "torch":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        session = open_session(folder / FILES[config.runtime], cores)
+        session = open_session(folder / FILES[config.runtime], usable_cores())
         return lambda padded: run_session(session, padded)
     import torch
     from transformers import AutoModelForSequenceClassification

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data_pipeline.settings import usable_cores
 from distill.compiler import compiler
 
 
@@ -74,7 +75,7 @@ def _hardware(torch: dict[str, Any]) -> list[Part]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return [
         Part("Python", f"{platform.python_version()} ({sys.executable})"),
-        Part("CPU cores", str(len(os.sched_getaffinity(0)))),
+        Part("CPU cores", str(usable_cores())),
         Part("memory", f"{memory / 2**30:.0f} GiB"),
         Part(
             "CPU matrix units",

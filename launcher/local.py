@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 
+from data_pipeline.settings import usable_cores
 from distill import preemption
 from distill.preemption import EXIT_CODE, INTERRUPTED
 from launcher.jobs import JOBS
@@ -82,7 +83,7 @@ def environment(processes: int, base: dict[str, str]) -> dict[str, str]:
 
 def cores(environment: Mapping[str, str]) -> int:
     """CPUs that are ours: Slurm's grant may be less than what the machine would let us use."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = usable_cores()
     return min(own, int(environment.get("SLURM_CPUS_PER_TASK", own)))
 
 

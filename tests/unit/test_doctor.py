@@ -1,6 +1,7 @@
 """The job `doctor` names what is there, and what the missing parts cost."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -21,6 +22,12 @@ def by_name(parts: list[Part]) -> dict[str, Part]:
 def test_this_machine_is_fit_to_run_the_tests(parts):
     found = {part.name for part in parts if part.found}
     assert {"Python", "CPU cores", "memory", "torch", "deepspeed", "transformers"} <= found
+
+
+def test_a_system_that_tells_no_affinity_has_cores_too(monkeypatch):
+    monkeypatch.setattr(doctor, "_ask_torch", dict)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert by_name(inspect_machine())["CPU cores"].found == str(os.cpu_count())
 
 
 def test_every_missing_part_has_a_cost_and_a_remedy(parts):

@@ -1,6 +1,7 @@
 """Pregeneration is a function of corpus, tokenizer and seed, and its shards are whole or absent."""
 
 import gzip
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -296,6 +297,12 @@ def test_a_corpus_that_becomes_no_token_is_refused_and_leaves_no_shards(tmp_path
 
 
 # --- checks ----------------------------------------------------------------------------------
+
+
+def test_a_system_that_tells_no_affinity_gets_a_process_for_each_core(tmp_path, config, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert run(replace(config, workers=0), tmp_path)["sequences"]
 
 
 def test_a_good_configuration_passes(config):
