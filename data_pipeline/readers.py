@@ -75,7 +75,7 @@ def source(path: str, by_line: bool, field: str) -> Source:
         return StreamedDataset(path, field)
     if not is_url(path) and Path(path).is_dir():
         return SavedDataset(path, field)
-    name = PurePosixPath(path.partition("?")[0] if is_url(path) else path)  # a signed URL has a query
+    name = _name(path)
     kind = name.with_suffix("").suffix if name.suffix in DECOMPRESSORS else name.suffix
     if kind == ".jsonl":
         return Lines(path, field=field)
@@ -89,6 +89,11 @@ def source(path: str, by_line: bool, field: str) -> Source:
         f"corpus: {path} is of no known kind; give .txt or .jsonl (plain, .gz, .bz2, .xz or .zst), "
         ".parquet, a Wikipedia .xml.bz2 dump, a folder saved by `datasets`, or hub:NAME"
     )
+
+
+def _name(path: str) -> PurePosixPath:
+    """What tells a file's kind; a signed URL has a query after it."""
+    return PurePosixPath(path.partition("?")[0] if is_url(path) else path)
 
 
 def expand_url(pattern: str) -> list[str]:
@@ -142,7 +147,7 @@ class _ByLines:
 
     @property
     def _decompress(self) -> Callable[[Any], Any] | None:
-        return DECOMPRESSORS.get(PurePosixPath(self.path.partition("?")[0]).suffix)
+        return DECOMPRESSORS.get(_name(self.path).suffix)
 
     def lines(self, start: int) -> Iterator[tuple[int, str]]:
         """Yield the lines that begin at byte `start` or later, each with its first byte's position."""
@@ -361,7 +366,7 @@ class WikipediaDump:
         from xml.etree import ElementTree
 
         parser = _markup_parser()
-        decompress = DECOMPRESSORS.get(PurePosixPath(self.path.partition("?")[0]).suffix)
+        decompress = DECOMPRESSORS.get(_name(self.path).suffix)
         with _open(self.path) as raw:
             file = decompress(raw) if decompress else raw
             try:

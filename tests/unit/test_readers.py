@@ -207,6 +207,11 @@ def test_a_damaged_dump_is_named(tmp_path):
         list(read_documents(CorpusConfig(files=[str(tmp_path / "a.xml")])))
 
 
+def test_a_question_mark_in_a_local_name_is_no_query(tmp_path):
+    (tmp_path / "what?.txt.gz").write_bytes(gzip.compress(b"one\n"))
+    assert list(read_documents(CorpusConfig(files=[str(tmp_path / "what?.txt.gz")]))) == [["one"]]
+
+
 def test_a_file_of_no_known_kind_is_refused(tmp_path):
     (tmp_path / "a.pdf").write_text("x", encoding="utf-8")
     with pytest.raises(ValueError, match=r"a\.pdf is of no known kind; give \.txt"):
