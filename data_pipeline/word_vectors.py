@@ -125,6 +125,8 @@ def _text(path: str, width: int, wanted: set[str] | None) -> Iterator[tuple[str,
                 continue
             # From the right: a few words of GloVe 840B hold spaces.
             name, *values = line.rstrip().rsplit(b" ", width)
+            if not name and not values:
+                continue  # some files end with a blank line
             if len(values) != width:
                 raise ValueError(
                     f"words.vectors: {path} line {number} has no {width} numbers; is it cut off?"

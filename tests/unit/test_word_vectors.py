@@ -62,6 +62,11 @@ def test_memory_is_that_of_the_words_asked_for(tmp_path):
     assert peak < (tmp_path / "a.txt").stat().st_size / 10
 
 
+def test_a_blank_line_at_the_end_is_passed_over(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"soup 1 2 3\n\n")
+    assert read_vectors(str(tmp_path / "a.txt"), ["soup"])["soup"].tolist() == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
