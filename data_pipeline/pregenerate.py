@@ -47,6 +47,7 @@ from data_pipeline.whole import beside, write_whole
 
 BATCH_SENTENCES = 2_000
 LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
+MOST_ROWS = 4096  # of a block: training reads it whole for the few rows of it that it needs
 RECORDS = "pieces"
 MB = 1_000_000
 
@@ -58,8 +59,8 @@ def check(config: PregenerateConfig) -> None:
     load_vocabulary(config.tokenizer)
     _ = config.share
     _check_packing(config.packing)
-    if not 1 <= config.rows_per_block <= LARGEST:
-        raise ValueError(f"rows_per_block: {config.rows_per_block}; give 1 to {LARGEST}")
+    if not 1 <= config.rows_per_block <= MOST_ROWS:
+        raise ValueError(f"rows_per_block: {config.rows_per_block}; give 1 to {MOST_ROWS}")
     if not 1e-4 <= config.shard_mb <= 1e4:
         raise ValueError(f"shard_mb: {config.shard_mb}; give 0.0001 to 10000")
     if config.variants < 1 or config.workers < 0:

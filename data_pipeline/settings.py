@@ -102,7 +102,7 @@ class PregenerateConfig:
         tokenizer: Folder whose tokenizer is used: the teacher's.
         packing: How sentences become rows.
         variants: Packings of the corpus with other draws (pairs, masks): epochs take them in turn.
-        rows_per_block: Sequences in one tar member.
+        rows_per_block: Sequences in one tar member, 4096 at most: training reads it whole.
         shard_mb: Megabytes of text (of a compressed file, millions of characters) in one shard file;
             rows are shuffled, and random segments drawn, within it.
         workers: Processes that tokenise and pack; 0 is one for each core.

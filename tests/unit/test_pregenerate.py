@@ -313,8 +313,8 @@ def test_a_good_configuration_passes(config):
     ("change", "message"),
     [
         ({"tokenizer": "/no/such/folder"}, "/no/such/folder: no such folder; give a model folder"),
-        ({"rows_per_block": 0}, "rows_per_block: 0; give 1 to 65535"),
-        ({"rows_per_block": 65_536}, "rows_per_block: 65536; give 1 to 65535"),
+        ({"rows_per_block": 0}, "rows_per_block: 0; give 1 to 4096"),
+        ({"rows_per_block": 4097}, "rows_per_block: 4097; give 1 to 4096"),
         ({"shard_mb": 0.0}, "shard_mb: 0.0; give 0.0001 to 10000"),
         ({"variants": 0}, "variants must be 1 or more"),
         ({"slice": "3/2"}, "slice: 3/2; give K/N with K from 1 to N"),
