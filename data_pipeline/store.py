@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 FIRST_WAIT = 0.5  # seconds before the first retry; doubled before each further one
 LONGEST_WAIT = 60.0
-PRUNE_EVERY = 64 << 20  # bytes written between looks at the cache's size
+PRUNE_EVERY = 64 << 20  # bytes written between looks at the cache's size, at least
 
 
 class DamagedBlock(ValueError):
@@ -177,7 +177,6 @@ class BlockCache:
     def __init__(self, folder: Path, bound: int):
         self.folder, self.bound = folder, bound
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._since_prune = 0
         self._prune()
 
     def get(self, key: str) -> bytes | None:
@@ -196,12 +195,16 @@ class BlockCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
         os.replace(partial, self.folder / key)
-        self._since_prune += len(data)
-        if self._since_prune >= min(PRUNE_EVERY, self.bound // 8):
+        self._until_prune -= len(data)
+        if self._until_prune <= 0:
             self._prune()
 
     def _prune(self) -> None:
-        self._since_prune = 0
+        """Remove the oldest files beyond the bound; looks again when an eighth of the room is filled.
+
+        Every file is looked at, which takes long of many; other processes fill the room as well.
+        """
+        self._until_prune = least = min(PRUNE_EVERY, self.bound // 8)  # other threads don't look meanwhile
         files = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -211,7 +214,8 @@ class BlockCache:
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self.bound * 7 // 8:
-                return
+                break
             with suppress(FileNotFoundError):
                 os.remove(path)
             total -= size
+        self._until_prune = max(least, (self.bound - total) // 8)

@@ -1,5 +1,6 @@
 """Shards behind URLs: the same rows as from a folder, through failures, with a bounded cache."""
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -231,6 +232,19 @@ def test_the_cache_keeps_within_its_bound_and_drops_the_least_recently_used(tmp_
     assert cache.get("key49") == bytes([49]) * 1000
     assert cache.get("key0") == bytes(1000)  # asked for all along
     assert cache.get("key1") is None
+
+
+def test_a_cache_with_room_is_looked_at_seldom(tmp_path, monkeypatch):
+    """A look takes long of many files; what others write is found by the next."""
+    monkeypatch.setattr(store, "PRUNE_EVERY", 100)
+    cache = BlockCache(tmp_path, bound=80_000)
+    (tmp_path / "others").write_bytes(bytes(100_000))
+    os.utime(tmp_path / "others", (0, 0))
+    cache.put("a", bytes(9_000))
+    assert cache.get("others")
+    os.utime(tmp_path / "others", (0, 0))
+    cache.put("b", bytes(2_000))
+    assert [cache.get(key) is None for key in ("others", "a", "b")] == [True, False, False]
 
 
 def test_two_caches_share_a_folder(tmp_path):
