@@ -190,8 +190,10 @@ def test_the_reader_serves_the_same_over_http(server, shards, tmp_path):
 def s3(shards):
     """moto's server with the shards in a bucket."""
     import boto3
+    import s3fs
     from moto.server import ThreadedMotoServer
 
+    s3fs.S3FileSystem.clear_instance_cache()  # it keeps the address of an earlier server
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
