@@ -7,8 +7,6 @@ and `pretrain --model` take it as they take any model folder.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from data_pipeline.corpus import check_corpus, read_documents
 from data_pipeline.settings import VocabularyConfig, progress_mode
+from data_pipeline.whole import whole_folder
 from data_pipeline.words import CLS, MASK, PAD, SEPARATOR, SPECIAL, UNKNOWN
 
 LONGEST = 512  # tokens of a sequence
@@ -33,15 +32,11 @@ def run(config: VocabularyConfig, folder: Path) -> dict[str, Any]:
     """Write `folder`/model; returns the summary's figures."""
     tokenizer = train(config)
     size = tokenizer.get_vocab_size()
-    partial, target = folder / "model.partial", folder / "model"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tokenizer.save(str(partial / "tokenizer.json"))
-    for name, content in (("tokenizer_config", _described(config)), ("config", _shape(size))):
-        (partial / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    return {"tokens": size, "model": str(target)}
+    with whole_folder(folder / "model") as partial:
+        tokenizer.save(str(partial / "tokenizer.json"))
+        for name, content in (("tokenizer_config", _described(config)), ("config", _shape(size))):
+            (partial / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return {"tokens": size, "model": str(folder / "model")}
 
 
 def train(config: VocabularyConfig) -> Tokenizer:

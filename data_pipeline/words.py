@@ -7,14 +7,13 @@ accents dropped; Chinese text is cut into characters. It loads wherever tokenize
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_pipeline.settings import WordsConfig
+from data_pipeline.whole import whole_folder
 
 PAD, UNKNOWN, CLS, SEPARATOR, MASK = SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORD = r"\w+?(?=n't\b)|n't\b|'(?:s|m|re|ve|ll|d)\b|\w+|[^\w\s]"
@@ -44,16 +43,12 @@ def build_tokenizer(texts: Iterable[str], config: WordsConfig, more: Iterable[st
 
 def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer's files into `folder`, whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tokenizer.save(str(partial / "tokenizer.json"))
     names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
     described = {"tokenizer_class": "PreTrainedTokenizerFast"}
     described |= {f"{name}_token": token for name, token in names.items()}
-    (partial / "tokenizer_config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial:
+        tokenizer.save(str(partial / "tokenizer.json"))
+        (partial / "tokenizer_config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
 
 
 def known_words(tokenizer: Tokenizer) -> list[str]:
