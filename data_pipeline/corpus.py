@@ -67,7 +67,7 @@ def corpus_sources(config: CorpusConfig) -> list[Source]:
 
 
 def _expand(pattern: str) -> list[str]:
-    if pattern.startswith(readers.STREAMED):
+    if pattern.startswith(readers.HUB):
         return [pattern]
     if is_url(pattern):
         return readers.expand_url(pattern)

@@ -36,7 +36,7 @@ DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     ".zst": zstd.open,
 }
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError)
-STREAMED = "hub:"
+HUB = "hub:"
 LONGEST_DOCUMENT = 1 << 20  # bytes; a longer one is cut, so that memory stays bounded
 LONGEST_LINE = 64 << 20  # bytes
 ROWS = 1000  # rows of a table that are read together
@@ -71,7 +71,7 @@ class Source(Protocol):
 
 def source(path: str, by_line: bool, field: str) -> Source:
     """The source at `path`. Raises ValueError where it is of no known kind."""
-    if path.startswith(STREAMED):
+    if path.startswith(HUB):
         return StreamedDataset(path, field)
     if not is_url(path) and Path(path).is_dir():
         return SavedDataset(path, field)
@@ -89,6 +89,12 @@ def source(path: str, by_line: bool, field: str) -> Source:
         f"corpus: {path} is of no known kind; give .txt or .jsonl (plain, .gz, .bz2, .xz or .zst), "
         ".parquet, a Wikipedia .xml.bz2 dump, a folder saved by `datasets`, or hub:NAME"
     )
+
+
+def hub_parts(path: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split of hub:NAME[,CONFIG[,SPLIT]]."""
+    name, configuration, split = [*path.removeprefix(HUB).split(","), "", ""][:3]
+    return name, configuration or None, split or "train"
 
 
 def _name(path: str) -> PurePosixPath:
@@ -328,9 +334,9 @@ class StreamedDataset:
     def _rows(self):
         from datasets import load_dataset
 
-        name, configuration, split = [*self.path.removeprefix(STREAMED).split(","), "", ""][:3]
+        name, configuration, split = hub_parts(self.path)
         try:
-            rows = load_dataset(name, configuration or None, split=split or "train", streaming=True)
+            rows = load_dataset(name, configuration, split=split, streaming=True)
         except Exception as error:  # of many libraries and kinds: no such name, no network, a damaged file
             raise ValueError(f"corpus: {self.path} can't be streamed: {error}") from None
         if rows.column_names and self.field not in rows.column_names:

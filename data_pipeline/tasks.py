@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from data_pipeline.readers import whole_characters
+from data_pipeline.readers import HUB, hub_parts, whole_characters
 from data_pipeline.settings import TaskConfig
 from data_pipeline.untrusted import LONGEST_ROW, bounded_lines, parse_json
 from data_pipeline.urls import file_system, is_url
@@ -20,7 +20,6 @@ from data_pipeline.vocabulary import Vocabulary
 csv.field_size_limit(LONGEST_ROW)  # its own limit, 128 KB, is less than some texts have
 ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
 
-HUB = "hub:"
 TOGETHER = 4096  # texts that are tokenised at once: what the library keeps of each is large
 
 
@@ -233,8 +232,8 @@ def _data_set(path: str) -> Any:
 
     try:
         if path.startswith(HUB):
-            name, configuration, split = [*path.removeprefix(HUB).split(","), "", ""][:3]
-            return load_dataset(name, configuration or None, split=split or "train")
+            name, configuration, split = hub_parts(path)
+            return load_dataset(name, configuration, split=split)
         if path.endswith(".parquet"):
             return Dataset.from_parquet(path, keep_in_memory=True)
         return load_from_disk(path)
