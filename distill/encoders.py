@@ -40,6 +40,8 @@ DROPOUTS = {
     "attention_probs_dropout_prob",
     "classifier_dropout",
     "classifier_dropout_prob",  # ALBERT's
+    "pooler_dropout",  # DeBERTa's
+    *("embedding_dropout", "attention_dropout", "mlp_dropout"),  # ModernBERT's
 }
 
 
@@ -136,6 +138,8 @@ class Teacher:
             model = head.from_pretrained(path)
         else:
             model = AutoModel.from_pretrained(path, **_backbone(path, layers))
+            if layers < read_config(path).num_hidden_layers and hasattr(model, "final_norm"):
+                model.final_norm = nn.Identity()  # ModernBERT's, of its very last layer alone
         self.collector = listen(model)
         fuse_layer_norms(model)
         small = config.precision == "auto" and isinstance(model, WordModelForSequenceClassification)
@@ -237,13 +241,17 @@ def student_shape(student: StudentConfig, base: PretrainedConfig) -> PretrainedC
     if student.path:
         config = read_config(student.path)
     else:
-        config = type(base)(**base.to_dict())
-        config.num_hidden_layers = student.layers
-        config.hidden_size = student.hidden_size
-        config.num_attention_heads = student.heads
-        config.intermediate_size = student.intermediate_size
-        if hasattr(config, "pooler_hidden_size"):  # DeBERTa's
-            config.pooler_hidden_size = student.hidden_size
+        shape: dict[str, Any] = {
+            "num_hidden_layers": student.layers,
+            "hidden_size": student.hidden_size,
+            "num_attention_heads": student.heads,
+            "intermediate_size": student.intermediate_size,
+        }
+        if hasattr(base, "pooler_hidden_size"):  # DeBERTa's
+            shape["pooler_hidden_size"] = student.hidden_size
+        if kinds := getattr(base, "layer_types", None):  # ModernBERT's: which layers look how far
+            shape["layer_types"] = (kinds * student.layers)[: student.layers]
+        config = type(base)(**{**base.to_dict(), **shape})
     return with_dropout(config, student.dropout)
 
 

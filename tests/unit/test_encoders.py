@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertForSequenceClassification,
@@ -32,8 +33,14 @@ from distill.settings import StudentConfig, TeacherConfig
 
 CPU = torch.device("cpu")
 SMALL = StudentConfig(layers=2, hidden_size=24, heads=4, intermediate_size=40)
-FAMILIES = ["bert", "roberta", "electra", "albert"]
-NUMBERS = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = ["bert", "roberta", "electra", "albert", "deberta", "deberta-v2", "modernbert", "nezha"]
+NUMBERS = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
 INPUTS = {
     "input_ids": torch.tensor([[2, 9, 8, 7, 3], [2, 5, 3, 0, 0]]),
     "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
@@ -72,6 +79,16 @@ def test_a_student_of_a_folder_has_its_shape_and_weights(tiny_model, tmp_path):
     again = build_backbone(StudentConfig(path=str(tmp_path / "student"), layers=9), tiny_model)
     assert again.config.num_hidden_layers == 2
     assert all(torch.equal(again.state_dict()[name], value) for name, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_student_of_every_family_is_saved_and_loads(family, tiny_tokenizer, tmp_path):
+    base = AutoConfig.for_model(family, **NUMBERS)
+    model = build_classifier(None, student_shape(SMALL, base), ["bad", "good"]).eval()
+    save(model, tmp_path / "student", tiny_tokenizer)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert loaded.config.num_hidden_layers == 2
+    assert torch.equal(loaded(**INPUTS).logits, model(**INPUTS).logits)
 
 
 def test_shaping_a_student_leaves_the_teachers_configuration_alone(tiny_model):
@@ -217,6 +234,20 @@ def test_a_teachers_dropout_can_be_left_live(tiny_model):
 
 def test_a_teacher_is_cut_after_the_last_layer_needed(tiny_model):
     assert len(Teacher(TeacherConfig(tiny_model), CPU, layers=3).model.encoder.layer) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_cut_teacher_says_what_the_whole_one_says_there(family, tmp_path):
+    whole = AutoModel.from_config(AutoConfig.for_model(family, **NUMBERS)).eval()
+    whole.save_pretrained(tmp_path)
+    states = whole(**INPUTS, output_hidden_states=True).hidden_states
+    for layers in (2, 4):
+        cut = Teacher(TeacherConfig(str(tmp_path), "fp32"), CPU, layers).model
+        found = cut(**INPUTS, output_hidden_states=True).hidden_states
+        assert len(found) == layers + 1
+        for one, other in zip(found, states, strict=False):
+            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("amx", [True, False])
