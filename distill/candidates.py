@@ -28,7 +28,7 @@ from data_pipeline.settings import AugmentConfig
 from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from data_pipeline.word_vectors import first_vectors
-from distill.encoders import Batch, model_inputs
+from distill.encoders import Batch, model_inputs, whole_model
 from distill.int8 import check_int8, quantise
 from distill.model_facts import positions
 from distill.products import speed_up_products
@@ -52,12 +52,8 @@ class MaskedWords:
 
     def __init__(self, config: AugmentConfig, device: torch.device):
         self.vocabulary = load_vocabulary(config.model)
-        self.model, said = AutoModelForMaskedLM.from_pretrained(
-            model_folder(config.model), dtype=torch.float32, output_loading_info=True
-        )
-        if said["missing_keys"]:
-            missing = ", ".join(sorted(said["missing_keys"])[:3])
-            raise ValueError(f"model: {config.model} lacks weights of its head: {missing}")
+        folder = model_folder(config.model)
+        self.model = whole_model(AutoModelForMaskedLM, folder, "model", dtype=torch.float32)
         self.model.to(device).eval()
         self.exact: PreTrainedModel | None = None
         if config.precision == "int8":  # products of integers are exact

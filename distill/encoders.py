@@ -135,7 +135,7 @@ class Teacher:
         """
         path = model_folder(config.path)
         if layers is None:
-            model = head.from_pretrained(path)
+            model = whole_model(head, path, "teacher")
         else:
             model = AutoModel.from_pretrained(path, **_backbone(path, layers))
             if layers < read_config(path).num_hidden_layers and hasattr(model, "final_norm"):
@@ -161,6 +161,15 @@ class Teacher:
     def signal(self, batch: Batch, hidden: Iterable[int] = (), attention: Iterable[int] = ()) -> Signal:
         """The teacher's signal for a batch. (`no_grad`: inference tensors can't be saved.)"""
         return run_encoder(self.model, self.collector, batch, hidden, attention)
+
+
+def whole_model(head: Any, path: str, name: str, **given: Any) -> PreTrainedModel:
+    """A folder's model of the class `head`. Raises ValueError where weights are missing: random ones."""
+    model, said = head.from_pretrained(path, output_loading_info=True, **given)
+    if said["missing_keys"]:
+        missing = ", ".join(sorted(said["missing_keys"])[:3])
+        raise ValueError(f"{name}: {path} lacks weights of its head: {missing}; give a model that has them")
+    return model
 
 
 class StoredTeacher:

@@ -13,10 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+)
 from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
     BertSelfAttention,
@@ -114,6 +121,17 @@ class NezhaModel(BertModel):
         self.post_init()
 
 
+class NezhaForMaskedLM(BertForMaskedLM):
+    """The encoder with a masked-language-model head."""
+
+    config_class = NezhaConfig
+
+    def __init__(self, config: NezhaConfig):
+        super().__init__(config)
+        self.bert = NezhaModel(config, add_pooling_layer=False)
+        self.post_init()
+
+
 class NezhaForSequenceClassification(BertForSequenceClassification):
     """The encoder with a classifier on the pooled first state."""
 
@@ -127,5 +145,6 @@ class NezhaForSequenceClassification(BertForSequenceClassification):
 
 AutoConfig.register(NezhaConfig.model_type, NezhaConfig)
 AutoModel.register(NezhaConfig, NezhaModel)
+AutoModelForMaskedLM.register(NezhaConfig, NezhaForMaskedLM)
 AutoModelForSequenceClassification.register(NezhaConfig, NezhaForSequenceClassification)
 register_checkpoint_conversion_mapping(NezhaConfig.model_type, [WeightRenaming(r"^nezha\.", "bert.")])

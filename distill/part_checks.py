@@ -62,8 +62,8 @@ def check_shards(
 
 
 def check_masked_head(path: str, name: str) -> None:
-    """Refuse a model that can't tell masked tokens."""
-    heads = model_config(path, name).get("architectures") or []
+    """Refuse a model that can't tell masked tokens, as ELECTRA's discriminator can't."""
+    heads = {*(model_config(path, name).get("architectures") or [])} - {"ElectraForPreTraining"}
     if not any("MaskedLM" in head or "PreTraining" in head for head in heads):
         raise ValueError(
             f"{name}: {path} has no masked-language-model head; train one (distillery pretrain)"

@@ -782,6 +782,13 @@ def test_masked_tokens_that_can_not_be_learnt(refused, general, flags, says):
     refused("general", {**general, **terms}, says)
 
 
+def test_a_discriminator_can_not_tell_masked_tokens(refused, general, tiny_model, tmp_path):
+    teacher = copy(tiny_model, tmp_path / "electra")
+    change_config(teacher, model_type="electra", architectures=["ElectraForPreTraining"])
+    flags = {**general, "teacher.path": teacher, "stage.objective.logits": 1}
+    refused("general", flags, "electra has no masked-language-model head")
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -232,6 +232,11 @@ def test_a_teachers_dropout_can_be_left_live(tiny_model):
     assert all(module.training for module in model.modules())
 
 
+def test_a_teacher_without_weights_of_its_head_is_refused(tiny_model):
+    with pytest.raises(ValueError, match=r"lacks weights of its head: classifier\.bias, classifier"):
+        Teacher(TeacherConfig(tiny_model), CPU)
+
+
 def test_a_teacher_is_cut_after_the_last_layer_needed(tiny_model):
     assert len(Teacher(TeacherConfig(tiny_model), CPU, layers=3).model.encoder.layer) == 3
 

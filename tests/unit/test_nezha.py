@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from distill.attention import collecting, install
+from distill.encoders import whole_model
 from distill.nezha import NezhaConfig, NezhaSelfAttention, relative_positions
 
 
@@ -77,15 +78,14 @@ def test_padding_changes_nothing_whatever_kind_of_mask_it_gets(model, batch, att
 
 @torch.no_grad()
 @pytest.mark.parametrize("prefix", ["bert.", "nezha."])
-def test_weights_load_under_both_published_names(model, batch, tmp_path, prefix):
+@pytest.mark.parametrize("head", [AutoModelForMaskedLM, AutoModelForSequenceClassification])
+def test_weights_load_under_both_published_names(head, batch, tmp_path, prefix):
+    model = head.from_config(config()).eval()
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    renamed = {
-        name.replace(name.split(".")[0] + ".", prefix, 1) if "classifier" not in name else name: weight
-        for name, weight in saved.items()
-    }
+    renamed = {name.replace("bert.", prefix, 1): weight for name, weight in saved.items()}
     save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    again = whole_model(head, str(tmp_path), "teacher").eval()
     torch.testing.assert_close(again(*batch).logits, model(*batch).logits)
 
 

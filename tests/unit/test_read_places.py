@@ -12,7 +12,7 @@ from distill.encoders import Batch, model_inputs, run_encoder
 from distill.read_places import reading
 
 SAVED = ("bert", "roberta", "electra", "xlm-roberta", "camembert")  # what follows the last attention
-FAMILIES = (*SAVED, "albert", "deberta-v2", "modernbert")
+FAMILIES = (*SAVED, "albert", "deberta-v2", "modernbert", "nezha")
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 PLACES = torch.tensor([1, 4, 9, 20])
 
