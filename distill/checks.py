@@ -12,8 +12,17 @@ from data_pipeline.augment import read
 from data_pipeline.model_folder import model_folder
 from data_pipeline.noise import tagger
 from data_pipeline.settings import AugmentConfig
+from data_pipeline.tasks import label_set
 from data_pipeline.vocabulary import load_vocabulary
-from distill.model_facts import WORDS, has_weights, model_config, of_words, own_labels, positions
+from distill.model_facts import (
+    WORDS,
+    has_weights,
+    model_config,
+    of_words,
+    outputs_of,
+    own_labels,
+    positions,
+)
 from distill.onnx_runtime import FILES, refuse_missing
 from distill.outputs import check_outputs
 from distill.part_checks import (
@@ -50,8 +59,11 @@ from distill.task_checks import (
     check_measured,
     check_members,
     check_pair,
+    check_path_head,
     check_submit,
     check_task,
+    kept_labels,
+    warn_of_outputs,
 )
 
 
@@ -126,7 +138,12 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     check_terms("stage", config.stage.objective, ("labels", "custom"))
     if config.stage.objective.custom_layers:
         raise ValueError("stage.objective.custom_layers: there is no teacher to compare with; leave it out")
-    check_task(config.task, own_labels(base), positions(model), config.stage.batch_size)
+    labels = kept_labels(config.task, base)
+    check_task(config.task, labels, positions(model), config.stage.batch_size)
+    if shape and shape.path:
+        check_path_head(shape, label_set(config.task, labels))
+    elif config.model and not shape:
+        warn_of_outputs(config.model, base, config.task)
 
 
 def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
@@ -150,6 +167,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     largest = max(stage.batch_size for stage in stages.values())
     longest = min(positions(teacher), positions(student))
     check_task(config.task, own_labels(teacher), longest, largest)
+    check_path_head(config.student, label_set(config.task, own_labels(teacher)))
     check_outputs(config.teacher, config.task)
 
 
@@ -212,7 +230,7 @@ def _check_judge(config: AugmentConfig) -> None:
     check_head(config.teacher, model)
     check_pair(config.teacher, model, config.text_pair)
     several = model.get("problem_type") == "multi_label_classification"
-    if several or len(model.get("id2label") or "01") < 2:
+    if several or outputs_of(model) == 1:
         raise ValueError(f"teacher: {config.teacher} does not choose one label of several; leave it out")
     load_vocabulary(config.teacher)
 

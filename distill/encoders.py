@@ -304,11 +304,18 @@ def set_labels(config: PretrainedConfig, labels: list[str], kind: str) -> None:
 def build_classifier(
     path: str | None, config: PretrainedConfig, labels: list[str], kind: str = "classification"
 ) -> PreTrainedModel:
-    """A classifier in fp32 (one output without labels: regression): a folder's, or random weights."""
+    """A classifier in fp32 (one output without labels: regression): a folder's, or random weights.
+
+    A head of another number of outputs gives way to a random one.
+    """
+    outputs = config.num_labels
     set_labels(config, labels, kind if labels else "regression")
     if path:
         model = AutoModelForSequenceClassification.from_pretrained(
-            model_folder(path), config=config, dtype=torch.float32
+            model_folder(path),
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=config.num_labels != outputs,
         )
         if isinstance(model, WordModelForSequenceClassification):
             model.freeze()

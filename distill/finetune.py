@@ -12,12 +12,13 @@ from distill.encoders import build_classifier, listen, read_config, with_dropout
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student
 from distill.measure import measure_dev
-from distill.model_facts import model_config, own_labels
+from distill.model_facts import model_config
 from distill.objective import Objective
 from distill.part_checks import micro_batch_size
 from distill.settings import FinetuneConfig
 from distill.sources import TaskSource
 from distill.student import build_student
+from distill.task_checks import kept_labels
 from distill.trainer import Trainer
 
 
@@ -26,7 +27,8 @@ def run(config: FinetuneConfig, folder: Path) -> dict:
     device = start_processes()
     torch.manual_seed(config.seed)
     task, stage = config.task, config.stage
-    labels = label_set(task, own_labels(model_config(config.model, "model")) if config.model else None)
+    own = kept_labels(task, model_config(config.model, "model")) if config.model else None
+    labels = label_set(task, own)
     if config.shape:
         model, tokenizer = build_student(config.shape, config.model, task, labels, folder, config.dropout)
     else:

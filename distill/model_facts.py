@@ -50,6 +50,14 @@ def own_labels(model: dict) -> list[str] | None:
     return None if all(label.startswith("LABEL_") for label in labels) else labels
 
 
+def outputs_of(model: dict, classes: Iterable[Named] = ()) -> int | None:
+    """Outputs of a model's classification head; None without one. The user's own `classes` have one."""
+    heads = model.get("architectures") or []
+    if not is_custom(model, classes) and not any("SequenceClassification" in head for head in heads):
+        return None
+    return len(model.get("id2label") or "01")
+
+
 def positions(model: dict) -> int:
     """Longest sequence that a model takes; models of words take any."""
     if of_words(model) or "num_hidden_layers" not in model:

@@ -14,9 +14,10 @@ from data_pipeline.settings import METRICS, TaskConfig
 from data_pipeline.tasks import checked_examples, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary, trained_length
 from distill.custom import Named, check_name
-from distill.model_facts import is_custom, model_config, of_words, own_labels, positions
+from distill.model_facts import model_config, of_words, outputs_of, own_labels, positions
 from distill.settings import (
     EvaluateConfig,
+    StudentConfig,
     TeacherConfig,
 )
 
@@ -88,18 +89,50 @@ def check_classifier(path: str, model: dict, task: TaskConfig, classes: Sequence
     """Refuse a folder without a classification head for the task."""
     check_head(path, model, classes)
     check_pair(path, model, task.text_pair)
-    outputs = len(model.get("id2label") or {0: "", 1: ""})
-    needed = 1 if task.kind == "regression" else len(label_set(task, own_labels(model)))
-    if outputs != needed:
+    check_outputs_of(path, model, label_set(task, own_labels(model)), classes)
+
+
+def check_outputs_of(path: str, model: dict, labels: list[str], classes: Sequence[Named] = ()) -> None:
+    """Refuse a classification head of another number of outputs than the labels need."""
+    outputs, needed = outputs_of(model, classes), max(1, len(labels))
+    if outputs not in (None, needed):
         raise ValueError(f"{path} has {outputs} outputs and the task needs {needed}; is it another task's?")
+
+
+def check_path_head(student: StudentConfig, labels: list[str]) -> None:
+    """Refuse a student's folder of another task."""
+    if student.path:
+        classes = [student.cls] if student.cls else []
+        model = model_config(student.path, "student.path", classes)
+        check_outputs_of(f"student.path: {student.path}", model, labels, classes)
+
+
+def kept_labels(task: TaskConfig, model: dict) -> list[str] | None:
+    """The labels that a model keeps when it is fine-tuned: its own, where the data has no others."""
+    own = own_labels(model)
+    if own is None or task.kind == "regression":
+        return None
+    wanted = {*label_set(task)}
+    return own if wanted == {*own} or (wanted < {*own} and not task.labels) else None
+
+
+def warn_of_outputs(path: str, model: dict, task: TaskConfig) -> None:
+    """Say so where fine-tuning turns the outputs of a classifier into others."""
+    labels, outputs, own = label_set(task, kept_labels(task, model)), outputs_of(model), own_labels(model)
+    if outputs is None or labels == own or (own is None and outputs == max(1, len(labels))):
+        return
+    print(
+        f"warning: model: {path} was trained for {own or f'{outputs} outputs'}; here it learns "
+        f"{labels or 'one number'} instead",
+        file=sys.stderr,
+    )
 
 
 def check_head(path: str, model: dict, classes: Sequence[Named] = ()) -> None:
     """Refuse a folder without a classification head; the user's own classes have one."""
     for each in classes:
         check_name("classes", each)
-    heads = model.get("architectures") or []
-    if not is_custom(model, classes) and not any("SequenceClassification" in head for head in heads):
+    if outputs_of(model, classes) is None:
         raise ValueError(f"{path} has no classification head; fine-tune it first (distillery finetune)")
 
 

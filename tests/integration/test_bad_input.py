@@ -618,6 +618,14 @@ def test_a_teacher_of_another_task(refused, task, classifier, tmp_path):
     refused("task", {**task, "teacher.path": other}, "3 outputs and the task needs 2; is it another")
 
 
+@pytest.mark.parametrize("job", ["task", "finetune"])
+def test_a_student_of_another_task(refused, task, finetune, classifier, tmp_path, job):
+    names = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    other = change_config(copy(classifier, tmp_path / "other"), id2label=names)
+    flags, name = (task, "student.path") if job == "task" else (finetune, "shape.path")
+    refused(job, {**flags, name: other}, "3 outputs and the task needs 2; is it another task's?")
+
+
 def test_a_task_student_of_more_layers(refused, task):
     flags = {**task, **student(layers=6)}
     refused("task", flags, "student.layers: 6 is more than the teacher's 4; give as many or fewer")

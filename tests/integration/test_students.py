@@ -333,6 +333,36 @@ def test_every_family_is_fine_tuned_and_labels(tmp_path, tiny_tokenizer, task, f
     np.testing.assert_allclose(stored(tmp_path / "label"), logits_of(tuned, task), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "names", [["contradiction", "neutral", "positive"], ["LABEL_0", "LABEL_1", "LABEL_2"]]
+)
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_a_classifier_of_another_task_is_fine_tuned(tmp_path, tiny_tokenizer, task, capsys, names, kind):
+    base = random_teacher(tmp_path / "base", tiny_tokenizer, labels=names)
+    if kind == "regression":
+        scores = tmp_path / "scores.tsv"
+        scores.write_text("sentence\tlabel\n" + "the soup was bland .\t2.5\n" * 40)
+        task = replace(task, train=str(scores), dev=str(scores), kind=kind)
+    config = FinetuneConfig(base, task, stage=stage(1, labels=1.0))
+    run_here("finetune", config, tmp_path / "run")
+    learns = LABELS if kind == "classification" else "one number"
+    assert f"; here it learns {learns} instead\n" in capsys.readouterr().err
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert list(tuned.config.id2label.values()) == (LABELS if kind == "classification" else ["LABEL_0"])
+    jobs.check("finetune", replace(config, model=str(tmp_path / "run" / "model")), 1)
+    assert "here it learns" not in capsys.readouterr().err
+
+
+def test_a_classifier_keeps_labels_that_the_data_lacks(tmp_path, tiny_tokenizer, task, capsys):
+    names = ["negative", "neutral", "positive"]
+    base = random_teacher(tmp_path / "base", tiny_tokenizer, labels=names)
+    config = FinetuneConfig(base, task, stage=stage(0.2, labels=1.0))
+    run_here("finetune", config, tmp_path / "run")
+    assert "here it learns" not in capsys.readouterr().err
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert list(tuned.config.id2label.values()) == names
+
+
 def test_a_family_that_hides_its_attention_says_so(tmp_path, tiny_tokenizer, task):
     teacher = random_teacher(tmp_path / "base", tiny_tokenizer, "deberta-v2")
     shape = StudentConfig(layers=1, hidden_size=8, heads=2, intermediate_size=16)
