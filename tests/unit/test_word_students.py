@@ -1,12 +1,16 @@
 """Students of words: padding and neighbours change nothing, folders reload, formulas are the papers'."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoModelForSequenceClassification
 
+from data_pipeline.settings import WordsConfig
 from data_pipeline.tasks import Encoded
+from data_pipeline.words import build_tokenizer
 from distill.encoders import build_classifier, read_config, set_labels
 from distill.measure import flops
 from distill.word_students import (
@@ -23,7 +27,8 @@ KINDS = list(ENCODERS)
 def student(kind: str, pair: bool = False, **settings) -> WordModelForSequenceClassification:
     """A small vocabulary, random weights, eval mode, double precision."""
     torch.manual_seed(0)
-    config = WordModelConfig(kind=kind, vocab_size=40, embedding_size=8, pair=pair, **settings)
+    shape = {"vocab_size": 40, "embedding_size": 8, "reads_separator": False, **settings}
+    config = WordModelConfig(kind=kind, pair=pair, **shape)
     set_labels(config, ["a", "b", "c"], "classification")
     return WordModelForSequenceClassification(config).eval().double()
 
@@ -64,10 +69,41 @@ def test_a_pair_is_two_texts_wherever_its_border_lies(kind):
     ids, mask = padded([[5, 6, 3, 7, 8, 9]], 9)
     segments = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0]])
     got = model(ids, mask, segments).logits
-    u = model.encoder.encode(model.embeddings(ids[:, :3]), mask[:, :3])
+    u = model.encoder.encode(model.embeddings(ids[:, :2]), mask[:, :2])
     v = model.encoder.encode(model.embeddings(ids[:, 3:6]), mask[:, 3:6])
     joined = torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
     torch.testing.assert_close(got, model.classifier(model.encoder.head(joined)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_two_texts_alike_have_the_same_features(kind):
+    tokenizer = build_tokenizer(["the soup was bland"], WordsConfig(least=1))
+    encoded = tokenizer.encode("the soup was bland", "the soup was bland")
+    ids, mask = padded([encoded.ids], 11)
+    segments, _ = padded([encoded.type_ids], 11)
+    model = student(kind, pair=True)
+    model._classify = lambda features: features
+    u, v, difference, _ = model(ids, mask, segments).logits.chunk(4, dim=-1)
+    assert torch.equal(u, v)
+    assert u.any()
+    assert not difference.any()
+
+
+@torch.no_grad()
+def test_models_saved_before_read_pairs_as_they_did(tmp_path):
+    model = student("bilstm", pair=True).float()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["reads_separator"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ids, mask = padded([[5, 6, 3, 7, 8, 9]], 6)
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1]])
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    u = model.encoder.encode(model.embeddings(ids[:, :3]), mask[:, :3])
+    v = model.encoder.encode(model.embeddings(ids[:, 3:6]), mask[:, 3:6])
+    expected = model.classifier(model.encoder.head(torch.cat([u, v, (u - v).abs(), u * v], dim=-1)))
+    torch.testing.assert_close(again(ids, mask, segments).logits, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
