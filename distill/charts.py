@@ -18,6 +18,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 COLOURS = 6
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4")  # 5 against 6 colours: 30 pairs before one repeats
 LIMIT = 120  # points per line: more would only draw noise, and hide the dashes
+MOST_CLASSES = 60  # of a confusion matrix that is drawn
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 26, 40  # pixels around the plot
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -189,7 +190,12 @@ def _along(places: Sequence[Point]) -> list[Box]:
 
 
 def confusion_chart(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """A figure of a confusion matrix: a row for each true class, shaded by its share of the row."""
+    """A figure of a confusion matrix: a row for each true class, shaded by its share of the row.
+
+    Nothing of more than MOST_CLASSES: its size grows with their square.
+    """
+    if len(labels) > MOST_CLASSES:
+        return ""
     cell = max(18, min(64, 420 // len(labels)))
     room = 12 + 7 * max(min(len(label), 14) for label in labels)
     flat = room <= cell  # names of columns that fit stand upright

@@ -71,8 +71,8 @@ def _of_first(
     found = {**size(model), "flops": flops(model, dev)}
     if labels:
         found |= by_class(logits, dev.labels, labels)
-    if "confusion" in found:
-        chart = confusion_chart(f"{name}: confusion", labels, found["confusion"])
+    counts = found.get("confusion")
+    if counts and (chart := confusion_chart(f"{name}: confusion", labels, counts)):
         write_whole(folder / f"confusion-{name}.svg", standalone(chart))
     if config.predictions:
         _write_predictions(folder / f"predictions-{name}.jsonl", logits, labels, config.task)

@@ -140,17 +140,16 @@ def parameter_count(model: torch.nn.Module) -> int:
 
 
 def by_class(logits: Tensor, targets: np.ndarray, labels: list[str]) -> dict[str, Any]:
-    """Precision, recall, F1 and support of every class, their averages, and the confusion matrix.
+    """`classes`, precision, recall, F1 and support of each; their `averages`; the `confusion` matrix.
 
     Of labels that don't exclude one another there is no such matrix. Rows of it are the true classes.
     """
     several = targets.ndim == 2
     predicted = (logits > 0).numpy() if several else logits.argmax(dim=-1).numpy()
     numbers = list(range(len(labels)))
-    report = classification_report(
-        targets, predicted, labels=numbers, target_names=labels, output_dict=True, zero_division=0
-    )
-    found: dict[str, Any] = {"classes": report}
+    report = classification_report(targets, predicted, labels=numbers, output_dict=True, zero_division=0)
+    classes = {label: report.pop(str(number)) for number, label in enumerate(labels)}
+    found: dict[str, Any] = {"classes": classes, "averages": report}
     if not several:
         found["confusion"] = confusion_matrix(targets, predicted, labels=numbers).tolist()
     return found

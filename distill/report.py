@@ -189,11 +189,12 @@ def _classes(runs: Sequence[RecordedRun]) -> str:
     parts = []
     for name, row in _named(_result_rows(runs)):
         if isinstance(report := row.get("classes"), dict):
-            parts.append(f"<h4>{escape(name)}</h4>{_class_table(report)}")
+            parts.append(f"<h4>{escape(name)}</h4>{_class_table(report, row.get('averages'))}")
         matrix = row.get("confusion")
         if isinstance(report, dict) and isinstance(matrix, list) and matrix:
             labels = list(report)[: len(matrix)]
-            parts.append(confusion_chart(f"{name}: confusion", labels, matrix))
+            none = f'<p class="note">No picture of {len(labels)} classes; summary.json has the counts.</p>'
+            parts.append(confusion_chart(f"{name}: confusion", labels, matrix) or none)
     return f"<section><h2>By class</h2>{''.join(parts)}</section>" if parts else ""
 
 
@@ -232,8 +233,9 @@ def _searches(runs: Sequence[RecordedRun]) -> list[str]:
     ]
 
 
-def _class_table(report: Row) -> str:
-    rows = [{"name": name, **values} for name, values in report.items() if isinstance(values, dict)]
+def _class_table(report: Row, averages: Row | None) -> str:
+    named = [*report.items(), *(averages or {}).items()]  # a class may have an average's name
+    rows = [{"name": name, **values} for name, values in named if isinstance(values, dict)]
     columns = [Column("name", "Class")]
     columns += [Column(key, key.capitalize(), lambda v: f"{v:.4f}") for key in ("precision", "recall")]
     columns += [Column("f1-score", "F1", lambda v: f"{v:.4f}"), Column("support", "Support", count)]

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
 from data_pipeline.settings import TaskConfig
 from distill.charts import LIMIT, TOP, confusion_chart, down_sample, linear_axis, log_axis, standalone
 from distill.disagreements import MOST, write_disagreements
+from distill.measure import by_class
 from distill.recorded_run import RecordedRun, read_metrics, read_run
 from distill.report import ReportConfig, check, render, run
 
@@ -267,6 +269,25 @@ def test_classes_and_confusions_of_a_measured_model_are_shown(tmp_path):
     marks = ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}rect")
     shares = [float(mark.get("fill-opacity", "nan")) for mark in marks]
     assert shares == pytest.approx([0.75 * s for s in (7 / 8, 1 / 8, 2 / 32, 30 / 32)], abs=1e-3)
+
+
+def test_a_confusion_of_many_classes_is_not_drawn():
+    labels = [str(number) for number in range(61)]
+    figures = {name: {"precision": 0.5, "recall": 0.5, "f1-score": 0.5, "support": 1} for name in labels}
+    counts = [[1] * 61 for _ in labels]
+    row = {"name": "cnn", "accuracy_mean": 0.5, "classes": figures, "confusion": counts}
+    page = Balance(render([RecordedRun("one", summary={"rows": [row]})])).text
+    assert "No picture of 61 classes; summary.json has the counts." in page
+    assert "cnn: confusion" not in page
+    assert confusion_chart("cnn", labels[:60], [line[:60] for line in counts[:60]])
+
+
+def test_a_class_may_have_the_name_of_an_average():
+    names = ["accuracy", "macro avg"]
+    row = {"name": "cnn", "accuracy_mean": 0.5, **by_class(torch.eye(2), np.array([0, 1]), names)}
+    assert list(row["classes"]) == names
+    page = render([RecordedRun("one", summary={"rows": [row]})])
+    assert [page.count(f">{name}</td>") for name in (*names, "weighted avg")] == [1, 2, 1]
 
 
 def test_of_several_runs_classes_and_confusions_say_whose_they_are():
