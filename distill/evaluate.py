@@ -40,7 +40,10 @@ def run(config: EvaluateConfig, folder: Path) -> dict:
         for path in paths:
             labels = label_set(config.task, own_labels(model_config(path, name, config.classes)))
             dev = encode_dev(config.task, load_vocabulary(path), labels)
-            model = AutoModelForSequenceClassification.from_pretrained(model_folder(path)).to(device).eval()
+            model = AutoModelForSequenceClassification.from_pretrained(
+                model_folder(path), dtype=torch.float32
+            )
+            model = model.to(device).eval()
             logits = {split: predict(model, part, config.batch_size) for split, part in dev.items()}
             targets = {split: part.labels for split, part in dev.items()}
             scores.append(dev_scores(logits, targets, config.task))

@@ -93,7 +93,8 @@ def load(config: PredictConfig) -> Forward:
     for each in config.classes:
         model_class("classes", each)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model = model.to(device).eval()
     speed_up_products(model)
 
     @torch.no_grad()

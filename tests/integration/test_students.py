@@ -251,6 +251,26 @@ def test_its_folder_predicts_what_evaluate_wrote(bilstm, tmp_path, task, teacher
     assert found["rows"][0]["speedup_32"] == 1
 
 
+@torch.no_grad()
+def test_a_folder_in_fp16_answers_in_fp32(tmp_path, task, teacher, capsys):
+    half = str(tmp_path / "half")
+    AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float16).save_pretrained(half)
+    copy_tokenizer(teacher, Path(half))
+    text = read_examples(task.dev, task).firsts[0]
+    inputs = AutoTokenizer.from_pretrained(half)(text, return_tensors="pt")
+    whole = AutoModelForSequenceClassification.from_pretrained(half, dtype=torch.float32).eval()
+    expected = whole(**inputs).logits[0]
+    run_here("evaluate", EvaluateConfig({"half": [half]}, task, latency=False), tmp_path / "run")
+    line = (tmp_path / "run" / "predictions-half.jsonl").read_text().splitlines()[0]
+    torch.testing.assert_close(torch.tensor(json.loads(line)["logits"]), expected, rtol=0, atol=1e-5)
+    (tmp_path / "text.txt").write_text(text + "\n")
+    capsys.readouterr()
+    answer(PredictConfig(half, input=str(tmp_path / "text.txt"), answers="jsonl"))
+    said = json.loads(capsys.readouterr().out)["probabilities"]
+    found = torch.tensor([said[label] for label in LABELS])
+    torch.testing.assert_close(found, expected.softmax(-1), rtol=0, atol=1e-5)
+
+
 def test_a_student_of_words_teaches_others(bilstm, tmp_path, task, teacher):
     """A chain: and an ensemble with its own teacher, each reading its own tokens."""
     student = str(bilstm / "student")
