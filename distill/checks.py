@@ -16,6 +16,7 @@ from data_pipeline.tasks import label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.model_facts import (
     WORDS,
+    fp32_bytes,
     has_weights,
     model_config,
     of_words,
@@ -65,6 +66,8 @@ from distill.task_checks import (
     kept_labels,
     warn_of_outputs,
 )
+
+LARGEST_GRAPH = 2_000_000_000  # bytes; a protobuf message holds 2 GiB in all
 
 
 def check_general(config: GeneralConfig, processes: int) -> None:
@@ -263,14 +266,20 @@ def check_export(config: ExportConfig) -> None:
     check_latency_batches(config.latency_batches)
     if config.push_to_hub:
         check_hub(config.push_to_hub)
-    if config.torch_export and of_words(model_config(config.model, "model", config.classes)):
+    model = model_config(config.model, "model", config.classes)
+    if (size := fp32_bytes(config.model, model)) > LARGEST_GRAPH:
+        raise ValueError(
+            f"model: {config.model} has {size / 1e9:.1f} GB of fp32 weights and an ONNX file holds 2; "
+            "give a smaller model"
+        )
+    if config.torch_export and of_words(model):
         raise ValueError(
             "torch_export: it can't follow a model of whole words; leave it out, for the ONNX file can"
         )
     if config.task:
         check_measured("model", config.model, config.task, config.classes)
     else:
-        check_head(config.model, model_config(config.model, "model", config.classes), config.classes)
+        check_head(config.model, model, config.classes)
         load_vocabulary(config.model)
 
 

@@ -85,3 +85,10 @@ def is_custom(model: dict, classes: Iterable[Named]) -> bool:
 def has_weights(model: str) -> bool:
     """Whether a model folder holds weights that are loaded."""
     return any(Path(model_folder(model)).glob("model*.safetensors"))
+
+
+def fp32_bytes(path: str, model: dict) -> int:
+    """Bytes of a folder's weights once they are fp32."""
+    halves = (model.get("dtype") or model.get("torch_dtype")) in ("float16", "bfloat16")
+    files = Path(model_folder(path)).glob("model*.safetensors")
+    return sum(file.stat().st_size for file in files) * (2 if halves else 1)

@@ -313,6 +313,16 @@ def test_a_model_of_words_has_no_such_program(run_folder):
         jobs.check("export", config, 1)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 2_300_000_000), ("float16", 1_150_000_000)])
+def test_a_model_too_large_for_a_graph_is_refused(tmp_path, tiny_tokenizer, dtype, size):
+    model = word_model(tmp_path / "model", tiny_tokenizer)
+    config = json.loads((model / "config.json").read_text()) | {"dtype": dtype}
+    (model / "config.json").write_text(json.dumps(config))
+    os.truncate(model / "model.safetensors", size)  # mostly a hole
+    with pytest.raises(ValueError, match=r"has 2\.3 GB of fp32 weights and an ONNX file holds 2"):
+        jobs.check("export", ExportConfig(str(model)), 1)
+
+
 class Hub(BaseHTTPRequestHandler):
     """What the hub's protocol needs for an upload of small files, kept in `files`."""
 
