@@ -11,6 +11,7 @@ The matrix is sparse throughout. The loss is cross-entropy of logits, and dropou
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from distill.losses import label_loss
 from distill.measure import by_class, task_metrics
 from distill.run_folder import Metrics
 from distill.settings import TextGcnConfig
+
+WINDOWS_AT_ONCE = 1 << 17  # whose words are held
 
 
 def run(config: TextGcnConfig, folder: Path) -> dict:
@@ -113,16 +116,18 @@ def _counts(ids: list[np.ndarray], words: int) -> csr_matrix:
 
 def mutual_information(ids: list[np.ndarray], words: int, window: int) -> csr_matrix:
     """log(p(a, b) / (p(a) p(b))) of words over sliding windows where positive, (words, words)."""
-    windows = [run[begin : begin + window] for run in ids for begin in range(max(1, len(run) - window + 1))]
-    seen = _counts(windows, words)
-    seen.sum_duplicates()
-    seen.data[:] = 1  # a window holds a word or not
-    both = csr_matrix(seen.T @ seen)
+    windows = (run[begin : begin + window] for run in ids for begin in range(max(1, len(run) - window + 1)))
+    both, number = csr_matrix((words, words)), 0
+    while some := list(islice(windows, WINDOWS_AT_ONCE)):
+        seen = _counts(some, words)
+        seen.sum_duplicates()
+        seen.data[:] = 1  # a window holds a word or not
+        both, number = both + csr_matrix(seen.T @ seen), number + len(some)
     alone = both.diagonal()
     both.setdiag(0)
     both.eliminate_zeros()
     rows = np.repeat(np.arange(words), np.diff(both.indptr))
-    both.data = np.maximum(0, np.log(both.data * len(windows) / (alone[rows] * alone[both.indices])))
+    both.data = np.maximum(0, np.log(both.data * number / (alone[rows] * alone[both.indices])))
     both.eliminate_zeros()
     return both
 

@@ -1,5 +1,6 @@
 """The graph is the paper's, counted naively; labels reach texts through it."""
 
+import tracemalloc
 from collections import Counter
 from itertools import combinations
 from math import log
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.settings import TaskConfig
+from distill import text_gcn
 from distill.settings import TextGcnConfig
 from distill.text_gcn import graph, mutual_information, run
 
@@ -22,6 +24,19 @@ def test_mutual_information_counts_windows():
     for (a, b), count in two.items():
         expected[a, b] = expected[b, a] = max(0.0, log(count * len(windows) / (one[a] * one[b])))
     np.testing.assert_allclose(mutual_information(RUNS, 5, 3).toarray(), expected)
+
+
+def test_windows_are_counted_in_pieces(monkeypatch):
+    expected = mutual_information(RUNS, 5, 3).toarray()
+    monkeypatch.setattr(text_gcn, "WINDOWS_AT_ONCE", 4)
+    np.testing.assert_array_equal(mutual_information(RUNS, 5, 3).toarray(), expected)
+    long = np.random.default_rng(0).integers(0, 50, 100_000)
+    monkeypatch.setattr(text_gcn, "WINDOWS_AT_ONCE", 1000)
+    tracemalloc.start()
+    mutual_information([long], 50, 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6  # 57 MB of all at once
 
 
 def test_the_graph_is_symmetric_and_normalised():
