@@ -24,10 +24,11 @@ from transformers import PreTrainedModel
 
 from distill.encoders import Batch, model_inputs
 from distill.int8 import FLOPS
+from distill.model_facts import positions
 from distill.products import fast_products
 from distill.read_places import reading
 
-LENGTHS = (4, 8, 12)  # of the sequences that a cost is fitted to
+LONGEST = 32  # of the three sequences that a cost is fitted to; a convolution may need some tokens
 SIZE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that the ceiling is measured with
 REPEATS = 5
 
@@ -57,17 +58,18 @@ class Cost:
 
 
 @torch.no_grad()
-def forward_cost(run: Callable[[Batch], object], device: torch.device) -> Cost:
-    """Count the matrix products of one forward pass, `run`, on `device`.
+def forward_cost(run: Callable[[Batch], object], device: torch.device, longest: int = LONGEST) -> Cost:
+    """Count the matrix products of one forward pass, `run`, on `device`, of at most `longest` tokens.
 
     A pass over n tokens costs a + b n + c n^2: three short passes tell a, b and c.
     """
+    lengths = [min(longest, LONGEST) * quarters // 4 for quarters in (2, 3, 4)]
     counted = []
-    for length in LENGTHS:
+    for length in lengths:
         ids = torch.zeros((1, length), dtype=torch.long, device=device)
         batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids))
         counted.append(count_flops(partial(run, batch)))
-    powers = np.vander(np.array(LENGTHS, dtype=float), increasing=True)
+    powers = np.vander(np.array(lengths, dtype=float), increasing=True)
     return Cost(*np.linalg.solve(powers, np.array(counted, dtype=float)).round().tolist())
 
 
@@ -91,7 +93,8 @@ def model_cost(model: PreTrainedModel, head_share: float = 1.0, hidden: bool = F
 
 
 def _plain_cost(model: PreTrainedModel) -> Cost:
-    return forward_cost(lambda batch: model(**model_inputs(model, batch)), torch.device("cpu"))
+    longest = positions(model.config.to_dict())
+    return forward_cost(lambda batch: model(**model_inputs(model, batch)), torch.device("cpu"), longest)
 
 
 def count_flops(run: Callable[[], object]) -> int:

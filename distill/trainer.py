@@ -25,6 +25,7 @@ from data_pipeline.outage import Outage
 from data_pipeline.progress import Progress
 from data_pipeline.whole import beside
 from distill.accounting import (
+    LONGEST,
     Cost,
     forget_peak_memory,
     forward_cost,
@@ -37,6 +38,7 @@ from distill.agreement import ROUNDING, digest, rows_apart, weights_apart
 from distill.checkpoints import Checkpoints
 from distill.encoders import Batch, Signal, StoredTeacher, Teacher
 from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
+from distill.model_facts import positions
 from distill.objective import Objective, count
 from distill.part_checks import micro_batch_size
 from distill.preemption import Stopped, asked
@@ -226,6 +228,9 @@ class Trainer:
         attention = {teacher for _, teacher in self.objective.attention_layers}
         return self.teacher.signal(batch, hidden, attention)
 
+    def _live_teacher(self) -> Teacher | None:
+        return self.teacher.live if isinstance(self.teacher, StoredTeacher) else self.teacher
+
     def _step_cost(self) -> Cost:
         """Model FLOPs of a step: the student three times, for backward costs twice what forward does."""
         hidden = bool(self.objective.hidden_layers)
@@ -236,11 +241,13 @@ class Trainer:
         if self.head_share < 1 and self.objective.config.logits:
             assert isinstance(self.teacher, Teacher)
             return cost.times(3) + model_cost(self.teacher.model, self.head_share, hidden)
-        return cost.times(3) + forward_cost(self._signal, self.engine.device)
+        live = self._live_teacher()
+        longest = positions(live.model.config.to_dict()) if live else LONGEST
+        return cost.times(3) + forward_cost(self._signal, self.engine.device, longest)
 
     def _ceiling(self) -> float:
         """FLOP/s of all processes at matrix products in the teacher's dtype, in the student's without."""
-        live = self.teacher.live if isinstance(self.teacher, StoredTeacher) else self.teacher
+        live = self._live_teacher()
         dtype = live.products if live else self.engine.dtype
         barrier()  # processes that share a machine measure it together
         own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)

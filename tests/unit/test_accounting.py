@@ -49,6 +49,24 @@ def test_a_models_cost_needs_none_of_its_weights():
     assert expected.per_token == 2 * 2 * 4 * 300 * (300 + 300)  # two directions of four gates
 
 
+def test_a_convolution_without_padding_has_a_cost():
+    convolution, seen = nn.Conv1d(8, 4, 5), []
+
+    def run(batch):
+        seen.append(batch.ids.shape[1])
+        convolution(torch.zeros(1, 8, seen[-1]))
+
+    assert forward_cost(run, CPU) == Cost(-4 * 2 * 8 * 4 * 5, 2 * 8 * 4 * 5, 0.0)
+    assert seen == [16, 24, 32]
+
+
+def test_costs_are_of_lengths_that_a_model_takes():
+    shape = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kinds = (AutoConfig.for_model("bert", max_position_embeddings=most, **shape) for most in (6, 64))
+    short, long = (model_cost(AutoModel.from_config(kind)) for kind in kinds)
+    assert short == long
+
+
 def test_a_head_costs_by_the_sequence():
     head = nn.Linear(8, 3)
     cost = forward_cost(lambda batch: head(torch.zeros(len(batch.ids), 8)), CPU)

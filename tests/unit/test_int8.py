@@ -195,7 +195,7 @@ def test_the_ceiling_of_int8_products_is_measured() -> None:
 
 def test_int8_on_a_gpu_is_refused(tiny_model: str) -> None:
     with pytest.raises(ValueError, match=r"teacher\.precision: int8 is for CPUs; leave it out"):
-        Teacher(TeacherConfig(str(tiny_model), precision="int8"), torch.device("cuda"))
+        Teacher(TeacherConfig(str(tiny_model), precision="int8"), torch.device("cuda"), layers=1)
 
 
 def test_int8_without_vnni_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
