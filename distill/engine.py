@@ -131,7 +131,9 @@ class Engine:
         parameters = list(part.parameters())
         gathered = deepspeed.zero.GatheredParameters(parameters) if self.zero == 3 else nullcontext()
         with gathered:
-            return {name: tensor.detach().cpu().clone() for name, tensor in part.state_dict().items()}
+            return {
+                name: tensor.detach().to("cpu", copy=True) for name, tensor in part.state_dict().items()
+            }
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Copies of weights and moments, whole, in host memory, and the optimizer's numbers.

@@ -58,16 +58,23 @@ def run(config: GeneralConfig, folder: Path) -> dict:
         folder=folder,
         head_share=config.masking.probability if config.masks else 1.0,
     )
+    return train_over_corpus(trainer, reader, damage, folder / "student", config.teacher.path)
+
+
+def train_over_corpus(
+    trainer: Trainer, reader: CorpusReader, damage: DamageRecord, target: Path, tokenizer: str
+) -> dict:
+    """Train to the end and save the student as `target`; returns the summary's figures."""
     try:
         trainer.fit()
     finally:
         reader.close()  # else what is read ahead delays the end of a process that failed
-    save_student(trainer, folder / "student", config.teacher.path)
+    save_student(trainer, target, tokenizer)
     trainer.engine.close()
     return {
         "steps": trainer.total,
         "processes": world_size(),
-        "device": device.type,
+        "device": trainer.engine.device.type,
         "notes": damage.notes(),
     }
 

@@ -13,7 +13,7 @@ from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import load_vocabulary
 from distill.encoders import build_backbone, listen, read_config, with_dropout
 from distill.engine import start_processes, world_size
-from distill.general import DamageRecord, corpus_reader, save_student
+from distill.general import DamageRecord, corpus_reader, train_over_corpus
 from distill.model_facts import has_weights
 from distill.objective import Objective
 from distill.part_checks import micro_batch_size
@@ -24,7 +24,7 @@ from distill.trainer import Trainer
 
 def run(config: PretrainConfig, folder: Path) -> dict:
     """Train and write `folder`/model, an encoder with its head; returns the summary's figures."""
-    device = start_processes()
+    start_processes()
     torch.manual_seed(config.seed)
     model, damage = build(config), DamageRecord(folder)
     reader = corpus_reader(config, damage)
@@ -42,18 +42,7 @@ def run(config: PretrainConfig, folder: Path) -> dict:
         folder=folder,
         head_share=config.masking.probability,
     )
-    try:
-        trainer.fit()
-    finally:
-        reader.close()
-    save_student(trainer, folder / "model", config.model)
-    trainer.engine.close()
-    return {
-        "steps": trainer.total,
-        "processes": world_size(),
-        "device": device.type,
-        "notes": damage.notes(),
-    }
+    return train_over_corpus(trainer, reader, damage, folder / "model", config.model)
 
 
 def build(config: PretrainConfig) -> PreTrainedModel:

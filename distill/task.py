@@ -128,6 +128,10 @@ class _Stages:
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
         answers = any(getattr(stage.objective, term) for term in ("logits", "logits_mse", "labels"))
         answers = answers or bool(stage.objective.custom and not stage.objective.custom_layers)
+
+        def save() -> None:
+            save_student(trainer, self.folder / "student", self.tokenizer, config.task.max_length)
+
         trainer = Trainer(
             name=name,
             objective=objective,
@@ -139,9 +143,7 @@ class _Stages:
             seed=config.seed,
             folder=self.folder,
             evaluate=(lambda: self.measure(self.student)) if answers else None,
-            on_best=lambda: save_student(
-                trainer, self.folder / "student", self.tokenizer, self.config.task.max_length
-            ),
+            on_best=save,
             selection=config.task.selection,
             on_measure=self._tell(name),
         )
@@ -149,7 +151,7 @@ class _Stages:
         self.best = best or self.best
         is_last = name == list(stages_of(config))[-1]
         if is_last and not answers:  # on a resume, an earlier step must not replace a later one's best
-            save_student(trainer, self.folder / "student", self.tokenizer, self.config.task.max_length)
+            save()
         trainer.engine.close()
         return trainer.total
 
