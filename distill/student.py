@@ -86,7 +86,6 @@ def build_student(
         embedding_size=vectors.shape[1],
         pair=task.text_pair is not None,
         frozen=config.words.frozen,
-        reads_separator=False,
     )
     set_labels(shape, labels, task.kind)
     model = WordModelForSequenceClassification(shape)

@@ -34,8 +34,6 @@ class WordModelConfig(PretrainedConfig):
         embedding_size: Width of the word vectors.
         pair: Whether examples are pairs of texts.
         frozen: Whether the word vectors stay as they are.
-        reads_separator: Whether the token between a pair's texts is read as a word of the first, as
-            models saved before there was this entry do.
     """
 
     model_type = "distillery_words"
@@ -47,11 +45,9 @@ class WordModelConfig(PretrainedConfig):
         embedding_size: int = 300,
         pair: bool = False,
         frozen: bool = False,
-        reads_separator: bool = True,
         **kwargs: Any,
     ):
         self.kind, self.pair, self.frozen = kind, pair, frozen
-        self.reads_separator = reads_separator
         self.vocab_size, self.embedding_size = vocab_size, embedding_size
         self.type_vocab_size = 2  # segments are read
         super().__init__(**kwargs)
@@ -247,8 +243,8 @@ class DenseNetCnn(_Encoder):
 
 
 class DenseNetDsa(_Encoder):
-    """Dropout 0.3, dense block, norm, dropout, 8 heads of dynamic self-attention of 300, norm, dropout, 256,
-    norm, dropout.
+    """Dropout 0.3, dense block, norm, dropout, 8 heads of dynamic self-attention of 300, norm, dropout,
+    a linear layer of 256, norm, dropout.
     """
 
     HEADS, SIZE, ROUNDS = 8, 300, 2
@@ -360,9 +356,7 @@ class WordModelForSequenceClassification(PreTrainedModel):
             return SequenceClassifierOutput(logits=self._classify(self._encode(input_ids, mask)))
         assert token_type_ids is not None
         second = token_type_ids * mask
-        first = mask - second
-        if not self.config.reads_separator:  # it is the last of these
-            first = functional.pad(first[:, 1:], (0, 1))
+        first = functional.pad((mask - second)[:, 1:], (0, 1))  # its last is the separator
         u = self._encode(input_ids * first, first)
         v = self._encode(*_left_aligned(input_ids, second))
         return SequenceClassifierOutput(logits=self._classify(torch.cat([u, v, (u - v).abs(), u * v], -1)))

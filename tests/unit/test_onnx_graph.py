@@ -25,7 +25,7 @@ def transformer(family: str) -> PreTrainedModel:
 
 def of_words(kind: str, pair: bool = False) -> PreTrainedModel:
     torch.manual_seed(0)
-    shape = WordModelConfig(kind=kind, vocab_size=90, embedding_size=16, pair=pair, reads_separator=False)
+    shape = WordModelConfig(kind=kind, vocab_size=90, embedding_size=16, pair=pair)
     return WordModelForSequenceClassification(shape).eval()
 
 

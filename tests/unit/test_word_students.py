@@ -1,7 +1,5 @@
 """Students of words: padding and neighbours change nothing, folders reload, formulas are the papers'."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -27,7 +25,7 @@ KINDS = list(ENCODERS)
 def student(kind: str, pair: bool = False, **settings) -> WordModelForSequenceClassification:
     """A small vocabulary, random weights, eval mode, double precision."""
     torch.manual_seed(0)
-    shape = {"vocab_size": 40, "embedding_size": 8, "reads_separator": False, **settings}
+    shape = {"vocab_size": 40, "embedding_size": 8, **settings}
     config = WordModelConfig(kind=kind, pair=pair, **shape)
     set_labels(config, ["a", "b", "c"], "classification")
     return WordModelForSequenceClassification(config).eval().double()
@@ -88,22 +86,6 @@ def test_two_texts_alike_have_the_same_features(kind):
     assert torch.equal(u, v)
     assert u.any()
     assert not difference.any()
-
-
-@torch.no_grad()
-def test_models_saved_before_read_pairs_as_they_did(tmp_path):
-    model = student("bilstm", pair=True).float()
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["reads_separator"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    ids, mask = padded([[5, 6, 3, 7, 8, 9]], 6)
-    segments = torch.tensor([[0, 0, 0, 1, 1, 1]])
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    u = model.encoder.encode(model.embeddings(ids[:, :3]), mask[:, :3])
-    v = model.encoder.encode(model.embeddings(ids[:, 3:6]), mask[:, 3:6])
-    expected = model.classifier(model.encoder.head(torch.cat([u, v, (u - v).abs(), u * v], dim=-1)))
-    torch.testing.assert_close(again(ids, mask, segments).logits, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
