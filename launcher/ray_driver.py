@@ -35,6 +35,7 @@ from distill.part_checks import runs_beside
 from distill.run_folder import held
 from distill.student_checks import is_of_words
 from launcher import jobs, runs
+from launcher.local import cores
 from launcher.rank import LEASE, execute, first, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
@@ -168,7 +169,7 @@ def connect(address: str = "") -> None:
     # A submitted driver finds RAY_ADDRESS set. Never the cluster last started here: it may be dead.
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        ray.init(address=address)
+        ray.init(address=address, num_cpus=cores(os.environ) if address == "local" else None)
     except ConnectionError:
         raise ValueError(f"no Ray cluster answers at {address}") from None
     except ray.exceptions.AuthenticationError as error:
@@ -267,7 +268,8 @@ def rank(place: dict[str, str]) -> None:
         preemption.watch(run / STOP)
     try:
         with mirror.sending() if mirror and first() else nullcontext():
-            _run_here(place["job"], run, **({"on_measure": report} if share else {}))
+            more: dict[str, Any] = {"on_measure": report} if share else {}
+            _run_here(place["job"], run, **more)
     except preemption.Stopped as stop:  # no failure, after which Ray would start it anew
         if first():
             print(stop, file=sys.stderr)
@@ -297,33 +299,39 @@ def run_tasks(plan: Plan, config: Any, run: Path) -> None:
         max_retries=plan.max_failures,
         scheduling_strategy="SPREAD",
     )
-    place = plan.job, str(run), os.getcwd()
+    place = plan.job, str(run), os.getcwd(), int(plan.cpus)
     ray.get([task.remote(*place, number, slices) for number in range(1, slices + 1)])
 
 
-def _slice(job: str, run: str, home: str, number: int, slices: int) -> None:
+def _slice(job: str, run: str, home: str, cpus: int, number: int, slices: int) -> None:
     """Slice `number` of the job in a folder of its own; where there is one only, the job itself."""
     take_place(home)
     folder = Path(run)
     if slices == 1:
-        _run_here(job, folder)
+        _run_here(job, folder, cpus)
         return
     config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
     config = replace(config, slice=f"{number}/{slices}", shards=config.shards or f"{run}/shards")
     own = folder / f"slice-{number}-of-{slices}"
     if not (own / "config.yaml").is_file():
         runs.begin(own, job, config)
-    _run_here(job, own)
+    _run_here(job, own, cpus)
     runs.tell_whole_run(own)
 
 
-def _run_here(job: str, folder: Path, **more: Any) -> None:
-    """Run this process's part of a job in its begun folder; `more` as for `execute`."""
+def _run_here(job: str, folder: Path, cpus: int = 0, **more: Any) -> None:
+    """Run this process's part of a job in its begun folder; `more` as for `execute`.
+
+    A job that takes a worker for each core takes `cpus`, where these were reserved: others have the rest.
+    """
     quiet()
     with held(folder, LEASE) if first() else nullcontext():
         if (folder / SUMMARY).is_file():
             return
-        execute(job, from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8")), folder, **more)
+        config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
+        if cpus and getattr(config, "workers", None) == 0:
+            config = replace(config, workers=cpus)
+        execute(job, config, folder, **more)
 
 
 if __name__ == "__main__":

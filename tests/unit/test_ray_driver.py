@@ -5,10 +5,10 @@ from contextlib import nullcontext
 
 import pytest
 
-from data_pipeline.settings import TaskConfig
+from data_pipeline.settings import PregenerateConfig, TaskConfig
 from distill.preemption import Stopped
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
-from launcher import ray_driver
+from launcher import ray_driver, runs
 from launcher.jobs import JOBS
 from tune.settings import WorkersConfig
 
@@ -105,3 +105,28 @@ def test_the_first_ctrl_c_is_a_wish_where_the_job_answers_it(tmp_path, monkeypat
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("address", "cpus"), [("", 1), ("head:6379", None)])
+def test_a_ray_of_this_machine_has_no_cpus_but_ours(monkeypatch, address, cpus):
+    asked_for = {}
+
+    def init(**words):
+        asked_for.update(words)
+        raise ConnectionError
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    monkeypatch.setattr(ray_driver.ray, "init", init)
+    with pytest.raises(ValueError, match="no Ray cluster answers"):
+        ray_driver.connect(address)
+    assert asked_for["num_cpus"] == cpus
+
+
+@pytest.mark.parametrize(("wanted", "reserved", "taken"), [(0, 3, 3), (2, 3, 2), (0, 0, 0)])
+def test_a_slice_takes_the_cpus_that_it_has_reserved(tmp_path, monkeypatch, wanted, reserved, taken):
+    found = []
+    runs.begin(tmp_path / "run", "pregenerate", PregenerateConfig(workers=wanted))
+    monkeypatch.setattr(ray_driver, "execute", lambda job, config, folder: found.append(config.workers))
+    ray_driver._run_here("pregenerate", tmp_path / "run", reserved)
+    assert found == [taken]
