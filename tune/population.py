@@ -9,10 +9,8 @@ import random
 
 from tune.proposals import Grid
 from tune.record import Record, Trial
-from tune.settings import TuneConfig
+from tune.settings import EDGE, TuneConfig
 from tune.space import Values, read_space
-
-EDGE = 1e-9  # 0.3 / 0.1 is less than 3
 
 
 def check_room(config: TuneConfig, at_once: int) -> None:

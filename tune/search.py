@@ -36,7 +36,7 @@ from tune.population import check_room, replaced_by
 from tune.proposals import proposals
 from tune.record import ENDED, Record, Trial
 from tune.result import read_summary, result
-from tune.settings import SchedulerConfig, TuneConfig
+from tune.settings import EDGE, SchedulerConfig, TuneConfig
 from tune.space import Values, fingerprint, with_values
 from tune.trial import CHANGES, SHARE, WAITS, Jobs, each, train_in, trial
 from tune.workers import line, nodes, take_place, trials_at_once, warn_of_idle_gpus
@@ -152,7 +152,8 @@ class _Median(_ByName, MedianStoppingRule):
 def _scheduler(config: SchedulerConfig) -> TrialScheduler:
     match config.name:
         case "asha":
-            rungs: Any = {"grace_period": config.grace, "max_t": 1}  # fractions do, though Ray says int
+            # Fractions do, though Ray says int. A little below: 3 * 0.1 is more than 0.3.
+            rungs: Any = {"grace_period": config.grace * (1 - EDGE), "max_t": 1}
             # Else a trial first measured beyond some rungs would fill them with its later scores.
             rungs["stop_last_trials"] = False
             return _Asha(SHARE, reduction_factor=config.reduction, **rungs)

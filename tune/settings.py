@@ -8,6 +8,7 @@ from typing import Any, Literal
 from distill.settings import TaskDistillConfig
 
 Cost = Literal["latency_ms", "parameters", "flops"]
+EDGE = 1e-9  # shares are counted with: 0.3 / 0.1 is less than 3
 
 
 @dataclass

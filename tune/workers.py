@@ -16,6 +16,7 @@ import ray.train.torch
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 
 from data_pipeline.outage import Outage
+from tune.settings import EDGE
 
 Rank = Callable[[dict[str, str]], None]  # what each worker runs, given its job and run folder
 
@@ -122,7 +123,7 @@ def reserved(cpus: float, gpus: float) -> dict[str, float]:
 
 def places(nodes: list[dict[str, float]], resources: dict[str, float]) -> list[int]:
     """How many workers each node holds, from what the nodes have in all."""
-    return [min(int(node.get(name, 0) // need) for name, need in resources.items()) for node in nodes]
+    return [min(int(node.get(name, 0) / need + EDGE) for name, need in resources.items()) for node in nodes]
 
 
 def trials_at_once(

@@ -415,6 +415,19 @@ def test_every_scheduler_takes_shares_of_the_training(name, tmp_path):
     assert said == ["CONTINUE", "CONTINUE" if name == "none" else "STOP"]
 
 
+def test_a_trial_measured_at_a_rung_counts_there():
+    """3 * 0.1 is more than 0.3."""
+    scheduler = _scheduler(SchedulerConfig("asha", grace=0.1, reduction=3))
+    scheduler.set_search_properties("accuracy", "max")
+    good, poor = _Known("good"), _Known("poor")
+    for trial in (good, poor):
+        scheduler.on_trial_add(None, trial)
+    for share in (0.1, 0.3):
+        scheduler.on_trial_result(None, good, {"share": share, "accuracy": share})
+    scheduler.on_trial_result(None, poor, {"share": 0.1, "accuracy": 0.9})
+    assert scheduler.on_trial_result(None, poor, {"share": 0.3, "accuracy": 0.2}) == "STOP"
+
+
 def test_rungs_that_a_trial_was_not_measured_at_hold_nothing_of_it():
     """A transformer is first measured late; what it scores there says nothing of a beginning."""
     scheduler = _scheduler(SchedulerConfig("asha", grace=0.0625, reduction=4))
@@ -458,6 +471,8 @@ def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic():
     assert trials_at_once(nodes, {"CPU": 2}, processes=2, wish=0) == 2  # 2 + 1 + 1 places
     assert trials_at_once(nodes, {"CPU": 2}, processes=1, wish=3) == 3
     assert trials_at_once(nodes, {"CPU": 2}, processes=4, wish=9) == 1
+    for gpus, held in ((0.1, 10), (0.2, 5), (0.3, 3)):
+        assert trials_at_once([{"CPU": 40.0, "GPU": 1.0}], {"CPU": 1, "GPU": gpus}, 1, 0) == held
     with pytest.raises(ValueError, match=r"5 x \(2 CPU\).*4 CPU; 3 CPU; 2 CPU, hold 2 \+ 1 \+ 1 = 4"):
         trials_at_once(nodes, {"CPU": 2}, processes=5, wish=0)
     with pytest.raises(ValueError, match=r"1 \+ 0 \+ 0 = 1"):
