@@ -80,11 +80,7 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
     tuner.fit()
     if record.unfinished or not candidates.over:  # Ray Tune takes SIGINT and SIGUSR1 as the wish to return
         raise Stopped(f"stopped after {record.trained - len(record.unfinished)} trials, as asked")
-    figures = result(config, record)
-    for ended in record.trials.values():
-        if ended.status == "finished":  # one that was stopped, or failed, may be resumed by hand
-            shutil.rmtree(record.run(ended) / "checkpoints", ignore_errors=True)
-    return figures
+    return result(config, record)
 
 
 # ---- the teacher's logits
@@ -255,7 +251,8 @@ class Candidates(Searcher):
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)
         run = self.record.run(trial)
-        if summary := read_summary(run):
+        if summary := read_summary(run):  # one that was stopped, or failed, may be resumed by hand
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
             self._end(trial, "finished", score=summary["best"][self.score])
         elif error:
             self._end(trial, "failed", reason=_last_line(run / "error.txt"))

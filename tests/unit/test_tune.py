@@ -705,6 +705,20 @@ def test_the_search_changes_the_worst_and_hears_of_its_old_workers_no_more(tmp_p
     assert Record(tmp_path).trials == record.trials
 
 
+def test_a_finished_trials_checkpoints_go_at_once_and_a_stopped_ones_stay(tmp_path):
+    record = at_work(tmp_path, [0.6, 0.9])
+    done, stopped = (trial_folder(record.run(record.trials[number]), 20, "x") for number in (0, 1))
+    (done / "summary.json").write_text(json.dumps({"best": {"accuracy": 0.7}}))
+    candidates = Candidates(population(), record, JOBS)
+    for name in "ab":
+        candidates.suggest(name)
+        candidates.on_trial_complete(name)
+    assert [trial.status for trial in record.trials.values()] == ["finished", "stopped"]
+    assert not (done / "checkpoints").exists()
+    assert (done / "student").exists()
+    assert (stopped / "checkpoints").exists()
+
+
 def test_a_search_killed_before_it_recorded_a_change_does_so(tmp_path):
     record = at_work(tmp_path, [0.6, 0.9])
     run = record.run(record.trials[0])
