@@ -165,9 +165,9 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     for flag, value in _given(arguments):  # to YAML a comment, and so null: GLUE has a column #2 String
         if value.startswith("#") and values.get(flag, "") is None:
             values[flag] = value
-    given = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
-    launch = Launch(**{"run": default_run(name), **given})
-    _refuse_unread(launch)
+    of_launch = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
+    launch = Launch(**{"run": default_run(name), **of_launch})
+    _refuse_unread(name, launch)
     return _build(name, command, values), launch
 
 
@@ -238,13 +238,15 @@ def _takes(command: ArgumentParser, before: str, word: str) -> bool:
     return word.lower() in ("true", "false") if action.nargs == "?" else action.nargs != 0
 
 
-def _refuse_unread(launch: Launch) -> None:
-    """Refuse an option that the place does not read. Raises ValueError."""
+def _refuse_unread(name: str, launch: Launch) -> None:
+    """Refuse an option that the place or the job does not read. Raises ValueError."""
     default = Launch(launch.run)
     for option, (places, _) in OPTIONS.items():
         if launch.on not in places and getattr(launch, option) != getattr(default, option):
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for --on {' or '.join(places)}; this is --on {launch.on}")
+    if JOBS[name].schedules and launch.max_failures != default.max_failures:
+        raise ValueError(f"--max-failures: {name} starts its workers itself; give --workers.retries")
 
 
 def read_recipe(path: str) -> Any:

@@ -101,7 +101,7 @@ def check_candidate(config: TaskDistillConfig, processes: int) -> None:
 
 def check_workers(workers: WorkersConfig) -> None:
     """Refuse numbers of workers that can't be."""
-    for name, least in (("processes", 1), ("cpus", 1), ("gpus", 0), ("concurrent", 0), ("retries", 0)):
+    for name, least in (("processes", 1), ("cpus", 1), ("gpus", 0), ("concurrent", 0), ("retries", -1)):
         if getattr(workers, name) < least:
             raise ValueError(f"workers.{name}: {getattr(workers, name)}; give {least} or more")
     if workers.processes > 1 and 0 < workers.gpus < 1:

@@ -59,7 +59,7 @@ class WorkersConfig:
         gpus: GPUs of each process.
         concurrent: Trials at once at most; 0 is as many as the cluster holds.
         retries: How often the processes of a trial are started anew after a failure, to continue from
-            its last checkpoint.
+            its last checkpoint; -1 is without end.
     """
 
     processes: int = 1

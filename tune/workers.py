@@ -37,7 +37,7 @@ def train(
         place: Its argument: `job` and `run`, the run folder, in which Ray keeps its own files too.
         workers: How many.
         resources: What Ray reserves for each.
-        retries: How often they are started anew.
+        retries: How often they are started anew; -1 is without end.
         spread: One on each node as far as may be; else close together.
         callbacks: Ray Train's, such as the one that tells Ray Tune of measurements.
 

@@ -248,6 +248,12 @@ def test_an_option_that_nothing_would_read_is_refused(capsys, arguments, message
     assert message in capsys.readouterr().err
 
 
+def test_a_search_has_a_setting_for_failures(capsys):
+    arguments = ["tune", "--base.teacher.path=t", "--base.task.train=a", "--base.task.dev=b", "--space={}"]
+    assert cli.main([*arguments, "--on=ray", "--max-failures=-1", "--dry-run"]) == 2
+    assert "give --workers.retries" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--gres=gpu:8", "--gpus=16", "--gpus-per-task=1", "-G8"])
 def test_gpus_that_only_sbatch_knows_of_are_refused(capsys, option):
     arguments = ["general", *GENERAL, "--on=slurm", f"--sbatch=[{option}]", "--dry-run"]

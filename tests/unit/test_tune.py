@@ -159,9 +159,10 @@ def test_a_search_that_does_not_fit_the_space_is_refused(changes, said):
 
 
 def test_numbers_out_of_range_are_refused():
-    for name, value in (("processes", 0), ("cpus", 0), ("gpus", -1), ("concurrent", -1), ("retries", -1)):
+    for name, value in (("processes", 0), ("cpus", 0), ("gpus", -1), ("concurrent", -1), ("retries", -2)):
         with pytest.raises(ValueError, match=f"workers.{name}"):
             check_workers(WorkersConfig(**{name: value}))
+    check_workers(WorkersConfig(retries=-1))  # without end
     for name, value in (("grace", 0), ("grace", 1), ("reduction", 1)):
         with pytest.raises(ValueError, match=f"scheduler.{name}"):
             check_scheduler(SchedulerConfig(**{name: value}))
