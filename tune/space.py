@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, TypeGuard
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -176,13 +177,19 @@ def with_values(base: TaskDistillConfig, values: Values) -> TaskDistillConfig:
         for name in path:
             place = place[name]
         place[last] = list(value) if isinstance(value, tuple) else value
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TaskDistillConfig, fail_untyped=True)
     try:
-        built = parser.instantiate(parser.parse_object(content))
+        built = _parser().instantiate(_parser().parse_object(content))
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"space: {values}: {error}") from None
     return TaskDistillConfig(**{field.name: built[field.name] for field in fields(TaskDistillConfig)})
+
+
+@cache
+def _parser() -> ArgumentParser:
+    """Of a candidate's settings; it takes longer to make than to use."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TaskDistillConfig, fail_untyped=True)
+    return parser
 
 
 def check_space(space: dict[str, Any], base: TaskDistillConfig) -> None:
