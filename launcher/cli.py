@@ -20,7 +20,7 @@ from distill.run_folder import held
 from launcher import jobs, node, runs, submitted
 from launcher.places import place
 from launcher.rank import quiet
-from launcher.settings import Launch, default_run, job_of, parse, plainly, to_yaml
+from launcher.settings import Launch, default_run, given, job_of, parse, plainly, to_yaml
 
 ENDING = 10.0  # seconds that processes of a run may take to end after what started them
 
@@ -179,13 +179,9 @@ def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
     """On --resume, begin with the settings that the run folder keeps."""
     if "--resume" not in arguments:
         return arguments
-    folder = default_run(name)
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        flag, equals, value = argument.partition("=")
-        if flag == "--run":
-            folder = value if equals else following
-    runs.refuse_other_job(Path(folder), name)
-    stored = Path(folder) / "config.yaml"
+    folder = Path(dict(given(arguments)).get("run", default_run(name)))
+    runs.refuse_other_job(folder, name)
+    stored = folder / "config.yaml"
     return ["--config", str(stored), *arguments] if stored.is_file() else arguments
 
 

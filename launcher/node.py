@@ -10,16 +10,17 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import local, runs, submitted
 from launcher.jobs import JOBS
-from launcher.settings import Launch, default_run, from_yaml
+from launcher.settings import Launch, default_run, from_yaml, given
 
-OPTIONS_OF_A_LAUNCH = {field.name for field in fields(Launch)}
+OPTIONS_OF_A_LAUNCH = {field.name.replace("_", "-") for field in fields(Launch)}
+FLAGS = ("resume", "dry-run")
 WAIT_S = 120.0  # a file system that is shared may show a new file after a minute only
 
 processes = local.processes
@@ -81,25 +82,16 @@ def as_begun(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
     """
     if not is_back(environment) or not {"--on=node", "--on=ray"} & {*arguments}:
         return arguments
-    job, options = arguments[0], [*_options(arguments[1:])]
-    folders = [value for flag, value in options if flag == "--run"]
-    stored = Path(folders[-1] if folders else default_run(job), "config.yaml")
+    job, words = arguments[0], [*given(arguments[1:])]
+    stored = Path(dict(words).get("run", default_run(job)), "config.yaml")
     if not stored.is_file():
         return arguments
-    words = [f"{flag}={value}" if value else flag for flag, value in options]
-    return [job if job in JOBS else str(stored), f"--config={stored}", *words]
-
-
-def _options(words: list[str]) -> Iterator[tuple[str, str]]:
-    """Those of the words that say where and how a job runs, with their values; flags have none."""
-    rest = iter(words)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if name in ("resume", "dry_run"):
-            yield flag, ""
-        elif name in OPTIONS_OF_A_LAUNCH and (given := value if equals else next(rest, "")):
-            yield flag, given
+    options = [
+        f"--{flag}" if flag in FLAGS else f"--{flag}={value}"
+        for flag, value in words
+        if flag in OPTIONS_OF_A_LAUNCH
+    ]
+    return [job if job in JOBS else str(stored), f"--config={stored}", *options]
 
 
 def is_back(environment: Mapping[str, str]) -> bool:

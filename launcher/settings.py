@@ -162,7 +162,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
                 _check_yaml(value)
     arguments = _labels_as_typed(arguments)
     values = command.parse_args(_with_words(name, command, arguments))
-    for flag, value in _given(arguments):  # to YAML a comment, and so null: GLUE has a column #2 String
+    for flag, value in given(arguments):  # to YAML a comment, and so null: GLUE has a column #2 String
         if value.startswith("#") and values.get(flag, "") is None:
             values[flag] = value
     of_launch = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
@@ -188,8 +188,8 @@ def plainly(message: str) -> str:
     return f"{key}: {value} is none of {types}"
 
 
-def _given(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """Names of settings on the command line, and their values."""
+def given(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Names of settings and options on the command line, and their values."""
     for argument, following in pairwise([*arguments, ""]):
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):

@@ -290,6 +290,8 @@ def test_a_job_back_from_the_queue_runs_with_the_settings_it_began_with(capsys, 
     assert "seed: 3" in printed(capsys, "general", *GENERAL, "--seed=4", *words)
     for recipe in (["general", "--config=gone.yaml", "--no.such", "setting"], ["gone.yaml"]):
         assert "seed: 3" in printed(capsys, *recipe, "--processes", "2", *words)
+    for value in ("resume", "run", "time"):  # a column, say: no option of ours
+        assert "seed: 3" in printed(capsys, "general", "--corpus", value, *words)
 
 
 def test_nodes_that_a_job_has_no_use_for_are_refused(capsys):
