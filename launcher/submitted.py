@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.bucket import is_bucket
+from data_pipeline.untrusted import one_line
 from data_pipeline.whole import write_whole
 from launcher.places import place
 
@@ -74,13 +76,20 @@ def state(folder: Path) -> str:
 
 
 def status(config: StatusConfig) -> int:
-    """Print a line or two for each run. Raises ValueError for what is no run folder."""
+    """Print a line or two for each run; returns 2 where one is no run folder, or its cluster is gone."""
+    code = 0
     for name in config.runs:
-        folder = _run_folder(name)
-        print(f"{name}: {_in_words(folder)}")
+        try:
+            folder = _run_folder(name)
+            print(f"{name}: {_in_words(folder)}")
+        except (ValueError, OSError) as error:
+            said = one_line(str(error).removeprefix(f"{name} "))
+            print(f"distillery status: error: {name}: {said}", file=sys.stderr)
+            code = 2
+            continue
         if step := _last_step(folder):
             print(f"  {step}")
-    return 0
+    return code
 
 
 def _in_words(folder: Path) -> str:

@@ -375,6 +375,18 @@ def test_the_last_word_of_a_ray_cluster_is_kept(capsys, tmp_path, monkeypatch, s
     assert told in printed(capsys, "status", str(tmp_path))  # without asking it again
 
 
+def test_one_run_whose_cluster_has_gone_hides_no_other(capsys, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "state", lambda _: (_ for _ in ()).throw(ValueError("squeue: no answer")))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text("seed: 0\n")
+    assert cli.main(["status", str(run), "nowhere", str(other)]) == 2
+    said = capsys.readouterr()
+    assert f"{other}: not submitted" in said.out
+    assert f"error: {run}: squeue: no answer\n" in said.err
+    assert "error: nowhere: is no run folder" in said.err
+
+
 def test_logs_are_followed_to_the_end(capsys, run, monkeypatch):
     states = ["running", "running", ""]
     said = ["a\n", "b\n", "c\n"]
