@@ -59,7 +59,7 @@ def processes(launch: Launch) -> int:
 
 
 def plan(job: str, launch: Launch, processes: int) -> Plan:
-    """The driver's plan; a pure function of its arguments.
+    """The driver's plan; a pure function of its arguments and $RAY_ADDRESS.
 
     Raises ValueError for storage that can't hold the run.
     """
@@ -96,7 +96,12 @@ def plan(job: str, launch: Launch, processes: int) -> Plan:
 
 def submits(launch: Launch) -> bool:
     """Whether the driver runs on the cluster rather than here."""
-    return launch.address.startswith(("http://", "https://"))
+    return cluster(launch).startswith(("http://", "https://"))
+
+
+def cluster(launch: Launch) -> str:
+    """The cluster's address; empty for one on this machine."""
+    return launch.address or os.environ.get("RAY_ADDRESS", "")
 
 
 def describe(job: str, launch: Launch, processes: int) -> str:
@@ -113,7 +118,7 @@ def driver(folder: str) -> list[str]:
 
 def submission(launch: Launch, folder: str, name: str) -> list[str]:
     """The command that submits the driver with a folder of its files."""
-    words = ["job", "submit", f"--address={launch.address}", f"--submission-id={name}", "--no-wait"]
+    words = ["job", "submit", f"--address={cluster(launch)}", f"--submission-id={name}", "--no-wait"]
     return [_ray(), *words, f"--working-dir={folder}", "--", "python", *DRIVER, "."]
 
 
@@ -122,8 +127,11 @@ def start(job: str, launch: Launch, processes: int) -> int:
     if importlib.util.find_spec("ray") is None:
         raise ValueError("--on ray needs Ray: pip install -e '.[ray]' in Distillery's folder")
     folder = Path(launch.run)
-    text = json.dumps(asdict(plan(job, launch, processes)), indent=2) + "\n"
+    planned = plan(job, launch, processes)
+    text = json.dumps(asdict(planned), indent=2) + "\n"
     if not submits(launch):
+        if not cluster(launch):
+            be_alone()
         (folder / "plan.json").write_text(text, encoding="utf-8")
         os.execv(sys.executable, driver(launch.run))  # signals are the driver's to answer
     name = f"distillery-{job}-{secrets.token_hex(4)}"
@@ -131,10 +139,15 @@ def start(job: str, launch: Launch, processes: int) -> int:
         shutil.copy(folder / "config.yaml", files)
         Path(files, "plan.json").write_text(text, encoding="utf-8")
         _ask(submission(launch, files, name))
-    run = plan(job, launch, processes).run
-    submitted.write(folder, {"place": "ray", "job": name, "address": launch.address, "run": run})
+    record = {"place": "ray", "job": name, "address": cluster(launch), "run": planned.run}
+    submitted.write(folder, record)
     print(f"submitted {folder} as {name}; follow it with: distillery logs {shlex.quote(launch.run)}")
     return 0
+
+
+def be_alone() -> None:
+    """Have a token of its own for the Ray that will be started here: it is read when Ray is imported."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def state(record: dict[str, str]) -> tuple[str, str]:
@@ -156,7 +169,8 @@ def cancel(record: dict[str, str]) -> None:
 def logs(record: dict[str, str], follow: bool) -> int:
     """Print what a submitted job says, until it has ended where `follow` is so."""
     words = [_ray(), "job", "logs", f"--address={record['address']}", record["job"]]
-    return subprocess.run([*words, "--follow"] if follow else words, check=False).returncode
+    words += ["--follow"] if follow else []
+    return subprocess.run(words, check=False, env=_environment()).returncode
 
 
 def _ray() -> str:
@@ -165,11 +179,17 @@ def _ray() -> str:
     return str(own) if own.exists() else "ray"
 
 
+def _environment() -> dict[str, str]:
+    """That of Ray's commands: what it says of the cluster would overrule their --address."""
+    overrule = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    own = {name: value for name, value in os.environ.items() if name not in overrule}
+    return {**own, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
 def _ask(command: list[str]) -> str:
     """Run one of Ray's commands; returns what it prints. Raises ValueError where it fails."""
-    quiet = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     except FileNotFoundError:
         raise ValueError("--on ray needs Ray: pip install -e '.[ray]' in Distillery's folder") from None
     if done.returncode:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 from pathlib import Path
 from typing import Any
 
-from launcher import runs
+from launcher import ray_place, runs
 from tune.settings import TuneConfig
 
 
@@ -18,8 +17,8 @@ def run(config: TuneConfig, folder: Path) -> dict[str, Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, which `verbose` does not silence
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here slows what is timed
-    if not os.environ.get("RAY_ADDRESS"):  # nobody else may use it; read when Ray is imported
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if not os.environ.get("RAY_ADDRESS"):  # nobody else may use it
+        ray_place.be_alone()
     from launcher import ray_driver
     from tune.search import Jobs, search
 

@@ -225,6 +225,34 @@ def test_a_plan_for_ray():
     }
 
 
+def test_rays_variable_is_an_address_as_any_other(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    assert ray_place.submits(Launch(run="r", on="ray"))
+    assert "--address=http://head:8265" in ray_place.describe("general", Launch(run="r", on="ray"), 1)
+    assert not ray_place.submits(Launch(run="r", on="ray", address="other:6379"))
+
+
+def test_rays_variable_does_not_overrule_the_address_of_a_run(monkeypatch):
+    """Ray's commands take it before their --address."""
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.setenv(name, "http://another:8265")
+    said = ray_place._ask([sys.executable, "-c", "import os; print(*os.environ.values())", "", ""])
+    assert "another" not in said
+
+
+@pytest.mark.parametrize("address", ["", "head:6379"])
+def test_a_ray_of_this_machine_has_a_token_of_its_own(monkeypatch, tmp_path, address):
+    """Ray itself would take that of ~/.ray, which others may read."""
+    seen: dict[str, str] = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "environ", {"RAY_AUTH_TOKEN": "of another"})
+    monkeypatch.setattr(os, "execv", lambda *_: (seen.update(os.environ), sys.exit()))
+    with pytest.raises(SystemExit):
+        ray_place.start("general", Launch(run=str(tmp_path), on="ray", address=address), 1)
+    assert (seen["RAY_AUTH_TOKEN"] == "of another") == bool(address)
+    assert seen.get("RAY_AUTH_MODE", "") == ("" if address else "token")
+
+
 def test_what_the_user_typed_is_in_no_ray_jobs_command():
     """Ray gives it to a shell."""
     launch = Launch(run="$(touch owned)", on="ray", address="http://head:8265")
