@@ -91,6 +91,12 @@ def _check(launch: Launch) -> None:
         raise ValueError(f"--on slurm: no {SCRIPT}; install Distillery by pip install -e from its folder")
     if launch.environment and not Path(launch.environment).is_file():
         raise ValueError(f"--environment: no file {launch.environment}")
+    for option in launch.sbatch:
+        if option.startswith("--export") and not re.match("--export=ALL(,|$)", option):
+            raise ValueError(
+                f"--sbatch: {option} would keep from the job what it is told by variables; begin it with "
+                "--export=ALL, or unset yours in --environment's file"
+            )
 
 
 def state(record: dict[str, str]) -> tuple[str, str]:

@@ -40,8 +40,14 @@ def test_what_sbatch_is_given():
 
 
 def test_what_the_user_exports_is_not_ours_to_change():
-    words = slurm.command("general", Launch(run="r", on="slurm", sbatch=["--export=NONE"]), 1)
-    assert [word for word in words if word.startswith("--export")] == ["--export=NONE"]
+    words = slurm.command("general", Launch(run="r", on="slurm", sbatch=["--export=ALL,A=1"]), 1)
+    assert [word for word in words if word.startswith("--export")] == ["--export=ALL,A=1"]
+
+
+@pytest.mark.parametrize("option", ["--export=NONE", "--export=ALLOWED", "--export-file=variables"])
+def test_an_export_without_our_variables_is_refused(capsys, option):
+    assert cli.main(["general", *GENERAL, "--on=slurm", f"--sbatch=[{option}]", "--dry-run"]) == 2
+    assert f"{option} would keep from the job what it is told" in capsys.readouterr().err
 
 
 def test_a_dry_run_refuses_an_environment_file_that_is_absent(capsys):
