@@ -54,7 +54,10 @@ def _remember(folder: Path, environment: Mapping[str, str]) -> None:
     """Keep the job's number in its run folder, for `status` and others, where it was submitted by hand."""
     job = environment.get("SLURM_JOB_ID")
     if job and "SLURM_ARRAY_TASK_ID" not in environment and submitted.read(folder).get("job") != job:
-        submitted.write(folder, {"place": "slurm", "job": job, "run": str(folder.absolute())})
+        record = {"place": "slurm", "job": job, "run": str(folder.absolute())}
+        if log := environment.get("DISTILLERY_LOG"):
+            record["log"] = log
+        submitted.write(folder, record)
 
 
 def is_first(environment: Mapping[str, str]) -> bool:

@@ -113,12 +113,12 @@ def logs(record: dict[str, str], follow: bool) -> int:
 
     Raises ValueError where the queue can't be asked any more.
     """
-    shown: dict[Path, int] = {}
+    log, shown = record.get("log"), dict[Path, int]()
     looks = 0
     while True:
         if looks % LOOK_EVERY == 0:
             going_on = follow and _goes_on(record)
-        for path in sorted(Path(record["run"]).glob("log*.txt")):
+        for path in [Path(log)] if log else sorted(Path(record["run"]).glob("log*.txt")):
             with path.open(encoding="utf-8", errors="replace") as file:
                 file.seek(shown.get(path, 0))
                 print(file.read(), end="", flush=True)

@@ -81,6 +81,17 @@ def test_a_run_by_hand_is_known_by_its_job(tmp_path, monkeypatch):
         assert submitted.read(tmp_path) == {"place": "slurm", "job": number, "run": str(tmp_path)}
 
 
+def test_what_a_run_by_hand_says_is_read_where_sbatch_wrote_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(local, "run_processes", lambda *_: 75)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("DISTILLERY_LOG", str(tmp_path / "slurm-7.out"))
+    (tmp_path / "slurm-7.out").write_text("step 1\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    node.start("general", Launch(run=str(tmp_path / "run"), on="node"), 1)
+    assert printed(capsys, "logs", str(tmp_path / "run"), "--follow=false") == "step 1\n"
+
+
 def test_processes_that_share_too_few_cpus_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(local, "run_processes", lambda *_: 75)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
