@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on where this one stopped
+NOTHING_KEPT = 76  # so too, but the same command begins anew
 INTERRUPTED = 130  # the same after Ctrl-C, as a shell has it
 HELD = (signal.SIGINT, signal.SIGTERM)  # what started this process has them wait until it listens
 STEP = "stopping after the next step, with a checkpoint"
@@ -65,3 +66,10 @@ def asked() -> bool:
 def interrupted() -> bool:
     """Whether it was asked by Ctrl-C."""
     return _interrupted
+
+
+def exit_code(interrupted: bool, resumes: bool) -> int:
+    """That of a job which stopped as asked, by Ctrl-C or not, and which then resumes or begins anew."""
+    if interrupted:
+        return INTERRUPTED
+    return EXIT_CODE if resumes else NOTHING_KEPT

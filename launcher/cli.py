@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError
 
 from data_pipeline.settings import PROGRESS, progress_mode
 from data_pipeline.untrusted import one_line
-from distill.preemption import EXIT_CODE, INTERRUPTED
+from distill.preemption import EXIT_CODE, INTERRUPTED, NOTHING_KEPT
 from distill.run_folder import held
 from launcher import jobs, node, runs, submitted
 from launcher.places import place
@@ -188,7 +188,7 @@ def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
 def _finish(code: int, launch: Launch) -> int:
     if code == 0 and launch.on == "local":
         print(f"finished: {launch.run}")
-    elif code not in (0, 2, INTERRUPTED, EXIT_CODE):
+    elif code not in (0, 2, INTERRUPTED, EXIT_CODE, NOTHING_KEPT):
         again = "the same command with --resume continues from the last checkpoint"
         print(f"failed with exit code {code}: {launch.run}; {again}", file=sys.stderr)
     return code

@@ -20,6 +20,7 @@ class Job:
         folder: Whether it makes a run folder; `run` then takes (config, folder).
         parallel: Whether several processes may run it together.
         schedules: Whether it starts workers on Ray itself.
+        resumes: Whether one that was stopped goes on where it was; others begin anew.
         steps: Whether a wish to stop waits for the end of its training step; others stop at once.
         words: The setting that bare words of the command line go to.
         instead: A setting, and what does that and nothing else where it is given, without a run
@@ -33,6 +34,7 @@ class Job:
     folder: bool = True
     parallel: bool = False
     schedules: bool = False
+    resumes: bool = True
     steps: bool = False
     words: str = ""
     instead: str = ""
@@ -72,6 +74,7 @@ JOBS = {
         "data_pipeline.settings:VocabularyConfig",
         "data_pipeline.wordpiece:check",
         "data_pipeline.wordpiece:run",
+        resumes=False,
     ),
     "pretrain": Job(
         "masked language modelling over a corpus",
@@ -123,18 +126,21 @@ JOBS = {
         "distill.settings:TextGcnConfig",
         "distill.checks:check_text_gcn",
         "distill.text_gcn:run",
+        resumes=False,
     ),
     "evaluate": Job(
         "accuracy, size and speed of models, in one table",
         "distill.settings:EvaluateConfig",
         "distill.checks:check_evaluate",
         "distill.evaluate:run",
+        resumes=False,
     ),
     "export": Job(
         "a trained model to ONNX, fp32 and int8, with a model card",
         "distill.settings:ExportConfig",
         "distill.checks:check_export",
         "distill.export:run",
+        resumes=False,
     ),
     "predict": Job(
         "texts to labels with probabilities",

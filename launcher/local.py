@@ -18,7 +18,7 @@ from types import FrameType
 
 from data_pipeline.settings import usable_cores
 from distill import preemption
-from distill.preemption import EXIT_CODE, INTERRUPTED
+from distill.preemption import INTERRUPTED
 from launcher.jobs import JOBS
 from launcher.settings import Launch
 
@@ -100,7 +100,7 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
     """Run this machine's processes of a job to their end; returns the exit code.
 
     SIGTERM, SIGUSR1 and Ctrl-C go on to the ranks, which write a checkpoint and stop; the code is then
-    EXIT_CODE, after Ctrl-C INTERRUPTED. A second Ctrl-C ends every process at once.
+    preemption.exit_code's. A second Ctrl-C ends every process at once.
     """
     asked: list[int] = []
     news: SimpleQueue[None] = SimpleQueue()  # unlike an Event it may be told within a signal handler
@@ -135,7 +135,7 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
             return INTERRUPTED
         # A rank that fails makes torchrun ask the others to stop: that was nobody's wish.
         if stopped.exists() and (asked or code == 0):
-            return INTERRUPTED if signal.SIGINT in asked else EXIT_CODE
+            return preemption.exit_code(signal.SIGINT in asked, JOBS[job].resumes)
         return code
 
 

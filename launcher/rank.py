@@ -50,9 +50,9 @@ def main(job: str, run: str) -> int:
         print(f"distillery {job}: error: {error}", file=sys.stderr)
         return 2
     except preemption.Stopped as stop:
-        return _tell_stopped(job, run, f"{stop}; continue with")
+        return _tell_stopped(job, run, str(stop))
     except KeyboardInterrupt:
-        return _tell_stopped(job, run, "interrupted; continue from the last checkpoint with")
+        return _tell_stopped(job, run, "interrupted", "continue from the last checkpoint")
 
 
 def _run(job: str, folder: Path) -> int:
@@ -114,19 +114,21 @@ def told(error: Exception) -> str:
     return ""
 
 
-def _tell_stopped(job: str, run: str, said: str) -> int:
+def _tell_stopped(job: str, run: str, said: str, how: str = "continue") -> int:
     """Say that this process stopped as asked, and how to go on; returns its exit code.
 
     torchrun would turn any code into 1, and report a failure: below it the word goes by a file.
     """
     if first():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        print(f"{said}: {resume_command(job, run, processes)}", file=sys.stderr)
+        if not JOBS[job].resumes:
+            how = f"{job} keeps nothing on the way; begin anew"
+        print(f"{said}; {how} with: {resume_command(job, run, processes)}", file=sys.stderr)
     if word := os.environ.get("DISTILLERY_STOPPED"):
         Path(word).touch()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return 0
-    return preemption.INTERRUPTED if preemption.interrupted() else preemption.EXIT_CODE
+    return preemption.exit_code(preemption.interrupted(), JOBS[job].resumes)
 
 
 def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:

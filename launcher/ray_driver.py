@@ -56,8 +56,7 @@ def main(folder: str) -> int:
     plan = Plan(**json.loads(Path(folder, "plan.json").read_text(encoding="utf-8")))
     text = Path(folder, "config.yaml").read_text(encoding="utf-8")
     config, run = from_yaml(plan.job, text), Path(plan.run)
-    parallel = jobs.JOBS[plan.job].parallel
-    mirror = None
+    job, mirror = jobs.JOBS[plan.job], None
     try:
         if is_bucket(plan.run):
             refuse_apart(plan.job, config, plan.nodes)
@@ -68,7 +67,7 @@ def main(folder: str) -> int:
         if (run / SUMMARY).is_file():
             print(f"{plan.run} is finished; see {plan.run}/{SUMMARY}")
             return 0
-        jobs.check(plan.job, config, plan.nodes * plan.processes if parallel else 1)
+        jobs.check(plan.job, config, plan.nodes * plan.processes if job.parallel else 1)
         if (run / "config.yaml").is_file():
             runs.go_on(run, config)
         else:
@@ -79,12 +78,13 @@ def main(folder: str) -> int:
         said = " ".join(str(error).split()).replace(str(run), plan.run)
         print(f"distillery {plan.job}: error: {said}", file=sys.stderr)
         return 2
-    interrupts = _listen(jobs.JOBS[plan.job], run / STOP, mirror)
+    interrupts = _listen(job, run / STOP, mirror)
     try:
         _run(plan, config, run, mirror)
     except (preemption.Stopped, KeyboardInterrupt) as stop:
-        print(f"{str(stop) or 'interrupted'}; {AGAIN}", file=sys.stderr)
-        return preemption.INTERRUPTED if interrupts else preemption.EXIT_CODE
+        again = AGAIN if job.resumes else f"{plan.job} keeps nothing on the way, and begins anew"
+        print(f"{str(stop) or 'interrupted'}; {again}", file=sys.stderr)
+        return preemption.exit_code(bool(interrupts), job.resumes)
     except Exception as error:
         details = traceback.format_exc()
         (run / "error.txt").write_text(details, encoding="utf-8")
@@ -125,6 +125,8 @@ def _listen(job: jobs.Job, stop: Path, mirror: Mirror | None = None) -> list[int
     interrupts: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if not job.resumes:
+            raise preemption.Stopped("stopped, as asked")
         stop.touch()
         if mirror:
             mirror.bucket.put(STOP, b"")

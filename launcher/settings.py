@@ -73,7 +73,7 @@ OPTIONS = {
         ("slurm", "ray"),
         "CPUs on each node; 0 is Slurm's default, one for each Ray worker.",
     ),
-    "time": (("slurm",), "Time limit, such as 4:00:00; a run that reaches it is continued."),
+    "time": (("slurm",), "Time limit, such as 4:00:00; a job that saves on the way is continued."),
     "partition": (("slurm",), "Slurm partition."),
     "environment": (("slurm",), "Bash lines for the nodes; see slurm/environment.example.sh."),
     "sbatch": (("slurm",), "Further options of sbatch: '[--account=me, --constraint=a100]'."),

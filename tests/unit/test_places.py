@@ -16,7 +16,7 @@ import yaml
 
 from data_pipeline.settings import PregenerateConfig
 from distill import preemption
-from distill.preemption import EXIT_CODE
+from distill.preemption import EXIT_CODE, NOTHING_KEPT
 from launcher import cli, jobs, local, node, rank, ray_place, slurm, submitted
 from launcher.settings import Launch, job_of
 from tests.unit.test_cli import AWKWARD, GENERAL, ROOT, printed
@@ -536,7 +536,7 @@ def test_the_manifest_for_kubernetes_is_one_that_ray_reads():
 
 
 def test_a_warned_run_stops_with_a_code_of_its_own():
-    assert EXIT_CODE not in (0, 1, 2, 130)
+    assert len({EXIT_CODE, NOTHING_KEPT, 0, 1, 2, 130}) == 6
 
 
 def test_a_wish_to_stop_that_comes_while_a_job_starts_is_heard(tmp_path):
@@ -633,6 +633,40 @@ def test_the_scripts_pass_shellcheck():
     assert subprocess.run([command, *scripts], check=False).returncode == 0
 
 
+SLURM = {
+    "srun": 'kill -USR1 "$PPID"; until [[ -e told ]]; do sleep 0.1; done; exit "$ENDS"',
+    "scancel": "touch told",
+    "squeue": "echo RUNNING",
+    "scontrol": 'echo "$* JobId=7 PreemptTime=$PREEMPTED" >> asked; tail -n 1 asked',
+}
+
+
+@pytest.mark.parametrize(
+    ("ends", "preempted", "again"),
+    [(75, "None", True), (76, "None", False), (76, "2026-01-01T00:00:00", True)],
+)
+def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(tmp_path, ends, preempted, again):
+    """The script among commands that stand for Slurm's, warned at its first step."""
+    for name, line in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    own = {"ENDS": str(ends), "PREEMPTED": preempted, "DISTILLERY_GRACE": "30"}
+    own |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}
+    own |= {"SLURM_JOB_CPUS_PER_NODE": "1", "SLURM_CPUS_ON_NODE": "1"}
+    with (tmp_path / "said").open("w") as said:
+        done = subprocess.run(
+            ["bash", slurm.SCRIPT, "evaluate"],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **own},
+            stdout=said,
+            stderr=said,
+            check=False,
+        )
+    assert done.returncode == ends
+    assert ("requeue 7" in (tmp_path / "asked").read_text()) == again
+    assert ("give a longer --time" in (tmp_path / "said").read_text()) != again
+
+
 # --- how processes end -------------------------------------------------------------------------
 
 STOPPED_RANK = (
@@ -640,13 +674,15 @@ STOPPED_RANK = (
 )
 
 
-@pytest.mark.parametrize(("ended", "told"), [(0, EXIT_CODE), (1, 1)])
-def test_a_rank_that_fails_is_no_wish_to_stop(monkeypatch, ended, told):
+@pytest.mark.parametrize(
+    ("job", "ended", "told"), [("augment", 0, EXIT_CODE), ("augment", 1, 1), ("evaluate", 0, NOTHING_KEPT)]
+)
+def test_a_rank_that_fails_is_no_wish_to_stop(monkeypatch, job, ended, told):
     """torchrun asks the other ranks to stop, which they tell by a file, as if the user had."""
     words = [sys.executable, "-c", STOPPED_RANK.format(ended)]
     monkeypatch.setattr(local, "command", lambda *_: words)
     with as_before():
-        assert local.run_processes("augment", "run", 2) == told
+        assert local.run_processes(job, "run", 2) == told
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,15 @@ def test_a_slice_takes_the_cpus_that_it_has_reserved(tmp_path, monkeypatch, want
     monkeypatch.setattr(ray_driver, "execute", lambda job, config, folder: found.append(config.workers))
     ray_driver._run_here("pregenerate", tmp_path / "run", reserved)
     assert found == [taken]
+
+
+@pytest.mark.parametrize(("job", "stops"), [("evaluate", True), ("general", False)])
+def test_a_job_that_keeps_nothing_stops_at_once(tmp_path, job, stops):
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        ray_driver._listen(JOBS[job], tmp_path / "stop")
+        with pytest.raises(Stopped) if stops else nullcontext():
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
