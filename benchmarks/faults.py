@@ -5,9 +5,9 @@
 A general distillation of tiny models on two processes is run once undisturbed. Then, in every run, one
 fault befalls it at a moment drawn from the seed, and the same command with --resume is given until it ends
 well. What came out is compared: a step that its record lacks is lost, one that it has twice is repeated,
-and samples, losses or weights other than the undisturbed run's are wrong. Where storage fails, the shards
-lie behind HTTP. What a machine does not let us cause (a disk that becomes read-only needs root) is told and
-left out.
+and samples, losses or weights other than the undisturbed run's are wrong. The exit code is 1 where any run
+is not recovered, whole and right, or none was disturbed. Where storage fails, the shards lie behind HTTP.
+What a machine does not let us cause (a disk that becomes read-only needs root) is told and left out.
 """
 
 from __future__ import annotations
@@ -80,8 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         typed = sys.argv[1:] if arguments is None else arguments
         write_record(options.json, "faults", typed, figures, {"runs": found})
-    sound = figures["recovered"] == figures["injected"]
-    return 0 if sound and not any(figures[key] for key in ("lost", "repeated", "wrong")) else 1
+    broken = sum(not sound(row) for row in found)
+    if broken or not figures["injected"]:
+        ended = f"{broken} of {len(found)} runs did not end as the undisturbed one"
+        print(f"{ended}; a fault befell {figures['injected']}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def possible(folder: Path) -> list[str]:
@@ -352,6 +356,11 @@ def compared(whole: Path, cut: Path) -> dict[str, bool]:
 
 
 # ----------------------------------------------------------------------------------- what it says
+def sound(row: dict[str, str | float | bool]) -> bool:
+    """Whether a run, disturbed or not, ended and is whole and right."""
+    return bool(row["recovered"]) and not (row["lost"] or row["repeated"] or row["wrong"])
+
+
 def summarise(found: list[dict[str, str | float | bool]]) -> dict[str, float]:
     """Sums over the runs that were disturbed."""
     befallen = [row for row in found if row["injected"]]

@@ -60,6 +60,40 @@ def test_runs_that_no_fault_befell_are_not_counted():
     }  # fmt: skip
 
 
+# A run that makes 60 steps, unless it is disturbed: then it breaks at step 3, by itself, and for good.
+LAUNCHER = """
+import sys
+from pathlib import Path
+run = Path(sys.argv[-1].removeprefix("--run="))
+run.mkdir(exist_ok=True)
+steps = 60 if run.name == "whole" else 3
+with (run / "metrics.jsonl").open("a") as metrics:
+    for step in range(steps):
+        print(f'{{"step": {step + 1}, "time": {step}}}', file=metrics)
+sys.exit(steps == 3)
+"""
+
+
+def test_a_run_that_breaks_by_itself_fails_the_benchmark(monkeypatch, capsys):
+    monkeypatch.setattr(faults, "COMMAND", [sys.executable, "-c", LAUNCHER])
+    monkeypatch.setattr(faults, "make_input", lambda folder, steps: [])
+    monkeypatch.setattr(faults, "FAULTS", {"all killed": faults.kill_all})
+    monkeypatch.setattr(faults, "ATTEMPTS", 1)
+    assert faults.main(["--runs", "1"]) == 1
+    assert "1 of 1 runs did not end as the undisturbed one; a fault befell 0" in capsys.readouterr().err
+
+
+SOUND = {"recovered": True, "lost": 0, "repeated": 0, "wrong": False}
+
+
+@pytest.mark.parametrize(
+    "change", [{"recovered": False}, {"lost": 1}, {"repeated": 2}, {"wrong": True}], ids=str
+)
+def test_a_run_is_sound_that_is_recovered_whole_and_right(change):
+    assert faults.sound(SOUND)
+    assert not faults.sound(SOUND | change)
+
+
 def test_a_half_written_line_of_metrics_is_no_step(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
     assert faults.metrics(tmp_path) == [{"step": 1}]
@@ -126,7 +160,7 @@ def test_the_time_of_day_jumps_and_nothing_else(tmp_path, seed):
     ("finished", "seen"), [("13:00:09", False), ("12:02:09", True), ("14:30:09", True)]
 )
 def test_a_jump_that_a_run_saw_is_in_its_dates(tmp_path, finished, seen):
-    assert not bad_machine.jumped(tmp_path)
+    assert bad_machine.jumped(tmp_path)  # it may be why the run has no end
     summary = {"finished": f"2026-01-02T{finished}+00:00", "wall_s": 10.0}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "legs.json").write_text(json.dumps([{"started": "2026-01-02T13:00:00+00:00"}]))
