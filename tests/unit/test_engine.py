@@ -89,6 +89,7 @@ def some_rows(step: int) -> Tensor:
     return torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("name", "zero", "precision", "tolerance"),
     [
@@ -100,11 +101,11 @@ def some_rows(step: int) -> Tensor:
         ("lamb", 0, "bf16", 0.1),
     ],
 )
-def test_steps_are_the_optimizers_own(name, zero, precision, tolerance):
-    """DeepSpeed adds no step and no decay of its own, whatever the stage and the precision."""
+def test_steps_are_the_optimizers_own(name, zero, precision, tolerance, clip):
+    """DeepSpeed adds no step and no decay of its own, whatever the stage and the precision; it clips."""
     join_group_of_one()
     config = OptimizerConfig(
-        name=name, lr=0.02, weight_decay=0.1, clip=0.0, eps=0.1
+        name=name, lr=0.02, weight_decay=0.1, clip=clip, eps=0.1
     )  # smooth in the gradient
     module, plain, start = Small(), Small(), Small().state_dict()
     ours = Engine(module, config, EngineConfig(zero=zero, precision=precision), 1, 8)
@@ -114,6 +115,8 @@ def test_steps_are_the_optimizers_own(name, zero, precision, tolerance):
         ours.step(config.lr)
         optimizer.zero_grad()
         plain(some_rows(step))["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), clip or torch.inf)
+        assert norm > clip
         optimizer.step()
     for key, expected in plain.state_dict().items():
         found = module.state_dict()[key].float()
