@@ -20,6 +20,7 @@ from distill.attention import install
 from distill.encoders import Teacher, build_classifier, read_config, save_model, student_shape
 from distill.engine import rank, start_processes, world_size
 from distill.objective import Objective, count
+from distill.schedule import factor
 from distill.settings import (
     EngineConfig,
     ObjectiveConfig,
@@ -63,7 +64,7 @@ def trainer_of(case: str, zero: int, micro: int | None, paths: dict[str, str], f
         stage=StageConfig(
             batch_size=BATCH,
             objective=OBJECTIVES[case],
-            optimizer=OptimizerConfig(lr=1e-3, clip=0.0),
+            optimizer=OptimizerConfig(lr=1e-2, clip=0.5, eps=0.01),  # with a small eps Adam hides the clip
             schedule=ScheduleConfig(name="constant", warmup=0.0),
         ),
         engine_config=EngineConfig(zero=zero, micro_batch_size=micro),
@@ -189,6 +190,21 @@ def test_both_processes_hold_the_same_trained_student(together, case, zero):
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name]), name
     assert any(not torch.equal(w, first["start"][name]) for name, w in first["weights"].items())
+
+
+def test_every_step_has_the_schedules_rate(paths, tmp_path):
+    join_group_of_one()
+    trainer = trainer_of("prediction", 0, None, paths, tmp_path)
+    trainer.stage.schedule = ScheduleConfig(name="linear", warmup=0.2)
+    used, rate = {}, trainer.stage.optimizer.lr
+    for step in (0, 1, trainer.total // 2, trainer.total - 1):
+        trainer.train_step(step)
+        used[step] = [group["lr"] for group in trainer.engine.optimizer.param_groups]
+    trainer.engine.close()
+    expected = {step: rate * factor(trainer.stage.schedule, step, trainer.total) for step in used}
+    assert len(set(expected.values())) == 4
+    for step, rates in used.items():
+        assert rates == pytest.approx([expected[step]] * 2)
 
 
 @pytest.mark.parametrize("case", OBJECTIVES)

@@ -16,9 +16,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from data_pipeline.grammar import NEGATIVE, POSITIVE
 from data_pipeline.settings import TaskConfig
+from distill.schedule import factor
 from distill.settings import (
     EvaluateConfig,
     FinetuneConfig,
+    GeneralConfig,
     ObjectiveConfig,
     OptimizerConfig,
     StageConfig,
@@ -154,6 +156,22 @@ def test_metrics_name_every_term_of_a_stage(way, job, terms):
         assert {"step", "epoch", "time", "lr", "sequences_per_s", "tokens_per_s"} <= row.keys()
         assert 0 < row["mfu"] <= 1
         assert row["peak_memory_mb"] > 50
+
+
+@pytest.mark.parametrize(
+    ("job", "stage", "config"),
+    [
+        ("general", "general", GeneralConfig("t", "s").stage),
+        ("finetune", "finetune", FinetuneConfig("m", TaskConfig("t", "d")).stage),
+        ("task", "prediction", TaskDistillConfig(TeacherConfig("t"), TaskConfig("t", "d")).prediction),
+    ],
+)
+def test_metrics_tell_the_schedules_rate(way, job, stage, config):
+    rows = [row for row in metrics(way, job, "train") if row["stage"] == stage]
+    total = rows[-1]["step"]
+    rates = [config.optimizer.lr * factor(config.schedule, row["step"] - 1, total) for row in rows]
+    assert len(set(rates)) > 1
+    assert [row["lr"] for row in rows] == pytest.approx(rates)
 
 
 def test_a_profile_is_a_trace_of_the_steps_asked_for(way):
