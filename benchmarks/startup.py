@@ -1,10 +1,10 @@
-"""From a command to its first training step: plain torchrun, and `distillery` on every place that is here.
+"""From a command to its first training step: the ranks alone, and `distillery` on every place that is here.
 
     python -m benchmarks.startup [--places local,slurm,ray] [--rounds 3] [--json FILE]
 
 A general distillation of tiny models, two processes in each place; on Slurm on two nodes. A place is left
-out where it is not at hand: Slurm without sbatch, Ray where it is not installed. Plain torchrun runs the
-same ranks in a run folder made beforehand, so what `local` takes more is the launcher's own.
+out where it is not at hand: Slurm without sbatch, Ray where it is not installed. The ranks alone are
+started as `local` starts them, in a run folder made beforehand: what it takes more is the launcher's own.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ PLACES = {
     "ray": ["--on=ray", "--processes=2"],
 }
 COMMAND = [sys.executable, "-m", "launcher.cli"]
+PATIENCE = 900  # seconds: a job that was submitted and fails makes no command fail
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,10 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         settings = [*SETTINGS, *make_input(folder)]
-        sides: dict[str, Callable[[], float]] = {"torchrun": partial(torchrun, folder, settings)}
+        sides: dict[str, Callable[[], float]] = {"alone": partial(alone, folder, settings)}
         for place in options.places:
             sides[place] = partial(distillery, folder, settings, place)
-        torchrun(folder, settings)  # compiles what is compiled once, fills the page cache
+        alone(folder, settings)  # compiles what is compiled once, fills the page cache
         samples = take_turns(sides, options.rounds)
     figures = summarise(samples)
     show(figures, options.rounds)
@@ -80,28 +81,29 @@ def is_here(place: str) -> bool:
     return place == "local" or importlib.util.find_spec("ray") is not None
 
 
-def torchrun(folder: Path, settings: list[str]) -> float:
-    """Seconds to the first step of ranks that torchrun starts in a begun run folder."""
+def alone(folder: Path, settings: list[str]) -> float:
+    """Seconds to the first step of ranks that are started in a begun run folder."""
     from launcher import local, runs
     from launcher.settings import parse
 
-    run = Path(tempfile.mkdtemp(prefix="torchrun-", dir=folder))
+    run = Path(tempfile.mkdtemp(prefix="alone-", dir=folder))
     runs.begin(run, "general", parse("general", settings)[0])
-    return first_step(local.command("general", str(run), 2), run)
+    environment = local.environment(2, {**os.environ}) | local.ALONE
+    return first_step(local.command("general", str(run), 2), run, environment)
 
 
 def distillery(folder: Path, settings: list[str], place: str) -> float:
     """Seconds to the first step of the command on a place."""
     run = Path(tempfile.mkdtemp(prefix=f"{place}-", dir=folder)) / "run"
-    return first_step([*COMMAND, "general", *settings, *PLACES[place], f"--run={run}"], run)
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
+    return first_step([*COMMAND, "general", *settings, *PLACES[place], f"--run={run}"], run, environment)
 
 
-def first_step(command: list[str], run: Path) -> float:
+def first_step(command: list[str], run: Path, environment: dict[str, str]) -> float:
     """Start a command and let its run end; returns the seconds until it had recorded a step.
 
-    Raises RuntimeError where it ends without one.
+    Raises RuntimeError where the command fails, or the run has no end.
     """
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
     with (run.parent / "said.txt").open("w+", encoding="utf-8") as said:
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
@@ -110,7 +112,8 @@ def first_step(command: list[str], run: Path) -> float:
             time.sleep(0.01)
             if seconds is None and (run / "metrics.jsonl").is_file():
                 seconds = time.monotonic() - started
-            if process.poll():
+            if process.poll() or time.monotonic() - started > PATIENCE:
+                process.terminate()
                 raise RuntimeError(f"{command}: {said.seek(0) or said.read()}")
         process.wait()
     assert seconds is not None
@@ -162,11 +165,11 @@ def make_input(folder: Path, steps: int = STEPS) -> list[str]:
 
 
 def summarise(samples: dict[str, list[float]]) -> dict[str, float]:
-    """Medians in seconds, and what each place takes beyond plain torchrun."""
+    """Medians in seconds, and what each place takes beyond the ranks alone."""
     figures = {f"{name}_s": round(median(seconds), 2) for name, seconds in samples.items()}
-    plain = median(samples["torchrun"])
-    places = samples.keys() - {"torchrun"}
-    over = {f"{name}_overhead_s": round(median(samples[name]) - plain, 2) for name in sorted(places)}
+    alone = median(samples["alone"])
+    places = samples.keys() - {"alone"}
+    over = {f"{name}_overhead_s": round(median(samples[name]) - alone, 2) for name in sorted(places)}
     return {**figures, **over}
 
 
@@ -178,7 +181,9 @@ def show(figures: dict[str, float], rounds: int) -> None:
         for name in names
     ]
     note = f"Medians of {rounds} rounds, sides in turn; two processes each."
-    print_table("From the command to the first step, s", ("", "seconds", "beyond torchrun"), rows, note)
+    print_table(
+        "From the command to the first step, s", ("", "seconds", "beyond the ranks alone"), rows, note
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The start-up benchmark: what it waits for, and what it makes of it."""
 
+import os
 import sys
 
 import pytest
@@ -20,18 +21,25 @@ time.sleep(0.2)
 def test_the_first_step_is_timed_and_the_run_ends(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    assert startup.first_step([sys.executable, "-c", RUN, str(run)], run) >= 0.2
+    assert startup.first_step([sys.executable, "-c", RUN, str(run)], run, {**os.environ}) >= 0.2
     assert (run / "summary.json").is_file()
 
 
 def test_a_run_that_fails_is_no_measurement(tmp_path):
+    command = [sys.executable, "-c", "raise SystemExit('no such thing')"]
     with pytest.raises(RuntimeError, match="no such thing"):
-        startup.first_step([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "run")
+        startup.first_step(command, tmp_path / "run", {**os.environ})
 
 
-def test_figures_are_medians_and_what_is_beyond_torchrun():
-    samples = {"torchrun": [4.0, 5.0, 9.0], "slurm": [8.0, 7.0, 6.0]}
-    assert startup.summarise(samples) == {"torchrun_s": 5.0, "slurm_s": 7.0, "slurm_overhead_s": 2.0}
+def test_a_submitted_run_that_never_ends_is_no_measurement(tmp_path, monkeypatch):
+    monkeypatch.setattr(startup, "PATIENCE", 0)
+    with pytest.raises(RuntimeError, match="pass"):
+        startup.first_step([sys.executable, "-c", "pass"], tmp_path / "run", {**os.environ})
+
+
+def test_figures_are_medians_and_what_is_beyond_the_ranks_alone():
+    samples = {"alone": [4.0, 5.0, 9.0], "slurm": [8.0, 7.0, 6.0]}
+    assert startup.summarise(samples) == {"alone_s": 5.0, "slurm_s": 7.0, "slurm_overhead_s": 2.0}
 
 
 @pytest.mark.parametrize("place", startup.PLACES)
