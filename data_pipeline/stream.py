@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipeline.order import CorpusOrder, stream_count
+from data_pipeline.order import MOST_STREAMS, CorpusOrder, stream_count
 from data_pipeline.settings import StreamConfig
 from data_pipeline.shards import Rows, concatenate
 from data_pipeline.store import DamagedBlock, ShardFolder
@@ -66,7 +66,8 @@ class CorpusReader:
         if streams % self.world:
             raise ValueError(
                 f"batch_size: {self.batch_size} rows come from {streams} streams, which {self.world} "
-                "processes can't share equally; give a batch that they divide, or another number of them"
+                f"processes can't share equally; give another batch (any multiple of {self.world} up to "
+                f"{MOST_STREAMS} can be shared), or another number of processes"
             )
         folders = [ShardFolder(folder, self.config.store) for folder in weights]
         _check_alike(folders)
