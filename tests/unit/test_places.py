@@ -616,6 +616,7 @@ def test_a_worker_that_the_wish_ended_is_no_failure(capsys, monkeypatch, tmp_pat
         monkeypatch.setenv(name, "0")
     monkeypatch.setattr(preemption, "listen", lambda at_once: None)
     monkeypatch.setattr(preemption, "_asked", asked)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)  # that of other tests
     (tmp_path / "config.yaml").write_text("tokenizer: none\n")
     assert rank.main("pregenerate", str(tmp_path)) == code
     assert ("continue with: " in capsys.readouterr().err) == asked
