@@ -28,7 +28,7 @@ from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import export, model_card, onnx_runtime
 from distill.measure import agreement
 from distill.measure import predict as logits_of
-from distill.onnx_graph import program_difference, write_program
+from distill.onnx_graph import program_difference
 from distill.settings import ExportConfig
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 from launcher import cli, jobs, runs
@@ -299,8 +299,16 @@ def test_a_program_of_torch_export_answers_as_the_model(tmp_path, tiny_tokenizer
         max_position_embeddings=128,
     )
     BertForSequenceClassification(shape).save_pretrained(tmp_path / "bert")
+    copy_tokenizer(tiny_tokenizer, tmp_path / "bert")
+    config = ExportConfig(str(tmp_path / "bert"), opset=18, int8=False, torch_export=True)
+    jobs.check("export", config, 1)
+    export.run(config, tmp_path)
+    files = {path.name for path in (tmp_path / "model").rglob("*") if path.suffix in (".onnx", ".pt2")}
+    assert files == {"model.onnx", "model.pt2"}
+    graph = onnx.load(tmp_path / "model" / "onnx" / "model.onnx")
+    assert [entry.version for entry in graph.opset_import if not entry.domain] == [18]
     model = export.load(str(tmp_path / "bert"))
-    write_program(model, tmp_path / "model.pt2")
+    (tmp_path / "model" / "model.pt2").rename(tmp_path / "model.pt2")
     assert program_difference(model, tmp_path / "model.pt2", seed=1) < 1
     with torch.no_grad():
         model.classifier.bias.add_(torch.tensor([0.0, 0.1]))

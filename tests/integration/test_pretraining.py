@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data_pipeline.settings import (
     AugmentConfig,
@@ -24,8 +24,10 @@ from data_pipeline.settings import (
     VocabularyConfig,
 )
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
+from distill.encoders import Batch
 from distill.int8 import has_int8
 from distill.preemption import Stopped
+from distill.pretrain import build
 from distill.settings import (
     FinetuneConfig,
     GeneralConfig,
@@ -37,6 +39,7 @@ from distill.settings import (
     TaskDistillConfig,
     TeacherConfig,
 )
+from distill.sources import CorpusSource
 from launcher.rank import execute
 from tests.helpers import SPECIAL
 from tests.processes import ROOT, run_here
@@ -90,7 +93,41 @@ def test_an_encoder_pretrained_here_is_fine_tuned_like_any(pretrained, tiny_task
     task = TaskConfig(str(tiny_task / "train.tsv"), str(tiny_task / "dev.tsv"), max_length=24)
     stage = StageConfig(0.5, 16, ObjectiveConfig(labels=1.0))
     model = str(pretrained / "pretrain" / "model")
-    assert run_here("finetune", FinetuneConfig(model, task, stage=stage), tmp_path / "run")["best"]
+    for name, shape in (("weights", None), ("shape", SHAPE)):
+        config = FinetuneConfig(model, task, shape, dropout=0.3, stage=stage)
+        assert run_here("finetune", config, tmp_path / name)["best"]
+        assert AutoConfig.from_pretrained(tmp_path / name / "model").hidden_dropout_prob == 0.3
+
+
+def test_an_encoder_has_the_dropout_it_was_asked_for(pretrained):
+    model, bare = str(pretrained / "pretrain" / "model"), str(pretrained / "vocabulary" / "model")
+    for config in (
+        PretrainConfig(model, ""),
+        PretrainConfig(bare, ""),
+        PretrainConfig(bare, "", shape=SHAPE),
+    ):
+        assert build(replace(config, dropout=0.3)).config.hidden_dropout_prob == 0.3
+
+
+@pytest.mark.parametrize("job", ["general", "pretrain"])
+def test_rows_keep_the_packings_length_where_it_is_asked_for(pretrained, tmp_path, monkeypatch, job):
+    model, shards = str(pretrained / "pretrain" / "model"), str(pretrained / "corpus" / "shards")
+    terms = ObjectiveConfig(**{"hidden" if job == "general" else "mlm": 1.0})
+    more = {"pad_to_longest": False, "stage": StageConfig(0.2, 16, terms)}
+    shapes, micro_batches = set(), CorpusSource.micro_batches
+
+    def noting(source: CorpusSource, step: int) -> list[Batch]:
+        batches = micro_batches(source, step)
+        shapes.update((source.reader.by_length, batch.ids.shape[1]) for batch in batches)
+        return batches
+
+    monkeypatch.setattr(CorpusSource, "micro_batches", noting)
+    config = {
+        "general": lambda: GeneralConfig(TeacherConfig(model), shards, student=SHAPE, **more),
+        "pretrain": lambda: PretrainConfig(model, shards, **more),
+    }[job]()
+    run_here(job, config, tmp_path / "run")
+    assert shapes == {(False, 32)}
 
 
 @pytest.fixture(scope="module")

@@ -271,6 +271,21 @@ def test_a_folder_in_fp16_answers_in_fp32(tmp_path, task, teacher, capsys):
     torch.testing.assert_close(found, expected.softmax(-1), rtol=0, atol=1e-5)
 
 
+def test_evaluate_measures_what_its_settings_say(bilstm, tmp_path, task, teacher):
+    models = {"teacher": [teacher], "student": [str(bilstm / "student")]}
+    config = EvaluateConfig(
+        models, task, reference="student", latency_repeats=1, latency_batches=[2], predictions=False
+    )
+    first, second = run_here("evaluate", config, tmp_path / "run")["rows"]
+    assert second["speedup_2"] == 1
+    assert {name for name in first if name.startswith("latency")} == {
+        "latency_ms_p50_2",
+        "latency_ms_p95_2",
+    }
+    assert not [*(tmp_path / "run").glob("predictions-*")]
+    assert json.loads((tmp_path / "run" / "disagreements.json").read_text())["reference"] == "student"
+
+
 def test_a_student_of_words_teaches_others(bilstm, tmp_path, task, teacher):
     """A chain: and an ensemble with its own teacher, each reading its own tokens."""
     student = str(bilstm / "student")

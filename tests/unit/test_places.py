@@ -29,11 +29,19 @@ CLOUD = ROOT / "launcher" / "cloud"
 
 def test_what_sbatch_is_given():
     launch = Launch(
-        run="/runs/a b", on="slurm", nodes=2, gpus_per_node=8, time="4:00:00", sbatch=["--account=me"]
+        run="/runs/a b",
+        on="slurm",
+        nodes=2,
+        gpus_per_node=8,
+        cpus_per_node=64,
+        time="4:00:00",
+        partition="large",
+        sbatch=["--account=me"],
     )
     assert slurm.command("general", launch, 8) == [
         *["env", f"DISTILLERY_PYTHON={sys.executable}", "sbatch", "--parsable"],
-        *["--job-name=distillery-general", "--nodes=2", "--gpus-per-node=8", "--time=4:00:00"],
+        *["--job-name=distillery-general", "--nodes=2", "--gpus-per-node=8", "--cpus-per-task=64"],
+        *["--time=4:00:00", "--partition=large"],
         *["--export=ALL", "--output=/runs/a b/log.txt", "--account=me"],
         *[str(ROOT / "slurm" / "train.sbatch"), "general", "--run=/runs/a b", "--processes=8"],
     ]
@@ -228,7 +236,8 @@ def test_credentials_in_a_url_are_refused_before_anything_is_written(capsys, tmp
 
 
 def test_a_plan_for_ray():
-    launch = Launch(run="/here/a", on="ray", nodes=2, gpus_per_node=4, cpus_per_node=16, storage="/mnt/s")
+    nodes = {"nodes": 2, "gpus_per_node": 4, "cpus_per_node": 16}
+    launch = Launch(run="/here/a", on="ray", **nodes, storage="/mnt/s", max_failures=7)
     assert asdict(ray_place.plan("task", launch, 4)) == {
         "job": "task",
         "run": "/mnt/s/a",
@@ -236,7 +245,7 @@ def test_a_plan_for_ray():
         "processes": 4,
         "gpus": 1.0,
         "cpus": 4.0,
-        "max_failures": 3,
+        "max_failures": 7,
         "resume": False,
         "address": "",
     }

@@ -10,6 +10,8 @@ from distill.preemption import Stopped
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
 from launcher import ray_driver, runs
 from launcher.jobs import JOBS
+from launcher.ray_place import plan
+from launcher.settings import Launch
 from tune.settings import WorkersConfig
 
 HEAD = {"memory": 1e9}  # a cloud's, which runs no jobs
@@ -62,6 +64,15 @@ def test_it_begins_no_search_where_a_stop_was_asked_for(joined, tmp_path):
     joined += [[NODE]]
     with pytest.raises(Stopped), ray_driver.room(2, WorkersConfig(), tmp_path / "stop"):
         pass
+
+
+def test_a_training_is_given_what_was_planned(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(ray_driver, "train", lambda rank, place, **more: given.update(more))
+    monkeypatch.setattr(ray_driver, "warn_of_idle_gpus", lambda *_: None)
+    launch = Launch(run=str(tmp_path), on="ray", nodes=3, gpus_per_node=2, cpus_per_node=8, max_failures=7)
+    ray_driver.train_as_workers(plan("general", launch, 2), tmp_path)
+    assert given == {"workers": 6, "resources": {"CPU": 4, "GPU": 1}, "retries": 7, "spread": False}
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,14 @@ def test_a_cached_block_that_is_damaged_is_fetched_again(server, tmp_path):
     assert rows_of(ShardFolder(server.url, config)) == first
 
 
+def test_the_cache_keeps_within_what_the_settings_say(server, tmp_path):
+    config = StoreConfig(cache=str(tmp_path / "cache"), cache_gb=1e-6)
+    folder = ShardFolder(server.url, config)
+    rows_of(folder)
+    assert sum(block.size for block in folder.manifest.blocks) > 1000
+    assert 0 < sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= 1000
+
+
 def test_without_a_cache_nothing_is_written(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     rows_of(ShardFolder(server.url, StoreConfig(cache=None)))

@@ -1,9 +1,12 @@
 """The graph is the paper's, counted naively; labels reach texts through it."""
 
+import json
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,15 +55,47 @@ def test_a_text_without_words_stands_alone():
     assert np.count_nonzero(matrix[4]) == 1
 
 
-def test_labels_reach_the_dev_texts(tmp_path):
+@pytest.fixture
+def task(tmp_path) -> TaskConfig:
     words = {"food": ["soup", "bread", "wine"], "cars": ["wheel", "road", "engine"]}
     rng = np.random.default_rng(0)
     for name, count in (("train", 40), ("dev", 20)):
         labels = rng.choice(["food", "cars"], count)
         lines = [f"{' '.join(rng.choice(words[label], 2))} and more\t{label}" for label in labels]
         (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
-    task = TaskConfig(str(tmp_path / "train.tsv"), str(tmp_path / "dev.tsv"))
+    return TaskConfig(str(tmp_path / "train.tsv"), str(tmp_path / "dev.tsv"))
+
+
+def test_labels_reach_the_dev_texts(tmp_path, task):
     summary = run(TextGcnConfig(task, hidden_size=16, epochs=40), tmp_path)
     assert summary["best"]["accuracy"] == 1
     assert summary["graph"]["texts"] == 60
     assert np.trace(summary["confusion"]) == 20
+
+
+def losses(config: TextGcnConfig, folder: Path) -> list[float]:
+    run(config, folder)
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    found = [row["loss"] for row in rows if row["split"] == "train"]
+    (folder / "metrics.jsonl").unlink()
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 8},
+        {"window": 2},
+        {"least": 25},
+        {"most": 3},
+        {"lr": 0.1},
+        {"dropout": 0},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_every_setting_counts(tmp_path, task, change):
+    config = TextGcnConfig(task, hidden_size=16, epochs=2)
+    alike, changed = losses(config, tmp_path), losses(replace(config, **change), tmp_path)
+    assert losses(config, tmp_path) == alike
+    assert changed != pytest.approx(alike)

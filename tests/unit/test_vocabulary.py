@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.processors import RobertaProcessing
 
+from data_pipeline import wordpiece
+from data_pipeline.settings import CorpusConfig, VocabularyConfig
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from tests.helpers import tiny_tokens, tree
 
@@ -39,6 +41,24 @@ def roberta_tokenizer(folder: Path, names: tuple[str, ...]) -> str:
     tokenizer.post_processor = RobertaProcessing((names[1], 1), (names[0], 0))
     tokenizer.save(str(folder / "tokenizer.json"))
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("least", "lower_case", "tokens"),
+    [
+        (1, True, ["the", "cat", "purred"]),
+        (2, True, ["the", "cat", "p", "##u", "##r", "##r", "##e", "##d"]),
+        (1, False, ["The", "cat", "purred"]),
+    ],
+)
+def test_a_vocabulary_is_made_as_its_settings_say(tmp_path, least, lower_case, tokens):
+    (tmp_path / "corpus.txt").write_text("The cat sat\n\nthe cat\n\nThe purred\n", encoding="utf-8")
+    corpus = CorpusConfig([str(tmp_path / "corpus.txt")])
+    wordpiece.run(VocabularyConfig(corpus, least=least, lower_case=lower_case), tmp_path)
+    tokenizer = load_vocabulary(str(tmp_path / "model")).tokenizer
+    assert tokenizer.encode("The cat purred", add_special_tokens=False).tokens == tokens
+    described = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    assert described["do_lower_case"] == lower_case
 
 
 def test_special_tokens_have_the_ids_of_the_vocabulary(tiny_tokenizer):

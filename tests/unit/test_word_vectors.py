@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import struct
 import tracemalloc
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from data_pipeline.settings import WordsConfig
+from data_pipeline.settings import TaskConfig, WordsConfig
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors, fasttext_hash, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, build_tokenizer, known_words, write_vocabulary
-from distill.student import table, teacher_vectors, whole_words
+from distill.settings import StudentConfig
+from distill.student import build_student, table, teacher_vectors, whole_words
 
 WORDS = ["soup", "waiter", "café", "n't"]
 VECTORS = np.random.default_rng(0).normal(size=(len(WORDS), 6)).astype(np.float32)
@@ -198,6 +200,19 @@ def test_whole_words_of_either_kind_of_vocabulary(tiny_model, tmp_path):
     names = {f"{name}_token": "<s>" for name in ("cls", "sep", "pad", "mask", "unk")}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
     assert whole_words(str(tmp_path), lower_case=True) == ["the", "soup"]
+
+
+def test_cased_words_stay_cased(tiny_model, tmp_path):
+    """The task's own and those of the model."""
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    text = (base / "tokenizer.json").read_text(encoding="utf-8")
+    (base / "tokenizer.json").write_text(text.replace('"soup"', '"Soup"'), encoding="utf-8")
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\nThe Café\t1\n", encoding="utf-8")
+    task = TaskConfig(str(tmp_path / "train.tsv"), str(tmp_path / "train.tsv"))
+    student = StudentConfig("cnn", words=WordsConfig(size=4, lower_case=False))
+    _, vocabulary = build_student(student, str(base), task, ["1"], tmp_path)
+    words = known_words(load_vocabulary(vocabulary).tokenizer)
+    assert {"The", "Café", "Soup"} <= {*words}
 
 
 def test_a_table_has_zeros_for_padding_and_the_mean_for_the_unknown():
