@@ -39,20 +39,21 @@ class Tagger(Protocol):
 def tagger(config: NoiseConfig, unit: str) -> Tagger:
     """The tagger that settings name. Raises ValueError where it is not installed."""
     if unit == "chinese_word":
-        return _need("jieba", "jieba", jieba_tags)
+        _need("jieba", "jieba")
+        return jieba_tags
     if config.tagger == "textblob":
-        return _need("textblob", "textblob", textblob_tags)
-    _need(SPACY_MODEL, f"spacy and its model {SPACY_MODEL}", jieba_tags)
+        _need("textblob", "textblob")
+        return textblob_tags
+    _need(SPACY_MODEL, f"spacy and its model {SPACY_MODEL}")
     import spacy
 
     pipeline = spacy.load(SPACY_MODEL, disable=["parser", "ner", "lemmatizer"])
     return lambda text: [Tagged(w.idx, w.idx + len(w), w.tag_) for w in pipeline(text) if not w.is_space]
 
 
-def _need(module: str, name: str, found: Tagger) -> Tagger:
+def _need(module: str, name: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ValueError(f"noise: the method needs {name}; pip install it, or set noise.tagger")
-    return found
 
 
 def textblob_tags(text: str) -> list[Tagged]:

@@ -1,10 +1,12 @@
 """Augmentation: words, draws, noise, and candidates against one forward pass a word."""
 
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ from data_pipeline.augment import (
     words_of,
     write_piece,
 )
-from data_pipeline.noise import Tagged, jieba_tags, noisy_variants, textblob_tags, words_by_tag
+from data_pipeline.noise import Tagged, jieba_tags, noisy_variants, tagger, textblob_tags, words_by_tag
 from data_pipeline.settings import AugmentConfig, NoiseConfig, TaskConfig
 from data_pipeline.tasks import Examples, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
@@ -232,6 +234,44 @@ def test_taggers_find_words_where_they_are(tag):
     assert all(before.end <= after.begin for before, after in pairwise(found))
     covered = "".join(text[word.begin : word.end] for word in found)
     assert covered == "".join(text.split())
+
+
+# spaCy in a few lines, with the names that are relied on: words and spaces, tagged by their length.
+SPACY = """
+import re
+
+class Token(str):
+    @property
+    def tag_(self):
+        return f"T{len(self)}"
+
+    @property
+    def is_space(self):
+        return self.isspace()
+
+def load(name, disable):
+    assert name == "a_model" and set(disable) == {"parser", "ner", "lemmatizer"}
+    def pipeline(text):
+        for match in re.finditer(r"\\w+|\\s\\s+|[^\\w\\s]", text):
+            token = Token(match[0])
+            token.idx = match.start()
+            yield token
+    return pipeline
+"""
+
+
+def test_spacys_words_are_tagged_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.noise.SPACY_MODEL", "a_model")
+    settings = NoiseConfig(tagger="spacy")
+    with pytest.raises(ValueError, match="needs spacy and its model a_model; pip install it"):
+        tagger(settings, "word")
+    (tmp_path / "a_model.py").touch()
+    (tmp_path / "spacy.py").write_text(SPACY)
+    monkeypatch.syspath_prepend(tmp_path)
+    with patch.dict(sys.modules):
+        sys.modules.pop("spacy", None)
+        found = tagger(settings, "word")("Old  soup .")
+    assert found == [Tagged(0, 3, "T3"), Tagged(5, 9, "T4"), Tagged(10, 11, "T1")]
 
 
 def test_words_of_a_kind_are_the_files():
