@@ -66,12 +66,6 @@ def test_what_cannot_be_measured_is_one_line_and_exit_2(arguments, named, capsys
     assert named in printed.err
 
 
-def test_a_word_for_a_number_is_exit_2():
-    with pytest.raises(SystemExit) as ended:
-        loader.main(["--rows", "many"])
-    assert ended.value.code == 2
-
-
 def test_the_rows_are_the_same_each_time(rows):
     assert (rows.shape, rows.dtype) == ((512, 8), np.uint16)
     assert np.array_equal(rows, loader.random_rows(SMALL))

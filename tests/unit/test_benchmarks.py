@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from benchmarks import record, step, step_task
+from benchmarks import faults, loader, record, startup, step, step_task
 from benchmarks.step import Settings, Shape
 
 ROOT = Path(__file__).parents[2]
@@ -163,11 +163,19 @@ def test_a_wrong_reference_is_one_line_and_exit_2(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--rounds", "0"], ["--batch", "x"], ["--teacher-precision", "int4"]]
+    ("benchmark", "option"),
+    [
+        (step, "--rounds=0"),
+        (step, "--batch=x"),
+        (step, "--teacher-precision=int4"),
+        (loader, "--rows=many"),
+        (faults, "--runs=0"),
+        (startup, "--places=moon"),
+    ],
 )
-def test_a_wrong_option_is_exit_2(arguments):
+def test_a_wrong_option_is_exit_2(benchmark, option):
     with pytest.raises(SystemExit) as ended:
-        step.main(arguments)
+        benchmark.main([option])
     assert ended.value.code == 2
 
 
