@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable
@@ -52,6 +53,17 @@ def write_documents(path: Path, count: int, seed: int) -> Path:
     text = "\n\n".join("\n".join(document) for document in documents(count, seed))
     path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def python_in(markdown: str) -> list[str]:
+    """The blocks of Python of a text in Markdown."""
+    return re.findall(r"```python\n(.*?)```", markdown, re.S)
+
+
+def indented(markdown: str) -> list[str]:
+    """The indented lines of a text in Markdown, outside of fences, continued ones joined."""
+    text = re.sub(r"```.*?```", "", markdown, flags=re.S).replace("\\\n", " ")
+    return [line.strip() for line in re.findall("^    .+$", text, re.M)]
 
 
 def tree(folder: Path) -> dict[str, bytes]:

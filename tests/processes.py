@@ -3,7 +3,7 @@
 A test hands `run_processes` a module-level function; `python -m tests.processes` is one of the
 processes. Arguments travel as JSON, results as tensors that are loaded without unpickling code.
 
-Where one process is enough, `join_group_of_one` spares the start of another.
+Where one process is enough, `join_group_of_one` spares the start of another; `typed` runs a command.
 """
 
 import importlib
@@ -22,6 +22,8 @@ from unittest.mock import patch
 import torch
 
 ROOT = Path(__file__).parents[1]
+DISTILLERY = str(Path(sys.executable).with_name("distillery"))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run_processes(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
@@ -65,6 +67,13 @@ def run_here(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]
     jobs.check(job, config, 1)
     runs.begin(folder, job, config)
     return execute(job, config, folder, **more)
+
+
+def typed(command: list[str], folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder to its end, which has this exit code."""
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done
 
 
 def _groups(world_size: int) -> list[dict[str, str]]:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +12,9 @@ from data_pipeline.packing import Row
 from launcher import cli, jobs, local
 from launcher.settings import parse
 from tests.helpers import tiny_tokens, tree, write_shards
+from tests.processes import DISTILLERY, typed
 
 Flags = dict[str, object]
-DISTILLERY = Path(sys.executable).with_name("distillery")
 
 
 def argv(flags: Flags) -> list[str]:
@@ -208,7 +206,7 @@ def test_a_batch_that_the_processes_can_not_share(refused, general, processes):
 
 def test_a_batch_whose_streams_the_processes_can_not_share(refused, general):
     flags = {**general, "stage.batch_size": 3072, "processes": 3}
-    refused("general", flags, "batch_size: 3072", "3 processes", "another number of them")
+    refused("general", flags, "batch_size: 3072", "3 processes", "multiple of 3 up to 1024")
 
 
 def test_micro_batches_that_do_not_fill_a_share(refused, general):
@@ -681,9 +679,8 @@ def test_a_report_of_a_folder_that_is_no_run(capsys, tmp_path):
 )
 def test_the_installed_command_refuses_in_one_line(request, tmp_path, job, change, says):
     flags = {**request.getfixturevalue(job), **change, "run": "run"}
-    command = [str(DISTILLERY), job, *argv(flags)]
-    child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (child.returncode, child.stdout) == (2, "")
+    child = typed([DISTILLERY, job, *argv(flags)], tmp_path, code=2)
+    assert child.stdout == ""
     assert child.stderr.startswith(f"distillery {job}: error: ")
     assert child.stderr.count("\n") == 1
     assert says in child.stderr

@@ -33,7 +33,7 @@ from distill.settings import ExportConfig
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 from launcher import cli, jobs, runs
 from launcher.rank import execute
-from tests.helpers import tiny_tokens, tree
+from tests.helpers import python_in, tiny_tokens, tree
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["negative", "positive"]
@@ -206,7 +206,7 @@ def test_a_card_has_no_column_of_what_was_not_measured():
 def follow(card: str, model: Path, **texts: str) -> list[np.ndarray]:
     """The logits of the card's two programs, for other texts than the card's."""
     said = []
-    for code in re.findall(r"```python\n(.*?)```", card, re.S):
+    for code in python_in(card):
         for shown, other in {
             "DIR": str(model),
             '"a text"': texts["a"],

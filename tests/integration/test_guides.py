@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from data_pipeline.vocabulary import copy_tokenizer
-from tests.helpers import grammar_words, tiny_tokens, write_documents
+from tests.helpers import grammar_words, indented, tiny_tokens, write_documents
 
 ROOT = Path(__file__).parents[2]
 TYPED = ("distillery", "python", "mkdir", "echo", "export")  # other indented lines show files
@@ -36,9 +36,7 @@ KINDS = {TEACHER: BertForSequenceClassification, STUDENT: BertModel, "MLM": Bert
 def commands(guide: str) -> str:
     """The indented commands of a guide, a script."""
     page = ROOT / "README.md" if guide == "README" else ROOT / "docs" / f"{guide}.md"
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"(?:^    .+\n)+", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
-    lines = [line.strip() for line in "".join(blocks).replace("\\\n", " ").splitlines()]
+    lines = indented(page.read_text(encoding="utf-8"))
     if guide == "README":  # its search is the guide's, which takes minutes
         lines = [line for line in lines if not line.startswith("distillery tune")]
     return "\n".join(line for line in lines if line.split()[0] in TYPED)

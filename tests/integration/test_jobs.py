@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,9 +25,8 @@ from distill.settings import (
     TaskDistillConfig,
     TeacherConfig,
 )
-from tests.processes import run_here
+from tests.processes import DISTILLERY, run_here, typed
 
-DISTILLERY = Path(sys.executable).with_name("distillery")
 FIGURES = {"job", "status", "finished", "wall_s", "cpu_hours", "gpu_hours"}
 TRAINED = FIGURES | {"steps", "processes", "device"}
 PREGENERATED = {"slice", "pieces", "text_mb", "making_s", "sequences", "tokens", "documents"}
@@ -40,10 +36,7 @@ JOBS = ["pregenerate", "general", "finetune", "task", "evaluate"]
 def distillery(folder: Path, job: str, **settings: Any) -> str:
     """Type a command in `folder`; returns what it printed. A double underscore stands for a dot."""
     arguments = [f"--{name.replace('__', '.')}={value}" for name, value in settings.items()]
-    command = [str(DISTILLERY), job, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = typed([DISTILLERY, job, *arguments], folder)
     assert "leaked" not in done.stderr  # what triton's binding says of modules that the end finds frozen
     return done.stdout
 

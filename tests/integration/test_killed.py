@@ -19,10 +19,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.packing import Row
 from tests.helpers import tree, write_documents, write_shards
-from tests.processes import of_a_process
-
-DISTILLERY = Path(sys.executable).with_name("distillery")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+from tests.processes import DISTILLERY, ENVIRONMENT, of_a_process, typed
 
 
 def killed(command: list[str], folder: Path, ready: Callable[[], bool]) -> None:
@@ -42,23 +39,18 @@ def killed(command: list[str], folder: Path, ready: Callable[[], bool]) -> None:
         process.wait()
 
 
-def run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_pregeneration_on_two_processes(tmp_path, tiny_tokenizer):
     write_documents(tmp_path / "corpus.txt", 400, seed=0)
     command = [
-        str(DISTILLERY), "pregenerate", "--corpus.files", '["corpus.txt"]', "--tokenizer", tiny_tokenizer,
+        DISTILLERY, "pregenerate", "--corpus.files", '["corpus.txt"]', "--tokenizer", tiny_tokenizer,
         "--packing.max_length", "32", "--rows_per_block", "8", "--shard_mb", "0.004", "--workers", "2",
     ]  # fmt: skip
-    run([*command, "--run", "whole"], tmp_path)
+    typed([*command, "--run", "whole"], tmp_path)
     records = tmp_path / "cut" / "shards" / "pieces"
     killed([*command, "--run", "cut"], tmp_path, lambda: len(list(records.glob("0*.json"))) >= 3)
     kept = {path: path.stat().st_mtime_ns for path in records.glob("0*.json")}
     assert not (tmp_path / "cut" / "shards" / "manifest.json").exists()
-    run([*command, "--run", "cut", "--resume"], tmp_path)
+    typed([*command, "--run", "cut", "--resume"], tmp_path)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     whole = tree(tmp_path / "whole" / "shards")
     cut = tree(tmp_path / "cut" / "shards")
@@ -82,7 +74,7 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
     """One line, no traceback, no process left behind; and it can be continued."""
     write_documents(tmp_path / "corpus.txt", 3000, seed=0)
     command = [
-        str(DISTILLERY), "pregenerate", "--corpus.files", '["corpus.txt"]', "--tokenizer", tiny_tokenizer,
+        DISTILLERY, "pregenerate", "--corpus.files", '["corpus.txt"]', "--tokenizer", tiny_tokenizer,
         "--packing.max_length", "32", "--shard_mb", "0.004", "--workers", "2", "--run", "run",
     ]  # fmt: skip
     process = in_a_terminal(command, tmp_path)
@@ -111,7 +103,7 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
         assert process.returncode == 2
         assert "a worker was killed" in said
     assert_ended(started)
-    run([*command, "--resume"], tmp_path)
+    typed([*command, "--resume"], tmp_path)
     assert (tmp_path / "run" / "shards" / "manifest.json").is_file()
 
 
@@ -119,7 +111,7 @@ def test_a_pregeneration_that_is_disturbed_ends_in_order(tmp_path, tiny_tokenize
 def general(tiny_model, tiny_shards) -> list[str]:
     """A general distillation on two processes."""
     return [
-        str(DISTILLERY), "general", "--processes", "2", "--teacher.path", tiny_model,
+        DISTILLERY, "general", "--processes", "2", "--teacher.path", tiny_model,
         "--shards", tiny_shards, "--student.layers", "2", "--student.hidden_size", "24",
         "--student.heads", "4", "--student.intermediate_size", "48", "--student.dropout", "0.1",
         "--stage.batch_size", "8", "--stage.epochs", "2", "--stage.optimizer.lr", "1e-3",
@@ -131,7 +123,7 @@ def general(tiny_model, tiny_shards) -> list[str]:
 def whole(general, tmp_path_factory) -> Path:
     """The folder in which it was run undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    run([*general, "--run", "run"], folder)
+    typed([*general, "--run", "run"], folder)
     return folder / "run"
 
 
@@ -152,7 +144,7 @@ def test_general_distillation_on_two_processes(tmp_path, general, whole):
         lambda: metrics.is_file() and metrics.read_text().count("\n") > 17,
     )
     assert not (tmp_path / "cut" / "student").exists()
-    run([*general, "--run", "cut", "--resume"], tmp_path)
+    typed([*general, "--run", "cut", "--resume"], tmp_path)
     assert_as_undisturbed(tmp_path / "cut", whole)
     assert_all_legs_count(tmp_path / "cut", whole)
 
@@ -187,7 +179,7 @@ def test_a_distillation_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path, gene
     assert f"general: stopped after step {done} of" in said
     assert "--run cut --resume" in said
     assert "Traceback" not in said
-    run([*command, "--resume"], tmp_path)
+    typed([*command, "--resume"], tmp_path)
     assert_as_undisturbed(tmp_path / "cut", whole)
     assert_all_legs_count(tmp_path / "cut", whole)
 
@@ -218,15 +210,7 @@ def test_what_all_ranks_refuse_is_said_once(tmp_path, general, tiny_shards):
     shutil.copytree(tiny_shards, tmp_path / "shards")
     for shard in (tmp_path / "shards").glob("*.tar"):
         shard.write_bytes(bytes(byte ^ 1 for byte in shard.read_bytes()))
-    done = subprocess.run(
-        [*general, "--shards", "shards", "--run", "run"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
+    done = typed([*general, "--shards", "shards", "--run", "run"], tmp_path, code=2)
     said = [line for line in done.stderr.splitlines() if not line.startswith("general: ")]  # progress
     assert len(said) == 1, done.stderr
     assert said[0].startswith("distillery general: error: shards: shards/")
@@ -270,7 +254,7 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path, general, whole, processes, steps):
     assert f"continue with: distillery general --run 'a cut' --resume{again}\n" in said
     assert "Traceback" not in said
     assert "failed" not in said
-    run([*command, "--resume"], tmp_path)
+    typed([*command, "--resume"], tmp_path)
     assert len(losses(tmp_path / "a cut")) == len(losses(whole))
     if processes == 2:
         assert_as_undisturbed(tmp_path / "a cut", whole)

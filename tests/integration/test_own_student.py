@@ -1,7 +1,6 @@
 """Model classes and loss terms of the user's own: the guide's example by the user's door, and refusals."""
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from distill.settings import (
 from launcher.cli import main
 from launcher.jobs import check
 from launcher.settings import from_yaml, to_yaml
-from tests.helpers import tiny_tokens
+from tests.helpers import indented, python_in, tiny_tokens
 from tests.processes import run_here
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +41,7 @@ GUIDE = (ROOT / "docs" / "own_student.md").read_text(encoding="utf-8")
 def folder(tmp_path_factory) -> Path:
     """A folder with the guide's module in it, named otherwise than any other test's."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "my_student.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", GUIDE, re.S)))
+    (folder / "my_student.py").write_text("\n".join(python_in(GUIDE)))
     return folder
 
 
@@ -268,9 +267,7 @@ def test_the_card_of_an_exported_class_says_how_to_load_it(folder, teacher, tmp_
     given = ExportConfig(str(tmp_path / "student"), classes=["my_student.ConvStudent"])
     run_here("export", given, tmp_path / "run")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    snippets = re.findall(
-        r"```python\n(.*?)```", card.replace("DIR", str(tmp_path / "run" / "model")), re.S
-    )
+    snippets = python_in(card.replace("DIR", str(tmp_path / "run" / "model")))
     assert len(snippets) == 2
     said = []
     for snippet in snippets:  # each where nobody has registered the class
@@ -285,7 +282,7 @@ def test_the_card_of_an_exported_class_says_how_to_load_it(folder, teacher, tmp_
 def test_the_guides_commands_run_as_they_stand(folder, teacher, tiny_task):
     for name in ("train.tsv", "dev.tsv"):
         (folder / name).write_bytes((tiny_task / name).read_bytes())
-    lines = re.findall(r"^    (?:echo .+)?distillery (.+)$", GUIDE.replace("\\\n", " "), re.M)
+    lines = [line.partition("distillery ")[2] for line in indented(GUIDE) if "distillery " in line]
     assert len(lines) == 6
     for line in lines:
         shape = " --student.heads 2 --student.hidden_size 24 --processes 2 --record.log_every 3" * (

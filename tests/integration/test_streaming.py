@@ -1,10 +1,7 @@
 """Corpora mixed, damaged and verified, by the user's door."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +10,7 @@ from data_pipeline import pregenerate
 from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig
 from data_pipeline.store import ShardFolder
 from tests.helpers import write_documents
-
-DISTILLERY = Path(sys.executable).with_name("distillery")
-
-
-def distillery(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(DISTILLERY), *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from tests.processes import DISTILLERY, typed
 
 
 @pytest.fixture
@@ -39,12 +24,14 @@ def damaged(tiny_shards, tmp_path) -> tuple[Path, str]:
     return folder, block.shard
 
 
-def general(folder: Path, teacher: str, *words: str) -> subprocess.CompletedProcess:
-    return distillery(
-        folder, "general", "--teacher.path", teacher, "--student.layers", "2",
+def general(folder: Path, teacher: str, *words: str, code: int = 0) -> str:
+    """What a general distillation says of errors."""
+    command = [
+        DISTILLERY, "general", "--teacher.path", teacher, "--student.layers", "2",
         "--student.hidden_size", "24", "--student.heads", "4", "--student.intermediate_size", "48",
         "--stage.batch_size", "8", "--record.log_every", "5", *words,
-    )  # fmt: skip
+    ]  # fmt: skip
+    return typed(command, folder, code).stderr
 
 
 def test_a_mixture_with_damage_is_trained_on_and_told(tmp_path, tiny_model, tiny_tokenizer, damaged):
@@ -57,7 +44,7 @@ def test_a_mixture_with_damage_is_trained_on_and_told(tmp_path, tiny_model, tiny
     pregenerate.run(other, tmp_path / "other")
     folder, shard = damaged
     mixture = json.dumps({str(folder): 3, str(tmp_path / "other" / "shards"): 1})
-    done = general(
+    said = general(
         tmp_path,
         tiny_model,
         "--processes",
@@ -69,8 +56,7 @@ def test_a_mixture_with_damage_is_trained_on_and_told(tmp_path, tiny_model, tiny
         "--run",
         "run",
     )
-    assert done.returncode == 0, done.stderr
-    assert f"warning: skipped 8 rows: shards: {folder}/{shard} is damaged at byte 512" in done.stderr
+    assert f"warning: skipped 8 rows: shards: {folder}/{shard} is damaged at byte 512" in said
     (note,) = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
     assert note.startswith("1 blocks of 8 rows were damaged or missing and skipped: ")
     assert note.count(shard) == 1  # told once, whichever ranks found it
@@ -79,30 +65,24 @@ def test_a_mixture_with_damage_is_trained_on_and_told(tmp_path, tiny_model, tiny
 
 def test_damage_found_on_the_way_is_one_line(tmp_path, tiny_model, damaged):
     folder, shard = damaged
-    done = general(tmp_path, tiny_model, "--shards", str(folder), "--run", "run")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert (
-        f"distillery general: error: shards: {folder}/{shard} is damaged at byte 512 (checksum"
-        in done.stderr
-    )
+    said = general(tmp_path, tiny_model, "--shards", str(folder), "--run", "run", code=2)
+    assert "Traceback" not in said
+    assert f"distillery general: error: shards: {folder}/{shard} is damaged at byte 512 (checksum" in said
     assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
 
 
 def test_verify_names_every_damaged_file_and_shows_the_rest(tmp_path, tiny_shards, damaged):
     folder, shard = damaged
-    whole = distillery(tmp_path, "pregenerate", "--verify", tiny_shards)
-    assert whole.returncode == 0
+    verify = [DISTILLERY, "pregenerate", "--verify"]
+    whole = typed([*verify, tiny_shards], tmp_path)
     assert "every checksum is right" in whole.stdout
     rows = ShardFolder(tiny_shards).manifest.rows
     assert f"{rows:,}" in whole.stdout
     assert "rows by length in tokens" in whole.stdout
-    broken = distillery(tmp_path, "pregenerate", "--verify", str(folder))
-    assert broken.returncode == 1
+    broken = typed([*verify, str(folder)], tmp_path, code=1)
     assert f"{shard}: the file's checksum differs" in broken.stdout
     assert f"{shard} is damaged at byte 512" in broken.stdout
     assert "2 faults" in broken.stdout
-    none = distillery(tmp_path, "pregenerate", "--verify", str(tmp_path / "none"))
-    assert none.returncode == 2
+    none = typed([*verify, str(tmp_path / "none")], tmp_path, code=2)
     assert "no manifest.json" in none.stderr
     assert not (tmp_path / "runs").exists()

@@ -1,7 +1,6 @@
 """The jobs from Python: what the command does, with its summary, its refusals and its failures."""
 
 import json
-import re
 import shlex
 import shutil
 import signal
@@ -20,7 +19,7 @@ from distill.run_folder import held
 from launcher.api import job_of, run
 from launcher.jobs import JOBS, load
 from launcher.settings import to_yaml
-from tests.helpers import tree, write_documents
+from tests.helpers import python_in, tree, write_documents
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,11 +78,6 @@ def test_a_path_is_as_good_as_its_name(config):
     assert to_yaml(config) == named
 
 
-def page(path: str) -> str:
-    """The Python of a documentation page."""
-    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), re.S))
-
-
 INTERRUPTED = """
 import sys
 from data_pipeline.corpus import CorpusConfig
@@ -119,6 +113,7 @@ def test_the_page_runs_as_it_stands(tmp_path, tiny_model, tiny_task, monkeypatch
         shutil.copy(tiny_task / name, tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    exec(compile(page("docs/python.md").replace("heads=12", "heads=4"), "docs/python.md", "exec"), {})
+    page = "\n".join(python_in((ROOT / "docs" / "python.md").read_text(encoding="utf-8")))
+    exec(compile(page.replace("heads=12", "heads=4"), "docs/python.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-2:]] == ["teacher", "student"]
