@@ -59,7 +59,11 @@ def trainer_of(case: str, zero: int, micro: int | None, paths: dict[str, str], f
     return Trainer(
         name=case,
         objective=objective,
-        teacher=Teacher(TeacherConfig(paths["teacher"], precision="fp32"), torch.device("cpu")),
+        teacher=Teacher(
+            TeacherConfig(paths["teacher"], precision="fp32"),
+            torch.device("cpu"),
+            layers=LAYERS[-1][1] if case == "general" else None,
+        ),
         source=source_of(case, paths, micro or BATCH // world_size()),
         stage=StageConfig(
             batch_size=BATCH,
