@@ -364,7 +364,7 @@ def _number(label: str, path: str, number: int) -> float:
 def encode_split(path: str, task: TaskConfig, vocabulary: Vocabulary, labels: list[str]) -> Encoded:
     """Tokenise a file, special tokens added as the tokenizer's own template says."""
     examples = checked_examples(path, task, labels)
-    return encode(examples, _targets(examples.labels, task, labels), task, vocabulary)
+    return encode(examples, task, vocabulary, _targets(examples.labels, task, labels))
 
 
 def encode_dev(task: TaskConfig, vocabulary: Vocabulary, labels: list[str]) -> dict[str, Encoded]:
@@ -382,13 +382,16 @@ def read_targets(path: str, task: TaskConfig, labels: list[str]) -> np.ndarray:
 
 
 def encode_texts(path: str, task: TaskConfig, vocabulary: Vocabulary) -> Encoded:
-    """Tokenise a file that needs no labels; they are all 0."""
-    examples = read_examples(path, task, labelled=False)
-    return encode(examples, np.zeros(len(examples.firsts), dtype=np.int64), task, vocabulary)
+    """Tokenise a file that needs no labels."""
+    return encode(read_examples(path, task, labelled=False), task, vocabulary)
 
 
-def encode(examples: Examples, targets: np.ndarray, task: TaskConfig, vocabulary: Vocabulary) -> Encoded:
-    """Tokenise examples."""
+def encode(
+    examples: Examples, task: TaskConfig, vocabulary: Vocabulary, targets: np.ndarray | None = None
+) -> Encoded:
+    """Tokenise examples, whose labels are all 0 where no targets are given."""
+    if targets is None:
+        targets = np.zeros(len(examples.firsts), dtype=np.int64)
     tokenizer = vocabulary.tokenizer
     pairs = list(zip(examples.firsts, examples.seconds, strict=True)) if task.text_pair else None
     texts = pairs or examples.firsts

@@ -12,7 +12,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data_pipeline import augment as files
@@ -171,7 +170,7 @@ class _Judge:
         rows = [json.loads(line) for line in lines]
         columns = self.config.text, self.config.text_pair
         firsts, seconds = ([row[name] for row in rows] if name else [] for name in columns)
-        data = encode(Examples(firsts, seconds, []), np.zeros(len(rows)), self.task, self.vocabulary)
+        data = encode(Examples(firsts, seconds, []), self.task, self.vocabulary)
         sure = own_predictions(self.model, data, self.BATCH).softmax(-1).amax(-1).tolist()
         judged = ({**row, files.SURE: value} for row, value in zip(rows, sure, strict=True))
         return [json.dumps(row, ensure_ascii=False) for row in judged]

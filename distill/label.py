@@ -60,7 +60,8 @@ def write_outputs(
         if rank() == 0:
             split.begin([member.precision for member in members])
         barrier()
-        data = [_encoded(path, task, name) for path in teacher.members]
+        examples = read_examples(task.files[name], task)
+        data = [encode(examples, task, load_vocabulary(path)) for path in teacher.members]
         begins = list(range(0, split.rows, rows_per_file))
         missing = [begin for begin in begins if not split.part(begin).is_file()]
         start = len(begins) - len(missing)
@@ -68,7 +69,7 @@ def write_outputs(
             for begin in missing:
                 if sum_over_ranks(torch.tensor(float(asked()), device=device)):  # all end together
                     raise Stopped(f"teacher on {name}: stopped between two files, as asked")
-                rows = [examples.rows(begin, begin + rows_per_file) for examples in data]
+                rows = [each.rows(begin, begin + rows_per_file) for each in data]
                 logits = _average(members, rows, list(teacher.members.values()), batch_size)
                 if rank() == 0:
                     split.write(begin, logits)
@@ -89,11 +90,6 @@ def _average(members: list[Teacher], data: list[Encoded], weights: list[float], 
         for weight, member, rows in zip(weights, members, data, strict=True)
     )
     return np.asarray(total) / sum(weights)
-
-
-def _encoded(path: str, task: TaskConfig, split: str) -> Encoded:
-    examples = read_examples(task.files[split], task)
-    return encode(examples, np.zeros(len(examples.firsts)), task, load_vocabulary(path))
 
 
 def stored_scores(found: dict[str, Split], teacher: TeacherConfig, task: TaskConfig) -> dict[str, float]:

@@ -23,7 +23,7 @@ from data_pipeline.model_folder import model_folder
 from data_pipeline.settings import TaskConfig, usable_cores
 from data_pipeline.tasks import ENCODING, Encoded, Examples, encode, line_ends, rows_of
 from data_pipeline.untrusted import bounded_lines
-from data_pipeline.vocabulary import Vocabulary, load_vocabulary
+from data_pipeline.vocabulary import load_vocabulary
 from distill.model_facts import model_config, usual_length
 from distill.onnx_runtime import FILES, open_session, run_session
 from distill.settings import PredictConfig
@@ -56,15 +56,10 @@ def answer(config: PredictConfig, source: TextIO, target: TextIO) -> None:
     while some := list(islice(rows, window)):
         forward = forward or load(config)
         seconds = [row[1] for row in some] if config.text_pair else []
-        data = encode_window(Examples([row[0] for row in some], seconds, []), task, vocabulary)
+        data = encode(Examples([row[0] for row in some], seconds, []), task, vocabulary)
         for row, values in zip(some, logits_of(forward, data, config.batch_size), strict=True):
             writer.write(row, values)
         target.flush()
-
-
-def encode_window(examples: Examples, task: TaskConfig, vocabulary: Vocabulary) -> Encoded:
-    """Tokenise texts without labels."""
-    return encode(examples, np.zeros(len(examples.firsts), dtype=np.int64), task, vocabulary)
 
 
 def logits_of(forward: Forward, data: Encoded, batch_size: int) -> np.ndarray:

@@ -321,7 +321,7 @@ def test_many_texts_are_tokenised_part_by_part_and_in_order(tiny_tokenizer):
             return vocabulary.tokenizer.encode_batch_fast(texts)
 
     counted = replace(vocabulary, tokenizer=Counted())
-    encoded = encode(Examples(texts, [], []), np.zeros(len(texts)), task(), counted)
+    encoded = encode(Examples(texts, [], []), task(), counted)
     assert sum(counts) == len(texts)
     assert max(counts) < 5_000
     assert encoded.lengths.tolist() == [2 + n % 7 for n in range(10_000)]
