@@ -416,13 +416,19 @@ def test_every_scheduler_takes_shares_of_the_training(name, tmp_path):
     assert said == ["CONTINUE", "CONTINUE" if name == "none" else "STOP"]
 
 
+def asha_of_two(grace: float, reduction: int) -> tuple[Any, _Known, _Known]:
+    """ASHA, and two trials that it knows."""
+    scheduler = _scheduler(SchedulerConfig("asha", grace=grace, reduction=reduction))
+    scheduler.set_search_properties("accuracy", "max")
+    trials = _Known("first"), _Known("second")
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    return scheduler, *trials
+
+
 def test_a_trial_measured_at_a_rung_counts_there():
     """3 * 0.1 is more than 0.3."""
-    scheduler = _scheduler(SchedulerConfig("asha", grace=0.1, reduction=3))
-    scheduler.set_search_properties("accuracy", "max")
-    good, poor = _Known("good"), _Known("poor")
-    for trial in (good, poor):
-        scheduler.on_trial_add(None, trial)
+    scheduler, good, poor = asha_of_two(grace=0.1, reduction=3)
     for share in (0.1, 0.3):
         scheduler.on_trial_result(None, good, {"share": share, "accuracy": share})
     scheduler.on_trial_result(None, poor, {"share": 0.1, "accuracy": 0.9})
@@ -431,11 +437,7 @@ def test_a_trial_measured_at_a_rung_counts_there():
 
 def test_rungs_that_a_trial_was_not_measured_at_hold_nothing_of_it():
     """A transformer is first measured late; what it scores there says nothing of a beginning."""
-    scheduler = _scheduler(SchedulerConfig("asha", grace=0.0625, reduction=4))
-    scheduler.set_search_properties("accuracy", "max")
-    late, early = _Known("late"), _Known("early")
-    for trial in (late, early):
-        scheduler.on_trial_add(None, trial)
+    scheduler, late, early = asha_of_two(grace=0.0625, reduction=4)
     for share, score in ((0.79, 0.6), (0.85, 0.9)):
         scheduler.on_trial_result(None, late, {"share": share, "accuracy": score})
     told = scheduler.on_trial_result(None, early, {"share": 0.0625, "accuracy": 0.7})
