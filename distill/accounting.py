@@ -22,8 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from distill import int8, products
 from distill.encoders import Batch, model_inputs
-from distill.int8 import FLOPS
 from distill.model_facts import positions
 from distill.products import fast_products
 from distill.read_places import reading
@@ -107,7 +107,7 @@ def count_flops(run: Callable[[], object]) -> int:
             own,
             cudnn,
             sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False, custom_mapping=FLOPS) as counter,
+            FlopCounterMode(display=False, custom_mapping=products.FLOPS | int8.FLOPS) as counter,
         ):
             run()
     return counter.get_total_flops()

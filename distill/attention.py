@@ -19,6 +19,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from distill.int8_rows import attend, is_quick
+from distill.read_places import is_part
+
 NAME = "distillery"
 MULTIPLE = 8  # of which head sizes are that attention kernels take
 
@@ -72,12 +75,26 @@ def _capturing_sdpa(
     if collector is not None and collector.wanted:
         collector.take(query, key, value, kwargs.get("scaling"))
     size = query.shape[-1]
+    if _fits_one_pass(module, query, attention_mask) and not kwargs.get("dropout"):
+        rows = (part.transpose(1, 2).flatten(2).contiguous() for part in (query, key, value))
+        keys = None if attention_mask is None else attention_mask[:, 0, 0].contiguous()
+        scaling = kwargs.get("scaling")
+        output = attend(*rows, keys, size**-0.5 if scaling is None else scaling, query.shape[1])
+        return output.unflatten(-1, (-1, size)), None
     if _is_slow(query):
         if kwargs.get("scaling") is None:
             kwargs["scaling"] = size**-0.5
         query, key, value = (pad(part, (0, -size % MULTIPLE)) for part in (query, key, value))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output[..., :size], None
+
+
+def _fits_one_pass(module: torch.nn.Module, query: Tensor, mask: Tensor | None) -> bool:
+    """Whether a layer attends in one pass over memory: one of BERT's kind, in fp32 on a CPU, untrained."""
+    if query.device.type != "cpu" or query.dtype != torch.float32 or torch.is_grad_enabled():
+        return False
+    of_keys = mask is None or mask.dtype == torch.bool
+    return of_keys and is_part(module, "SelfAttention") and not module.is_causal and is_quick()
 
 
 def _is_slow(query: Tensor) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from data_pipeline.settings import AugmentConfig
 from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from data_pipeline.word_vectors import first_vectors
+from distill.attention import install
 from distill.encoders import Batch, model_inputs, whole_model
 from distill.int8 import check_int8, quantise
 from distill.model_facts import positions
@@ -35,6 +36,8 @@ from distill.products import speed_up_products
 from distill.read_places import reading
 
 NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
+# In a step of the model, if no batch size is asked for: what stays in a CPU's caches, what fills a GPU.
+TOKENS = {"cpu": 1536, "cuda": 65536}
 WORDS_AT_ONCE = 64  # whose likeness to all others is held
 LONGEST_CHINESE_WORD = 4  # characters; candidates of more are too many to rank
 
@@ -54,13 +57,14 @@ class MaskedWords:
         self.vocabulary = load_vocabulary(config.model)
         folder = model_folder(config.model)
         self.model = whole_model(AutoModelForMaskedLM, folder, "model", dtype=torch.float32)
-        self.model.to(device).eval()
+        self.model.to(device).eval().requires_grad_(False)
         self.exact: PreTrainedModel | None = None
         if config.precision == "int8":  # products of integers are exact
             check_int8(device, "precision")
             quantise(self.model)
         else:
             self.exact = copy.deepcopy(self.model).double()
+            install(self.model)
             speed_up_products(self.model)
         vocabulary, added = self.vocabulary, self.vocabulary.tokenizer.get_added_tokens_decoder()
         self.special = {vocabulary.cls, vocabulary.sep, vocabulary.pad, vocabulary.mask, vocabulary.unk}
@@ -107,10 +111,22 @@ class MaskedWords:
         self, contexts: list[Context], model: PreTrainedModel
     ) -> dict[Context, tuple[np.ndarray, bool]]:
         found: dict[Context, tuple[np.ndarray, bool]] = {}
-        for begin in range(0, len(contexts), self.batch_size):
-            batch = contexts[begin : begin + self.batch_size]
+        for batch in self._batches(contexts):
             found.update(zip(batch, self._top(batch, model), strict=True))
         return found
+
+    def _batches(self, contexts: list[Context]) -> Iterator[list[Context]]:
+        """Contexts, the shortest first, in batches of so many, or of as many tokens as the device likes."""
+        budget = TOKENS[self.model.device.type]
+        batch: list[Context] = []
+        for context in contexts:
+            size = self.batch_size or max(1, budget // len(context.ids))
+            if len(batch) >= size:
+                yield batch
+                batch = []
+            batch.append(context)
+        if batch:
+            yield batch
 
     @torch.no_grad()  # the tensors of inference mode have no version, which int8 asks for
     def _top(self, contexts: list[Context], model: PreTrainedModel) -> list[tuple[np.ndarray, bool]]:

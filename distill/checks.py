@@ -203,7 +203,7 @@ def check_label(config: LabelConfig, processes: int) -> None:
 def check_augment(config: AugmentConfig, processes: int) -> None:
     """Refuse an augmentation that can't work."""
     for name in ("variants", "candidates", "batch_size", "examples_per_piece"):
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
     columns = [name for name in (config.text, config.text_pair, config.label, "origin") if name]
     if len(set(columns)) < len(columns):

@@ -237,4 +237,5 @@ def _attention_flops(query: torch.Size, *rest: Any, **kwargs: Any) -> int:
 FLOPS = {
     torch.ops.onednn.qlinear_pointwise: _flops,
     torch.ops.distillery.attend_rows: _attention_flops,
+    torch.ops.distillery.attend: _attention_flops,
 }

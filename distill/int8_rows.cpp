@@ -53,7 +53,7 @@ inline float round_row(const float* row, uint8_t* levels, int64_t width) {
 typedef float Lane __attribute__((vector_size(64)));  // sixteen at once
 typedef int32_t Whole __attribute__((vector_size(64)));
 constexpr int64_t kLane = 16;
-constexpr int64_t kBlock = 4;  // queries at once
+constexpr int64_t kBlock = 6;  // queries at once: their sums fill the registers
 
 inline int64_t up_to(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
@@ -82,17 +82,18 @@ inline float reduce(Lane lane, Operation both) {
 
 inline Lane all(float value) { return value - Lane{}; }
 
-// c = a b for four rows of a, `step` apart and `depth` long, and b (depth, width); widths are whole lanes.
+// c = a b for a block's rows of a, `step` apart and `depth` long, and b (depth, width); widths are whole lanes.
 template <int lanes>
-inline void multiply_lanes(const float* a, int64_t step, int64_t depth, const float* b, int64_t width, float* c) {
+inline void multiply_lanes(const float* a, int64_t step, int64_t depth, const float* b, int64_t width,
+                           int64_t apart, float* c) {
   Lane sums[kBlock][lanes] = {};
   for (int64_t t = 0; t < depth; ++t) {
     Lane row[lanes];
 #pragma GCC unroll 4
     for (int l = 0; l < lanes; ++l) {
-      row[l] = load(b + t * width + l * kLane);
+      row[l] = load(b + t * apart + l * kLane);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kBlock; ++i) {
       const Lane factor = all(a[i * step + t]);
 #pragma GCC unroll 4
@@ -108,16 +109,16 @@ inline void multiply_lanes(const float* a, int64_t step, int64_t depth, const fl
   }
 }
 
-inline void multiply(const float* a, int64_t step, int64_t depth, const float* b, int64_t width, float* c) {
+inline void multiply(const float* a, int64_t step, int64_t depth, const float* b, int64_t width,
+                           int64_t apart, float* c) {
   int64_t done = 0;
   for (; done + 4 * kLane <= width; done += 4 * kLane) {
-    multiply_lanes<4>(a, step, depth, b + done, width, c + done);
+    multiply_lanes<4>(a, step, depth, b + done, width, apart, c + done);
   }
-  for (; done + 2 * kLane <= width; done += 2 * kLane) {
-    multiply_lanes<2>(a, step, depth, b + done, width, c + done);
-  }
-  if (done < width) {
-    multiply_lanes<1>(a, step, depth, b + done, width, c + done);
+  switch ((width - done) / kLane) {
+    case 3: return multiply_lanes<3>(a, step, depth, b + done, width, apart, c + done);
+    case 2: return multiply_lanes<2>(a, step, depth, b + done, width, apart, c + done);
+    case 1: return multiply_lanes<1>(a, step, depth, b + done, width, apart, c + done);
   }
 }
 
@@ -140,24 +141,37 @@ inline Lane exponential(Lane x) {
   return p * two;
 }
 
-// A row of scores becomes its softmax over the keys that are `there` (1, others 0).
-inline void softmax(float* scores, const float* there, int64_t width) {
-  Lane most = all(-3e38f);
-  for (int64_t j = 0; j < width; j += kLane) {
-    const Lane score = load(there + j) > 0.0f ? load(scores + j) : all(-3e38f);
-    most = score > most ? score : most;
+// A block's rows of scores become e^(score - the row's largest) over the keys that are `there` (1, others 0);
+// shares are what makes the rows sum to 1.
+inline void exponentials(float* scores, const float* there, int64_t width, float* shares) {
+  Lane most[kBlock], sums[kBlock] = {};
+  float largest[kBlock];
+  for (int i = 0; i < kBlock; ++i) {
+    most[i] = all(-3e38f);
   }
-  const float largest = reduce(most, [](auto a, auto b) { return a > b ? a : b; });
-  Lane sums = {};
   for (int64_t j = 0; j < width; j += kLane) {
-    const Lane less = load(scores + j) - largest;
-    const Lane value = exponential(less > 0.0f ? all(0.0f) : less) * load(there + j);
-    store(scores + j, value);
-    sums += value;
+    const Lane here = load(there + j);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlock; ++i) {
+      const Lane score = here > 0.0f ? load(scores + i * width + j) : all(-3e38f);
+      most[i] = score > most[i] ? score : most[i];
+    }
   }
-  const float share = 1.0f / reduce(sums, [](auto a, auto b) { return a + b; });
+  for (int i = 0; i < kBlock; ++i) {
+    largest[i] = reduce(most[i], [](auto a, auto b) { return a > b ? a : b; });
+  }
   for (int64_t j = 0; j < width; j += kLane) {
-    store(scores + j, load(scores + j) * share);
+    const Lane here = load(there + j);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlock; ++i) {
+      const Lane less = load(scores + i * width + j) - largest[i];
+      const Lane value = exponential(less > 0.0f ? all(0.0f) : less) * here;
+      store(scores + i * width + j, value);
+      sums[i] += value;
+    }
+  }
+  for (int i = 0; i < kBlock; ++i) {
+    shares[i] = 1.0f / reduce(sums[i], [](auto a, auto b) { return a + b; });
   }
 }
 
@@ -171,13 +185,13 @@ struct Side {
   // Part of a row, times `scaling`, to places `step` apart.
   void copy(int64_t row, int64_t column, int64_t size, float scaling, float* to, int64_t step) const {
     const float* from = rows + row * width + column;
-    const float* shift = bias + column;
     if (!factors) {
       for (int64_t d = 0; d < size; ++d) {
         to[d * step] = from[d] * scaling;
       }
       return;
     }
+    const float* shift = bias + column;
     const float factor = factors[row];
     if (step == 1) {
 #pragma omp simd
@@ -197,24 +211,26 @@ struct Side {
 extern "C" {
 
 // softmax(q k' scaling) v of every head; q, k, v and out are (sequences length, heads size), mask
-// (sequences, length). Then out in 8 bits.
+// (sequences, length). Then out in 8 bits, where levels are wanted.
 void attend_rows(const float* q, const float* k, const float* v, const float* q_bias, const float* k_bias,
                  const float* v_bias, const float* factors, const uint8_t* mask, float scaling, float* out,
                  uint8_t* levels, float* scales, int64_t sequences, int64_t length, int64_t heads,
                  int64_t size) {
   const int64_t width = heads * size, keys = up_to(length, kLane), wide = up_to(size, kLane);
+  const int64_t apart = keys + kLane;  // no power of two, which would fall into the same part of a cache
   const Side query{q, q_bias, factors, width}, key{k, k_bias, factors, width}, value{v, v_bias, factors, width};
 #pragma omp parallel
   {
-    std::vector<float> own(kBlock * size), turned(size * keys), held(length * wide);
+    std::vector<float> own(kBlock * size), turned(size * apart), held(length * wide);
     std::vector<float> scores(kBlock * keys), found(kBlock * wide), there(keys);
+    float shares[kBlock];
 #pragma omp for collapse(2)
     for (int64_t s = 0; s < sequences; ++s) {
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t first = s * length, column = h * size;
         for (int64_t j = 0; j < length; ++j) {
           there[j] = mask && !mask[first + j] ? 0.0f : 1.0f;
-          key.copy(first + j, column, size, 1.0f, &turned[j], keys);
+          key.copy(first + j, column, size, 1.0f, &turned[j], apart);
           value.copy(first + j, column, size, 1.0f, &held[j * wide], 1);
         }
         for (int64_t begin = 0; begin < length; begin += kBlock) {
@@ -222,19 +238,21 @@ void attend_rows(const float* q, const float* k, const float* v, const float* q_
           for (int64_t i = 0; i < count; ++i) {
             query.copy(first + begin + i, column, size, scaling, &own[i * size], 1);
           }
-          multiply(own.data(), size, size, turned.data(), keys, scores.data());
+          multiply(own.data(), size, size, turned.data(), keys, apart, scores.data());
+          exponentials(scores.data(), there.data(), keys, shares);
+          multiply(scores.data(), keys, length, held.data(), wide, wide, found.data());
           for (int64_t i = 0; i < count; ++i) {
-            softmax(&scores[i * keys], there.data(), keys);
-          }
-          multiply(scores.data(), keys, length, held.data(), wide, found.data());
-          for (int64_t i = 0; i < count; ++i) {
-            std::copy_n(&found[i * wide], size, out + (first + begin + i) * width + column);
+            float* to = out + (first + begin + i) * width + column;
+#pragma omp simd
+            for (int64_t d = 0; d < size; ++d) {
+              to[d] = found[i * wide + d] * shares[i];
+            }
           }
         }
       }
     }
 #pragma omp for
-    for (int64_t r = 0; r < sequences * length; ++r) {
+    for (int64_t r = 0; r < (levels ? sequences * length : 0); ++r) {
       scales[r] = round_row(out + r * width, levels + r * width, width);
     }
   }

@@ -2,7 +2,7 @@
 
 torch takes four to six passes over these rows, and its compiler two, for what fits between a read and a
 write of each row (int8_rows.cpp). Rows are (tokens, width) in fp32, scales (tokens, 1): what one of a row's
-levels stands for, or what its products are to be multiplied by.
+levels stands for, or what its products are to be multiplied by. Attention in fp32 goes the same way.
 """
 
 from __future__ import annotations
@@ -54,6 +54,18 @@ def library() -> ctypes.CDLL:
             raise ValueError(
                 f"what is compiled can't be loaded ({error}); set TORCH_EXTENSIONS_DIR"
             ) from None
+
+
+@functools.cache
+def is_quick() -> bool:
+    """Whether attention in fp32 is to take this way: for its lanes are AVX-512's, and where it compiles."""
+    if compiler() is None or not torch.cpu._is_avx512_supported():
+        return False
+    try:
+        library()
+    except ValueError:
+        return False
+    return True
 
 
 def _call(name: str, *arguments: Tensor | float | None, counts: Sequence[int]) -> None:
@@ -134,3 +146,15 @@ def attend_rows(
     given = (query, key, value, *biases, factors, mask, scaling, out, levels, scales)
     _call("attend_rows", *given, counts=(sequences, length, heads, width // heads))
     return out, levels, scales
+
+
+@operators.custom_op("distillery::attend", mutates_args=())
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, heads: int
+) -> Tensor:
+    """The same of queries, keys and values as they are; nothing in 8 bits."""
+    sequences, length, width = query.shape
+    out = torch.empty_like(query)
+    given = (query, key, value, None, None, None, None, mask, scaling, out, None, None)
+    _call("attend_rows", *given, counts=(sequences, length, heads, width // heads))
+    return out

@@ -89,7 +89,7 @@ def load(config: PredictConfig) -> Forward:
         model_class("classes", each)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    model = model.to(device).eval()
+    model = model.to(device).eval().requires_grad_(False)
     speed_up_products(model)
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ from data_pipeline.tasks import Examples, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import candidates
 from distill.augment import _Judge, masked_candidates
-from distill.candidates import MaskedWords, Neighbours, chinese_words, whole_entries
+from distill.candidates import Context, MaskedWords, Neighbours, chinese_words, whole_entries
 from distill.encoders import model_inputs
 from distill.int8 import has_int8
 from distill.read_places import reading
@@ -326,8 +326,25 @@ def test_no_batch_size_changes_a_candidate(model, monkeypatch):
     expected = by_model(settings(model))
     assert by_model(settings(model, batch_size=1)) == expected
     assert by_model(settings(model, batch_size=3)) == expected
+    monkeypatch.setitem(candidates.TOKENS, "cpu", 40)
+    assert by_model(settings(model)) == expected
     monkeypatch.setattr(candidates, "NEAR", 1e9)  # all decided in float64
     assert by_model(settings(model)) == expected
+
+
+def test_a_step_has_the_texts_asked_for_or_the_tokens_of_its_device(model, monkeypatch):
+    masked = MaskedWords(settings(model), DEVICE)
+    lengths = [3, 3, 4, 5, 9, 30]
+    contexts = [Context(tuple(range(length)), 1, (1,)) for length in lengths]
+    monkeypatch.setitem(candidates.TOKENS, "cpu", 12)
+
+    def sizes() -> list[list[int]]:
+        return [[len(context.ids) for context in batch] for batch in masked._batches(contexts)]
+
+    assert sizes() == [[3, 3, 4], [5], [9], [30]]  # padded, none has more than 12 unless it is alone
+    masked.batch_size = 4
+    assert sizes() == [[3, 3, 4, 5], [9, 30]]
+    assert not list(masked._batches([]))
 
 
 def test_a_word_beyond_the_models_length_stays(model):

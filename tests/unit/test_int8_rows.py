@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.int8_rows import attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
+from distill.int8_rows import attend, attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
 
 SHAPES = [(1, 1), (3, 16), (7, 33), (600, 48), (65, 768)]
 
@@ -131,6 +131,8 @@ def test_attention_is_the_formula(shape: tuple[int, int, int, int], masked: bool
     out, levels, scales = attend_rows(*sides, biases, None if scaled else factors, mask, 0.3, heads)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     check_rounded(levels, scales, out.flatten(0, 1))
+    if scaled:
+        assert torch.equal(attend(*sides, mask, 0.3, heads), out)
 
 
 def test_no_bit_of_a_sequence_depends_on_its_padding_or_on_others() -> None:

@@ -294,6 +294,7 @@ def test_zeros_behind_a_head_change_nothing(family, monkeypatch):
     model, batch = encoder(family, 2, 36), batch_of(LENGTHS)
     whole = signal_of(model, install(model), batch)
     padded: list[int] = []
+    monkeypatch.setattr(attention, "is_quick", lambda: False)  # SDPA's way, on a CPU too
     monkeypatch.setattr(attention, "_is_slow", lambda query: not padded.append(query.shape[-1]))
     again = signal_of(model, install(model), batch)
     assert padded
@@ -306,7 +307,8 @@ def test_zeros_behind_a_head_change_nothing(family, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_capturing_changes_no_output(family):
+def test_capturing_changes_no_output(family, monkeypatch):
+    monkeypatch.setattr(attention, "is_quick", lambda: False)
     torch.manual_seed(0)
     model, batch = encoder(family, 3, 32, head=True), batch_of(LENGTHS)
     plain = copy.deepcopy(model)
@@ -318,6 +320,24 @@ def test_capturing_changes_no_output(family):
     assert len(own.hidden) == len(expected.hidden_states) == 4
     for layer, state in enumerate(expected.hidden_states):
         assert torch.equal(own.hidden[layer], state)
+
+
+@pytest.mark.skipif(not attention.is_quick(), reason="attention goes SDPA's way on this CPU")
+@pytest.mark.parametrize(("family", "taken"), [("bert", 3), ("roberta", 3), ("modernbert", 0)])
+def test_one_pass_over_memory_attends_as_sdpa_does(family, taken, monkeypatch):
+    torch.manual_seed(0)
+    model, batch = encoder(family, 3, 32), batch_of(LENGTHS)
+    collector, passes, attend = install(model), [], attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *given: passes.append(given) or attend(*given))
+    own = signal_of(model, collector, batch)
+    assert len(passes) == taken
+    with torch.enable_grad():  # what may be trained goes SDPA's way
+        expected = run_encoder(model, collector, batch, range(4), [1, 2, 3])
+    assert len(passes) == taken
+    there = batch.mask.bool()
+    for layer, state in expected.hidden.items():
+        torch.testing.assert_close(own.hidden[layer][there], state[there])
+    assert all(map(torch.equal, own.attention[1][:3], expected.attention[1][:3]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -357,7 +377,8 @@ def test_wanted_layers_are_the_ones_kept(family):
     model, batch = encoder(family, 3, 32), batch_of(LENGTHS)
     collector = install(model)
     every = signal_of(model, collector, batch).attention
-    some = run_encoder(model, collector, batch, [2], [1, 3])
+    with torch.no_grad():
+        some = run_encoder(model, collector, batch, [2], [1, 3])
     assert list(some.hidden) == [2]
     assert list(some.attention) == [1, 3]
     for layer, pair in some.attention.items():

@@ -1,10 +1,13 @@
 """fp32 products by oneDNN: the formula in float64, forward and gradients, and the switch put back."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from distill import products
+from distill.accounting import count_flops
 from distill.fused import choices
 from distill.products import SWITCH, FastLinear, by_onednn, fast_products, speed_up_products
 
@@ -47,6 +50,40 @@ def test_what_is_frozen_gets_no_gradient(monkeypatch):
     model(torch.randn(3, 4)).sum().backward()
     assert model[0].weight.grad is None
     assert model[1].weight.grad is not None
+
+
+@EXACT
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(70,), (5, 70), (3, 41, 70), (0, 70)], ids=str)
+def test_a_frozen_weight_is_laid_out_once(monkeypatch, shape, bias):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(70, 33, bias=bias).requires_grad_(False), torch.randn(shape)
+    plain = copy.deepcopy(layer)
+    speed_up_products(layer)
+    torch.testing.assert_close(layer(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
+    layout = layer.packed(layer.weight)
+    assert layer.packed(layer.weight) is layout
+    torch.testing.assert_close(copy.deepcopy(layer)(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
+    layer.weight.mul_(2)  # as when other weights are loaded
+    torch.testing.assert_close(
+        layer(inputs), nn.functional.linear(inputs, 2 * plain.weight, plain.bias), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_gradients_pass_through_what_is_frozen(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    layer, inputs = nn.Linear(4, 3).requires_grad_(False), torch.randn(2, 4, requires_grad=True)
+    speed_up_products(layer)
+    layer(inputs).sum().backward()
+    torch.testing.assert_close(inputs.grad, layer.weight.sum(dim=0).expand(2, 4))
+
+
+def test_products_of_laid_out_weights_are_counted(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    layer = nn.Linear(70, 33).requires_grad_(False)
+    speed_up_products(layer)
+    assert count_flops(lambda: layer(torch.randn(3, 5, 70))) == 2 * 3 * 5 * 70 * 33
 
 
 def test_names_weights_and_other_kinds_stay(monkeypatch):
