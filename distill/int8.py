@@ -1,10 +1,10 @@
 """Linear layers with 8-bit matrix products, for frozen encoders on a CPU.
 
 CPUs with VNNI multiply 8-bit integers several times as fast as fp32; nearly every x86 server since 2019
-has it, where AMX, for bf16, is rare. Weights have a scale for each output, activations one for each token,
-found as they come (vector-wise quantisation, Dettmers et al. 2022, arXiv:2208.07339, section 2.1): no
-calibration is needed, and a token's signal depends on its sequence alone. What lies between the products of
-BERT's layers is done in one pass over memory (int8_rows.py).
+has it, where AMX, for bf16, is rare. Weights have a scale for each output, activations a scale and a level
+of zero for each token (Dettmers et al. 2022, arXiv:2208.07339: vector-wise and zeropoint quantisation),
+found as they come: no calibration is needed, and a token's signal depends on its sequence alone. What lies
+between the products of BERT's layers is done in one pass over memory (int8_rows.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers.activations import GELUActivation
 
 from distill.attention import Collector
 from distill.compiler import compiler
-from distill.int8_rows import attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
+from distill.int8_rows import attend, attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
 from distill.read_places import is_part
 
-LEVELS = 127  # to either side of zero
-ZERO = 128  # activations are unsigned, which is what VNNI multiplies with signed weights
+LEVELS = 127  # of weights, to either side of zero
+MIDDLE = 128  # what a product takes off activations, which are unsigned: so VNNI multiplies them
 
 
 def check_int8(device: torch.device, setting: str = "teacher.precision") -> None:
@@ -50,10 +50,10 @@ def has_int8(device: torch.device) -> bool:
 
 
 class Rounded(NamedTuple):
-    """Activations in 8 bits: levels (tokens, width), scales (tokens, 1), and the shape that they had."""
+    """Activations in 8 bits: levels (tokens, width), factors (tokens, 2), and the shape that they had."""
 
     levels: Tensor
-    scales: Tensor
+    factors: Tensor
     shape: torch.Size
 
 
@@ -69,9 +69,9 @@ class Rounding:
             return self._last[2]
         return self.keep(inputs, *round_rows(inputs.reshape(-1, inputs.shape[-1])))
 
-    def keep(self, inputs: Tensor, levels: Tensor, scales: Tensor) -> Rounded:
+    def keep(self, inputs: Tensor, levels: Tensor, factors: Tensor) -> Rounded:
         """Remember what these activations are in 8 bits."""
-        rounded = Rounded(levels, scales, inputs.shape)
+        rounded = Rounded(levels, factors, inputs.shape)
         self._last = inputs, inputs._version, rounded
         return rounded
 
@@ -84,20 +84,20 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         scale = row_scales(weight)
         outputs, inputs = weight.shape
-        self.packed = torch.ops.onednn.qlinear_prepack(
-            (weight / scale).round_().to(torch.int8), [1024, inputs]
-        )
+        levels = (weight / scale).round_()
+        self.packed = torch.ops.onednn.qlinear_prepack(levels.to(torch.int8), [1024, inputs])
         self.scale = scale[:, 0].contiguous()
+        self.sums = levels.sum(1) * self.scale
         self.zeros = torch.zeros(outputs, dtype=torch.int64)
         self.bias = torch.zeros(outputs) if linear.bias is None else linear.bias.detach().float()
         self.rounding = rounding
 
     def product(self, rounded: Rounded) -> Tensor:
-        """(tokens, outputs) without bias, still to be multiplied by the tokens' scales."""
+        """(tokens, outputs) without bias, still to be scaled by the tokens' factors."""
         return torch.ops.onednn.qlinear_pointwise(
             rounded.levels,
             1.0,
-            ZERO,
+            MIDDLE,
             self.packed,
             self.scale,
             self.zeros,
@@ -113,7 +113,7 @@ class Int8Linear(nn.Module):
     def forward(self, inputs: Tensor | Rounded) -> Tensor:
         """(..., inputs), in fp32 or rounded, to (..., outputs)."""
         rounded = inputs if isinstance(inputs, Rounded) else self.rounding(inputs)
-        outputs = scale_rows_(self.product(rounded), rounded.scales, self.bias)
+        outputs = scale_rows_(self.product(rounded), rounded.factors, self.sums, self.bias)
         return outputs.view(*rounded.shape[:-1], outputs.shape[-1])
 
 
@@ -135,21 +135,22 @@ class Int8SelfAttention(nn.Module):
         sides = plain.query, plain.key, plain.value
         rounded = sides[0].rounding(hidden)
         products = [side.product(rounded) for side in sides]
-        factors: Tensor | None = rounded.scales
         collector: Collector | None = getattr(plain, "distillery_collector", None)
-        if collector is not None and collector.wants_next():
+        scaled = collector is not None and collector.wants_next()
+        if scaled:
             for side, product in zip(sides, products, strict=True):
-                scale_rows_(product, rounded.scales, side.bias)
-            factors = None
+                scale_rows_(product, rounded.factors, side.sums, side.bias)
         products = [product.view(hidden.shape) for product in products]
         heads = plain.num_attention_heads
         if collector is not None and collector.wanted:
             query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in products)
             collector.take(query, key, value, plain.scaling)
         mask = None if attention_mask is None else attention_mask[:, 0, 0].contiguous()
-        biases = [side.bias for side in sides]
-        out, levels, scales = attend_rows(*products, biases, factors, mask, plain.scaling, heads)
-        sides[0].rounding.keep(out, levels, scales)
+        if scaled:
+            return attend(*products, mask, plain.scaling, heads), None
+        sums, biases = [side.sums for side in sides], [side.bias for side in sides]
+        out, *own = attend_rows(*products, sums, biases, rounded.factors, mask, plain.scaling, heads)
+        sides[0].rounding.keep(out, *own)
         return out, None
 
 
@@ -164,8 +165,8 @@ class Int8Intermediate(nn.Module):
         """(..., inputs) to (..., outputs)."""
         rounded = self.dense.rounding(inputs)
         product = self.dense.product(rounded)
-        levels, scales = gelu_rows(product, rounded.scales, self.dense.bias)
-        return Rounded(levels, scales, torch.Size([*inputs.shape[:-1], product.shape[-1]]))
+        levels, factors = gelu_rows(product, rounded.factors, self.dense.sums, self.dense.bias)
+        return Rounded(levels, factors, torch.Size([*inputs.shape[:-1], product.shape[-1]]))
 
 
 class Int8Output(nn.Module):
@@ -182,9 +183,10 @@ class Int8Output(nn.Module):
         dense = self.plain.dense
         rounded = inputs if isinstance(inputs, Rounded) else dense.rounding(inputs)
         outputs = dense.product(rounded)
-        levels, scales = norm_rows_(outputs, rounded.scales, dense.bias, residual, self.plain.LayerNorm)
+        norm, factors = self.plain.LayerNorm, rounded.factors
+        own = norm_rows_(outputs, factors, dense.sums, dense.bias, residual, norm)
         outputs = outputs.view(residual.shape)
-        dense.rounding.keep(outputs, levels, scales)
+        dense.rounding.keep(outputs, *own)
         return outputs
 
 

@@ -9,9 +9,9 @@
 
 namespace {
 
-constexpr float kLevels = 127.0f;    // to either side of zero
-constexpr float kMiddle = 128.5f;    // zero's level, and a half: cutting off rounds
-constexpr float kSmallest = 1.5e-36f;  // of a row's largest magnitude: its reciprocal stays finite
+constexpr float kSteps = 254.0f;       // from a row's least level to its last, one less than there are
+constexpr float kMiddle = 128.0f;      // what a product takes off every level
+constexpr float kSmallest = 1e-35f;    // of a row's range: its reciprocal stays finite
 
 // Phi(x) = 1/2 + x P(2 x^2 / 25 - 1) for |x| < 5: a least-squares fit of degree 12 at 4,000 Chebyshev points,
 // weighted by |x|, the highest power first. x Phi(x) is then right within 2e-6.
@@ -32,22 +32,27 @@ inline float gelu(float x) {
   return x > 5.0f ? x : x < -5.0f ? 0.0f : x * phi;
 }
 
-// Writes a row's levels; returns what one level stands for, not a number where one of the row is none.
-inline float round_row(const float* row, uint8_t* levels, int64_t width) {
-  float largest = kSmallest;
+// Writes a row's levels, and what makes numbers of a product of theirs: product * factors[0] + factors[1] *
+// the sum of the weights. Both are not a number where one of the row is none.
+inline void round_row(const float* row, uint8_t* levels, float* factors, int64_t width) {
+  float low = 0.0f;
+  float high = 0.0f;
   float nothing = 0.0f;
-#pragma omp simd reduction(max : largest) reduction(+ : nothing)
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : nothing)
   for (int64_t i = 0; i < width; ++i) {
-    const float magnitude = std::fabs(row[i]);
-    largest = magnitude > largest ? magnitude : largest;
-    nothing += 0.0f * magnitude;
+    low = row[i] < low ? row[i] : low;
+    high = row[i] > high ? row[i] : high;
+    nothing += 0.0f * row[i];
   }
-  const float inverse = kLevels / largest;
+  const float range = std::max(high - low, kSmallest);
+  const float inverse = kSteps / range;
+  const float zero = std::floor(0.5f - low * inverse);  // its level: numbers are not as many on either side
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
-    levels[i] = static_cast<uint8_t>(static_cast<int32_t>(row[i] * inverse + kMiddle));
+    levels[i] = static_cast<uint8_t>(static_cast<int32_t>(row[i] * inverse + (zero + 0.5f)));
   }
-  return largest / kLevels + nothing;
+  factors[0] = range / kSteps + nothing;
+  factors[1] = range / kSteps * (kMiddle - zero) + nothing;
 }
 
 typedef float Lane __attribute__((vector_size(64)));  // sixteen at once
@@ -178,6 +183,7 @@ inline void exponentials(float* scores, const float* there, int64_t width, float
 // Queries, keys or values: products of 8-bit integers to be scaled, or numbers as they are (no factors).
 struct Side {
   const float* rows;
+  const float* sums;
   const float* bias;
   const float* factors;
   int64_t width;
@@ -191,17 +197,18 @@ struct Side {
       }
       return;
     }
+    const float* sum = sums + column;
     const float* shift = bias + column;
-    const float factor = factors[row];
+    const float factor = factors[2 * row], rest = factors[2 * row + 1];
     if (step == 1) {
 #pragma omp simd
       for (int64_t d = 0; d < size; ++d) {
-        to[d] = (from[d] * factor + shift[d]) * scaling;
+        to[d] = (from[d] * factor + sum[d] * rest + shift[d]) * scaling;
       }
       return;
     }
     for (int64_t d = 0; d < size; ++d) {
-      to[d * step] = (from[d] * factor + shift[d]) * scaling;
+      to[d * step] = (from[d] * factor + sum[d] * rest + shift[d]) * scaling;
     }
   }
 };
@@ -212,13 +219,14 @@ extern "C" {
 
 // softmax(q k' scaling) v of every head; q, k, v and out are (sequences length, heads size), mask
 // (sequences, length). Then out in 8 bits, where levels are wanted.
-void attend_rows(const float* q, const float* k, const float* v, const float* q_bias, const float* k_bias,
-                 const float* v_bias, const float* factors, const uint8_t* mask, float scaling, float* out,
-                 uint8_t* levels, float* scales, int64_t sequences, int64_t length, int64_t heads,
-                 int64_t size) {
+void attend_rows(const float* q, const float* k, const float* v, const float* q_sums, const float* k_sums,
+                 const float* v_sums, const float* q_bias, const float* k_bias, const float* v_bias,
+                 const float* factors, const uint8_t* mask, float scaling, float* out, uint8_t* levels,
+                 float* rounded, int64_t sequences, int64_t length, int64_t heads, int64_t size) {
   const int64_t width = heads * size, keys = up_to(length, kLane), wide = up_to(size, kLane);
   const int64_t apart = keys + kLane;  // no power of two, which would fall into the same part of a cache
-  const Side query{q, q_bias, factors, width}, key{k, k_bias, factors, width}, value{v, v_bias, factors, width};
+  const Side query{q, q_sums, q_bias, factors, width}, key{k, k_sums, k_bias, factors, width},
+      value{v, v_sums, v_bias, factors, width};
 #pragma omp parallel
   {
     std::vector<float> own(kBlock * size), turned(size * apart), held(length * wide);
@@ -253,32 +261,33 @@ void attend_rows(const float* q, const float* k, const float* v, const float* q_
     }
 #pragma omp for
     for (int64_t r = 0; r < (levels ? sequences * length : 0); ++r) {
-      scales[r] = round_row(out + r * width, levels + r * width, width);
+      round_row(out + r * width, levels + r * width, rounded + 2 * r, width);
     }
   }
 }
 
-void round_rows(const float* rows, uint8_t* levels, float* scales, int64_t count, int64_t width) {
+void round_rows(const float* rows, uint8_t* levels, float* rounded, int64_t count, int64_t width) {
 #pragma omp parallel for
   for (int64_t r = 0; r < count; ++r) {
-    scales[r] = round_row(rows + r * width, levels + r * width, width);
+    round_row(rows + r * width, levels + r * width, rounded + 2 * r, width);
   }
 }
 
-void scale_rows(float* rows, const float* factors, const float* bias, int64_t count, int64_t width) {
+void scale_rows(float* rows, const float* factors, const float* sums, const float* bias, int64_t count,
+                int64_t width) {
 #pragma omp parallel for
   for (int64_t r = 0; r < count; ++r) {
     float* row = rows + r * width;
-    const float factor = factors[r];
+    const float factor = factors[2 * r], rest = factors[2 * r + 1];
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) {
-      row[i] = row[i] * factor + bias[i];
+      row[i] = row[i] * factor + sums[i] * rest + bias[i];
     }
   }
 }
 
-void gelu_rows(const float* rows, const float* factors, const float* bias, uint8_t* levels, float* scales,
-               int64_t count, int64_t width) {
+void gelu_rows(const float* rows, const float* factors, const float* sums, const float* bias, uint8_t* levels,
+               float* rounded, int64_t count, int64_t width) {
 #pragma omp parallel
   {
     std::vector<float> activated(width);
@@ -286,28 +295,28 @@ void gelu_rows(const float* rows, const float* factors, const float* bias, uint8
 #pragma omp for
     for (int64_t r = 0; r < count; ++r) {
       const float* row = rows + r * width;
-      const float factor = factors[r];
+      const float factor = factors[2 * r], rest = factors[2 * r + 1];
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        values[i] = gelu(row[i] * factor + bias[i]);
+        values[i] = gelu(row[i] * factor + sums[i] * rest + bias[i]);
       }
-      scales[r] = round_row(values, levels + r * width, width);
+      round_row(values, levels + r * width, rounded + 2 * r, width);
     }
   }
 }
 
-void norm_rows(float* rows, const float* factors, const float* bias, const float* residual, const float* gain,
-               const float* shift, float epsilon, uint8_t* levels, float* scales, int64_t count,
-               int64_t width) {
+void norm_rows(float* rows, const float* factors, const float* sums, const float* bias, const float* residual,
+               const float* gain, const float* shift, float epsilon, uint8_t* levels, float* rounded,
+               int64_t count, int64_t width) {
 #pragma omp parallel for
   for (int64_t r = 0; r < count; ++r) {
     float* row = rows + r * width;
     const float* beside = residual + r * width;
-    const float factor = factors[r];
+    const float factor = factors[2 * r], rest = factors[2 * r + 1];
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < width; ++i) {
-      row[i] = row[i] * factor + bias[i] + beside[i];
+      row[i] = row[i] * factor + sums[i] * rest + bias[i] + beside[i];
       sum += row[i];
     }
     const float mean = sum / static_cast<float>(width);
@@ -321,7 +330,7 @@ void norm_rows(float* rows, const float* factors, const float* bias, const float
     for (int64_t i = 0; i < width; ++i) {
       row[i] = (row[i] - mean) * inverse * gain[i] + shift[i];
     }
-    scales[r] = round_row(row, levels + r * width, width);
+    round_row(row, levels + r * width, rounded + 2 * r, width);
   }
 }
 

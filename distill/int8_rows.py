@@ -1,8 +1,10 @@
 """What lies between the 8-bit products of a frozen encoder on a CPU, each in one pass over memory.
 
 torch takes four to six passes over these rows, and its compiler two, for what fits between a read and a
-write of each row (int8_rows.cpp). Rows are (tokens, width) in fp32, scales (tokens, 1): what one of a row's
-levels stands for, or what its products are to be multiplied by. Attention in fp32 goes the same way.
+write of each row (int8_rows.cpp). Rows are (tokens, width) in fp32. A token's factors, (tokens, 2), are f,
+what one of its levels stands for, and f (128 - z), z being the level of zero: of a product of its levels
+less 128 and of weights the first is to be multiplied by the product, the second by the weights' sum.
+Attention in fp32 goes the same way.
 """
 
 from __future__ import annotations
@@ -79,42 +81,43 @@ def _call(name: str, *arguments: Tensor | float | None, counts: Sequence[int]) -
 
 
 def _rounded(shape: torch.Size) -> tuple[Tensor, Tensor]:
-    return torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], 1)
+    return torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], 2)
 
 
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in 8 bits, 128 for zero, and their scales: a row's largest magnitude has the last level."""
-    levels, scales = _rounded(rows.shape)
-    _call("round_rows", rows.contiguous(), levels, scales, counts=rows.shape)
-    return levels, scales
+    """Rows in 8 bits, and their factors: levels span a row's numbers and zero."""
+    levels, factors = _rounded(rows.shape)
+    _call("round_rows", rows.contiguous(), levels, factors, counts=rows.shape)
+    return levels, factors
 
 
-def scale_rows_(rows: Tensor, factors: Tensor, bias: Tensor) -> Tensor:
-    """In place: rows times their factors, (tokens, 1), plus a bias, (width,)."""
-    _call("scale_rows", rows, factors, bias, counts=rows.shape)
+def scale_rows_(rows: Tensor, factors: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
+    """In place: products with weights of these sums, (width,), scaled, plus a bias, (width,)."""
+    _call("scale_rows", rows, factors, sums, bias, counts=rows.shape)
     return rows
 
 
-def gelu_rows(rows: Tensor, factors: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """GELU of the scaled rows, with erf, in 8 bits and with new scales."""
-    levels, scales = _rounded(rows.shape)
-    _call("gelu_rows", rows, factors, bias, levels, scales, counts=rows.shape)
-    return levels, scales
+def gelu_rows(rows: Tensor, factors: Tensor, sums: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU of the scaled rows, with erf, in 8 bits and with new factors."""
+    levels, rounded = _rounded(rows.shape)
+    _call("gelu_rows", rows, factors, sums, bias, levels, rounded, counts=rows.shape)
+    return levels, rounded
 
 
 def norm_rows_(
     rows: Tensor,
     factors: Tensor,
+    sums: Tensor,
     bias: Tensor,
     residual: Tensor,
     norm: torch.nn.LayerNorm,
 ) -> tuple[Tensor, Tensor]:
     """In place: the layer norm of the scaled rows plus others, (tokens, width), and it in 8 bits."""
-    levels, scales = _rounded(rows.shape)
+    levels, rounded = _rounded(rows.shape)
     others = residual.reshape(rows.shape).contiguous()
-    given = (rows, factors, bias, others, norm.weight, norm.bias, norm.eps, levels, scales)
+    given = (rows, factors, sums, bias, others, norm.weight, norm.bias, norm.eps, levels, rounded)
     _call("norm_rows", *given, counts=rows.shape)
-    return levels, scales
+    return levels, rounded
 
 
 @operators.custom_op("distillery::attend_rows", mutates_args=())
@@ -122,30 +125,32 @@ def attend_rows(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    sums: Sequence[Tensor],
     biases: Sequence[Tensor],
-    factors: Tensor | None,
+    factors: Tensor,
     mask: Tensor | None,
     scaling: float,
     heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of every head, softmax(q k' scaling) v, and it in 8 bits with its scales.
+    """Attention of every head, softmax(q k' scaling) v, and it in 8 bits with its factors.
 
     Args:
-        query: Rows still to be multiplied by their factors, (sequences, length, width).
+        query: Products still to be scaled, (sequences, length, width).
         key: The same.
         value: The same.
+        sums: Of the weights of the three, (width,) each.
         biases: What is added to the three then, (width,) each.
-        factors: The tokens', (tokens, 1); None where the three are scaled already: no bias then either.
+        factors: The tokens', (tokens, 2).
         mask: The keys that are there, bool (sequences, length); None: all. A sequence has one at least.
         scaling: Of the products of queries and keys.
         heads: How many lie side by side in a row.
     """
     sequences, length, width = query.shape
     out = torch.empty_like(query)
-    levels, scales = _rounded(torch.Size([sequences * length, width]))
-    given = (query, key, value, *biases, factors, mask, scaling, out, levels, scales)
+    levels, rounded = _rounded(torch.Size([sequences * length, width]))
+    given = (query, key, value, *sums, *biases, factors, mask, scaling, out, levels, rounded)
     _call("attend_rows", *given, counts=(sequences, length, heads, width // heads))
-    return out, levels, scales
+    return out, levels, rounded
 
 
 @operators.custom_op("distillery::attend", mutates_args=())
@@ -155,6 +160,6 @@ def attend(
     """The same of queries, keys and values as they are; nothing in 8 bits."""
     sequences, length, width = query.shape
     out = torch.empty_like(query)
-    given = (query, key, value, None, None, None, None, mask, scaling, out, None, None)
+    given = (query, key, value, *[None] * 7, mask, scaling, out, None, None)
     _call("attend_rows", *given, counts=(sequences, length, heads, width // heads))
     return out

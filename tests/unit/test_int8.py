@@ -39,11 +39,13 @@ vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CP
 def formula(linear: nn.Linear, inputs: Tensor) -> Tensor:
     """The same in float64: both sides rounded to their levels, then multiplied."""
 
-    def round_rows(rows: Tensor) -> Tensor:
-        scale = rows.abs().amax(-1, keepdim=True).clamp_min(1e-30) / LEVELS
-        return torch.floor(rows / scale + 0.5) * scale
-
-    product = round_rows(inputs.double()) @ round_rows(linear.weight.double()).T
+    rows, weight = inputs.double(), linear.weight.double()
+    low, high = rows.amin(-1, keepdim=True).clamp_max(0), rows.amax(-1, keepdim=True).clamp_min(0)
+    step = (high - low).clamp_min(1e-30) / 254
+    zero = torch.floor(0.5 - low / step)
+    rows = (torch.floor(rows / step + zero + 0.5) - zero) * step
+    scale = weight.abs().amax(-1, keepdim=True) / LEVELS
+    product = rows @ (torch.round(weight / scale) * scale).T
     return product if linear.bias is None else product + linear.bias.double()
 
 
