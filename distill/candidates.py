@@ -38,6 +38,7 @@ from distill.read_places import reading
 NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
 # In a step of the model, if no batch size is asked for: what stays in a CPU's caches, what fills a GPU.
 TOKENS = {"cpu": 1536, "cuda": 65536}
+GROUP = 16  # texts of a step then, or a multiple
 WORDS_AT_ONCE = 64  # whose likeness to all others is held
 LONGEST_CHINESE_WORD = 4  # characters; candidates of more are too many to rank
 
@@ -120,7 +121,7 @@ class MaskedWords:
         budget = TOKENS[self.model.device.type]
         batch: list[Context] = []
         for context in contexts:
-            size = self.batch_size or max(1, budget // len(context.ids))
+            size = self.batch_size or max(GROUP, budget // len(context.ids) // GROUP * GROUP)
             if len(batch) >= size:
                 yield batch
                 batch = []
@@ -143,6 +144,9 @@ class MaskedWords:
 
     def _batch(self, contexts: list[Context]) -> tuple[Batch, Tensor]:
         width = max(len(context.ids) for context in contexts)
+        width = min(
+            width + width % 2, self.longest
+        )  # with GROUP: few numbers of rows, for which see FastLinear
         ids = np.full((len(contexts), width), self.vocabulary.pad, dtype=np.int64)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
         places = []

@@ -341,7 +341,10 @@ def test_a_step_has_the_texts_asked_for_or_the_tokens_of_its_device(model, monke
     def sizes() -> list[list[int]]:
         return [[len(context.ids) for context in batch] for batch in masked._batches(contexts)]
 
+    monkeypatch.setattr(candidates, "GROUP", 1)
     assert sizes() == [[3, 3, 4], [5], [9], [30]]  # padded, none has more than 12 unless it is alone
+    monkeypatch.setattr(candidates, "GROUP", 2)
+    assert sizes() == [[3, 3], [4, 5], [9, 30]]
     masked.batch_size = 4
     assert sizes() == [[3, 3, 4, 5], [9, 30]]
     assert not list(masked._batches([]))

@@ -1,10 +1,12 @@
 """fp32 products by oneDNN: the formula in float64, forward and gradients, and the switch put back."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import products
 from distill.accounting import count_flops
@@ -28,7 +30,7 @@ def gradients(layer: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
 
 @EXACT
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(70,), (5, 70), (3, 41, 70), (0, 70)], ids=str)
+@pytest.mark.parametrize("shape", [(70,), (5, 70), (64, 70), (3, 41, 70), (0, 70)], ids=str)
 def test_values_and_gradients_are_those_of_float64(either, shape, bias):
     torch.manual_seed(0)
     layer, inputs = nn.Linear(70, 33, bias=bias), torch.randn(shape)
@@ -54,7 +56,7 @@ def test_what_is_frozen_gets_no_gradient(monkeypatch):
 
 @EXACT
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(70,), (5, 70), (3, 41, 70), (0, 70)], ids=str)
+@pytest.mark.parametrize("shape", [(70,), (5, 70), (64, 70), (3, 41, 70), (0, 70)], ids=str)
 def test_a_frozen_weight_is_laid_out_once(monkeypatch, shape, bias):
     monkeypatch.setattr(products, "by_onednn", lambda: True)
     torch.manual_seed(0)
@@ -69,6 +71,48 @@ def test_a_frozen_weight_is_laid_out_once(monkeypatch, shape, bias):
     torch.testing.assert_close(
         layer(inputs), nn.functional.linear(inputs, 2 * plain.weight, plain.bias), rtol=1e-5, atol=1e-5
     )
+
+
+def test_onednn_sees_few_numbers_of_rows(monkeypatch):
+    """It keeps what it makes for each: of texts of all lengths a gigabyte, and more with every step."""
+    seen: set[int] = set()
+    kept = torch.ops.mkldnn._linear_pointwise
+
+    @contextmanager
+    def watched():
+        with Seen(seen):
+            yield
+
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    monkeypatch.setattr(products, "fast_products", watched)
+    layer, frozen = nn.Linear(7, 3), nn.Linear(7, 3).requires_grad_(False)
+    for each in (layer, frozen):
+        speed_up_products(each)
+    for rows in range(60, 400, 3):
+        layer(torch.randn(rows, 7)).sum().backward()
+    assert {count for count in seen if count > 7} == {64, 128, 192, 256, 320, 384}
+    packed: set[int] = set()
+    monkeypatch.setattr(
+        torch.ops.mkldnn,
+        "_linear_pointwise",
+        lambda rows, *given: packed.add(len(rows)) or kept(rows, *given),
+    )
+    for rows in range(65, 400, 3):
+        assert frozen(torch.randn(rows, 7)).shape == (rows, 3)
+    assert packed == set(range(96, 417, 32))
+
+
+class Seen(TorchDispatchMode):
+    """Notes how many rows products have."""
+
+    def __init__(self, seen: set[int]):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.seen.add(max(args[-2].shape))  # of rows, and of what is summed for a weight's gradient
+        return func(*args, **(kwargs or {}))
 
 
 def test_gradients_pass_through_what_is_frozen(monkeypatch):
