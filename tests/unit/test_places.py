@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
@@ -643,6 +644,14 @@ def test_the_scripts_pass_shellcheck():
     assert subprocess.run([command, *scripts], check=False).returncode == 0
 
 
+def stand_ins(folder: Path, lines: dict[str, str]) -> dict[str, str]:
+    """An environment in which commands are these lines of bash."""
+    for name, line in lines.items():
+        (folder / name).write_text(f"#!/bin/bash\n{line}\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
 SLURM = {
     "srun": 'kill -USR1 "$PPID"; until [[ -e told ]]; do sleep 0.1; done; exit "$ENDS"',
     "scancel": "touch told",
@@ -657,9 +666,6 @@ SLURM = {
 )
 def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(tmp_path, ends, preempted, again):
     """The script among commands that stand for Slurm's, warned at its first step."""
-    for name, line in SLURM.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
-        (tmp_path / name).chmod(0o755)
     own = {"ENDS": str(ends), "PREEMPTED": preempted, "DISTILLERY_GRACE": "30"}
     own |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}
     own |= {"SLURM_JOB_CPUS_PER_NODE": "1", "SLURM_CPUS_ON_NODE": "1"}
@@ -667,7 +673,7 @@ def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(tmp_path
         done = subprocess.run(
             ["bash", slurm.SCRIPT, "evaluate"],
             cwd=tmp_path,
-            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **own},
+            env=stand_ins(tmp_path, SLURM) | own,
             stdout=said,
             stderr=said,
             check=False,
@@ -675,6 +681,37 @@ def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(tmp_path
     assert done.returncode == ends
     assert ("requeue 7" in (tmp_path / "asked").read_text()) == again
     assert ("give a longer --time" in (tmp_path / "said").read_text()) != again
+
+
+RAY = {  # of nodes that each have a /tmp of their own
+    "srun": """while [[ $1 == -* ]]; do [[ $1 != --nodelist=* ]] || node=${1#*=}; shift; done
+        mkdir -p "$node"; RAY_TMPDIR=$PWD/$node${RAY_TMPDIR#/tmp} exec "$@\"""",
+    "getent": "echo 127.0.0.1",
+    "scontrol": "printf 'n1\\nn2\\n'",
+    "python": """[[ $* == *launcher.cli* ]] || { mkdir -p "$RAY_TMPDIR/ray"; exec sleep infinity; }
+        until [[ -e n1/distillery-ray-7/ray && -e n2/distillery-ray-7/ray ]]; do sleep 0.1; done""",
+}
+
+
+@pytest.mark.parametrize("before", [[], ["n2"], ["n1", "n2"]])
+def test_a_ray_cluster_leaves_no_folder_on_its_nodes(tmp_path, before):
+    """But one that was there before. When the script has ended Slurm tells all that it has started."""
+    for name in before:
+        (tmp_path / name / "distillery-ray-7").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        own = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "1"}
+        own |= {"SLURM_JOB_CPUS_PER_NODE": "1(x2)", "DISTILLERY_PYTHON": str(tmp_path / "python")}
+        script = subprocess.Popen(
+            ["bash", ROOT / "slurm" / "ray.sbatch", "evaluate"],
+            cwd=tmp_path,
+            env={**stand_ins(tmp_path, RAY), **own, "DISTILLERY_PORT": str(head.getsockname()[1])},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert script.wait() == 0
+        os.killpg(script.pid, signal.SIGTERM)
+        script.communicate()  # until all have ended
+    assert sorted(path.parent.name for path in tmp_path.glob("n?/distillery-ray-7")) == before
 
 
 # --- how processes end -------------------------------------------------------------------------
