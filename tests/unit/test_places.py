@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -652,65 +652,72 @@ def stand_ins(folder: Path, lines: dict[str, str]) -> dict[str, str]:
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-SLURM = {
-    "srun": 'kill -USR1 "$PPID"; until [[ -e told ]]; do sleep 0.1; done; exit "$ENDS"',
-    "scancel": "touch told",
+SLURM = {  # of nodes that each have a /tmp of their own
+    "srun": """node=n1
+        while [[ $1 == -* ]]; do [[ $1 != --nodelist=* ]] || node=${1#*=}; shift; done
+        mkdir -p "$node"; RAY_TMPDIR=$PWD/$node${RAY_TMPDIR#/tmp} exec "$@\"""",
+    "getent": "echo 127.0.0.1",
+    "scancel": ":",
     "squeue": "echo RUNNING",
-    "scontrol": 'echo "$* JobId=7 PreemptTime=$PREEMPTED" >> asked; tail -n 1 asked',
+    "scontrol": """[[ $2 != hostnames ]] || exec printf 'n1\\nn2\\n'
+        echo "$* JobId=7 PreemptTime=$PREEMPTED" >> asked; tail -n 1 asked""",
 }
 
 
+def run_script(name: str, folder: Path, job: str, **own: str) -> tuple[int, str]:
+    """Run a script of slurm/ among commands that stand for Slurm's, and for a `job` and Ray; then all that
+    is left is told to end. Returns its exit code and what it said.
+    """
+    python = f'[[ $* == *launcher.cli* ]] || {{ mkdir -p "$RAY_TMPDIR/ray"; exec sleep infinity; }}\n{job}'
+    own |= stand_ins(folder, {**SLURM, "python": python}) | {"DISTILLERY_PYTHON": f"{folder}/python"}
+    own |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    own |= {"SLURM_JOB_CPUS_PER_NODE": "1(x2)", "SLURM_CPUS_ON_NODE": "1"}
+    said = folder / "said"
+    with said.open("w") as file, socket.create_server(("127.0.0.1", 0)) as head:
+        script = subprocess.Popen(
+            ["bash", ROOT / "slurm" / name, "evaluate"],
+            cwd=folder,
+            env={**own, "DISTILLERY_PORT": str(head.getsockname()[1])},
+            stdout=subprocess.PIPE,
+            stderr=file,
+            start_new_session=True,
+        )
+        code = script.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGTERM)
+        script.communicate()  # until all have ended
+    return code, said.read_text()
+
+
+WARNED = 'trap : USR1; kill -USR1 "$PPID"; until grep -q warned said; do sleep 0.1; done; exit "$ENDS"'
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "ray.sbatch"])
 @pytest.mark.parametrize(
     ("ends", "preempted", "again"),
     [(75, "None", True), (76, "None", False), (76, "2026-01-01T00:00:00", True)],
 )
-def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(tmp_path, ends, preempted, again):
-    """The script among commands that stand for Slurm's, warned at its first step."""
-    own = {"ENDS": str(ends), "PREEMPTED": preempted, "DISTILLERY_GRACE": "30"}
-    own |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}
-    own |= {"SLURM_JOB_CPUS_PER_NODE": "1", "SLURM_CPUS_ON_NODE": "1"}
-    with (tmp_path / "said").open("w") as said:
-        done = subprocess.run(
-            ["bash", slurm.SCRIPT, "evaluate"],
-            cwd=tmp_path,
-            env=stand_ins(tmp_path, SLURM) | own,
-            stdout=said,
-            stderr=said,
-            check=False,
-        )
-    assert done.returncode == ends
-    assert ("requeue 7" in (tmp_path / "asked").read_text()) == again
-    assert ("give a longer --time" in (tmp_path / "said").read_text()) != again
-
-
-RAY = {  # of nodes that each have a /tmp of their own
-    "srun": """while [[ $1 == -* ]]; do [[ $1 != --nodelist=* ]] || node=${1#*=}; shift; done
-        mkdir -p "$node"; RAY_TMPDIR=$PWD/$node${RAY_TMPDIR#/tmp} exec "$@\"""",
-    "getent": "echo 127.0.0.1",
-    "scontrol": "printf 'n1\\nn2\\n'",
-    "python": """[[ $* == *launcher.cli* ]] || { mkdir -p "$RAY_TMPDIR/ray"; exec sleep infinity; }
-        until [[ -e n1/distillery-ray-7/ray && -e n2/distillery-ray-7/ray ]]; do sleep 0.1; done""",
-}
+def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(
+    tmp_path, script, ends, preempted, again
+):
+    code, said = run_script(
+        script, tmp_path, WARNED, ENDS=str(ends), PREEMPTED=preempted, DISTILLERY_GRACE="30"
+    )
+    assert code == ends
+    assert "checkpoint" not in said  # whether it keeps one is its own to say
+    asked = tmp_path / "asked"
+    assert (asked.exists() and "requeue 7" in asked.read_text()) == again
+    assert ("give a longer --time" in said) != again
 
 
 @pytest.mark.parametrize("before", [[], ["n2"], ["n1", "n2"]])
 def test_a_ray_cluster_leaves_no_folder_on_its_nodes(tmp_path, before):
-    """But one that was there before. When the script has ended Slurm tells all that it has started."""
+    """But one that was there before."""
     for name in before:
         (tmp_path / name / "distillery-ray-7").mkdir(parents=True)
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        own = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "1"}
-        own |= {"SLURM_JOB_CPUS_PER_NODE": "1(x2)", "DISTILLERY_PYTHON": str(tmp_path / "python")}
-        script = subprocess.Popen(
-            ["bash", ROOT / "slurm" / "ray.sbatch", "evaluate"],
-            cwd=tmp_path,
-            env={**stand_ins(tmp_path, RAY), **own, "DISTILLERY_PORT": str(head.getsockname()[1])},
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert script.wait() == 0
-        os.killpg(script.pid, signal.SIGTERM)
-        script.communicate()  # until all have ended
+    begun = " && ".join(f"-e n{number}/distillery-ray-7/ray" for number in (1, 2))
+    code, _ = run_script("ray.sbatch", tmp_path, f"until [[ {begun} ]]; do sleep 0.1; done")
+    assert code == 0
     assert sorted(path.parent.name for path in tmp_path.glob("n?/distillery-ray-7")) == before
 
 
