@@ -110,7 +110,7 @@ def run(name: str, arguments: list[str]) -> int:
         if began:  # a place that refuses it leaves no run that would be in the way
             runs.undo(Path(launch.run))
         raise
-    return _finish(code, launch)
+    return _finish(code, name, launch)
 
 
 def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
@@ -185,12 +185,11 @@ def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
     return ["--config", str(stored), *arguments] if stored.is_file() else arguments
 
 
-def _finish(code: int, launch: Launch) -> int:
+def _finish(code: int, name: str, launch: Launch) -> int:
     if code == 0 and launch.on == "local":
         print(f"finished: {launch.run}")
     elif code not in (0, 2, INTERRUPTED, EXIT_CODE, NOTHING_KEPT):
-        again = "the same command with --resume continues from the last checkpoint"
-        print(f"failed with exit code {code}: {launch.run}; {again}", file=sys.stderr)
+        print(f"failed with exit code {code}: {launch.run}; {jobs.again(name)}", file=sys.stderr)
     return code
 
 

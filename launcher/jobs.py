@@ -198,6 +198,13 @@ def load(reference: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def again(name: str) -> str:
+    """How to go on with a run of a job that has ended without finishing."""
+    if JOBS[name].resumes:
+        return "the same command with --resume continues from the last checkpoint"
+    return f"{name} keeps nothing on the way: the same command with --resume runs it anew"
+
+
 def check(name: str, config: Any, processes: int) -> None:
     """Refuse settings that can't work. Raises ValueError with one line."""
     job = JOBS[name]

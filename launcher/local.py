@@ -64,6 +64,15 @@ def resume_command(job: str, folder: str, processes: int) -> str:
     return shlex.join(words)
 
 
+def how_to_resume(
+    job: str, folder: str, processes: int, how: str = "continue from the last checkpoint"
+) -> str:
+    """What is said of a run that was stopped on this machine."""
+    if not JOBS[job].resumes:
+        how = f"{job} keeps nothing on the way; begin anew"
+    return f"{how} with: {resume_command(job, folder, processes)}"
+
+
 # Waiting threads spin for some tenths of a millisecond (5 % of a step), then sleep: by default they go on
 # spinning, and two jobs on one machine slow each other manifold.
 WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
@@ -130,8 +139,7 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
         threading.Thread(target=_pass_on, args=(asked, news, child), daemon=True).start()
         code = _exit_code(child)
         if code == -signal.SIGKILL and asked.count(signal.SIGINT) > 1:
-            again = resume_command(job, folder, processes)
-            print(f"interrupted; continue from the last checkpoint with: {again}", file=sys.stderr)
+            print(f"interrupted; {how_to_resume(job, folder, processes)}", file=sys.stderr)
             return INTERRUPTED
         # A rank that fails makes torchrun ask the others to stop: that was nobody's wish.
         if stopped.exists() and (asked or code == 0):

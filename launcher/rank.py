@@ -23,7 +23,7 @@ from data_pipeline.whole import write_whole
 from distill import legs, preemption
 from distill.run_folder import held, write_summary
 from launcher.jobs import JOBS, load
-from launcher.local import resume_command
+from launcher.local import how_to_resume
 from launcher.settings import from_yaml
 
 LEASE = 100.0  # seconds: somewhat more than an NFS server keeps the lock of a node that has died
@@ -121,9 +121,7 @@ def _tell_stopped(job: str, run: str, said: str, how: str = "continue") -> int:
     """
     if first():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if not JOBS[job].resumes:
-            how = f"{job} keeps nothing on the way; begin anew"
-        print(f"{said}; {how} with: {resume_command(job, run, processes)}", file=sys.stderr)
+        print(f"{said}; {how_to_resume(job, run, processes, how)}", file=sys.stderr)
     if word := os.environ.get("DISTILLERY_STOPPED"):
         Path(word).touch()
     if "TORCHELASTIC_RUN_ID" in os.environ:

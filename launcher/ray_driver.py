@@ -47,7 +47,6 @@ from tune.workers import cause, line, nodes, places, reserved, take_place, train
 JOINING = 900.0
 # Seconds that Ray gives a head to answer again; then it ends the process without a word of how to go on.
 SILENCE = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112 (Ray's name)
-AGAIN = "the same command with --resume continues from the last checkpoint"
 SUMMARY = "summary.json"
 
 
@@ -82,8 +81,7 @@ def main(folder: str) -> int:
     try:
         _run(plan, config, run, mirror)
     except (preemption.Stopped, KeyboardInterrupt) as stop:
-        again = AGAIN if job.resumes else f"{plan.job} keeps nothing on the way, and begins anew"
-        print(f"{str(stop) or 'interrupted'}; {again}", file=sys.stderr)
+        print(f"{str(stop) or 'interrupted'}; {jobs.again(plan.job)}", file=sys.stderr)
         return preemption.exit_code(bool(interrupts), job.resumes)
     except Exception as error:
         details = traceback.format_exc()
@@ -148,7 +146,7 @@ def _listen(job: jobs.Job, stop: Path, mirror: Mirror | None = None) -> list[int
 
 def _run(plan: Plan, config: Any, run: Path, mirror: Mirror | None) -> None:
     """Run the job on the cluster. Raises Stopped where it stopped as asked."""
-    connect(plan.address)
+    connect(plan.job, plan.address)
     if jobs.JOBS[plan.job].schedules:
         with room(plan.nodes, config.workers, run / STOP):
             _run_here(plan.job, run)
@@ -161,7 +159,7 @@ def _run(plan: Plan, config: Any, run: Path, mirror: Mirror | None) -> None:
         run_tasks(plan, config, run)
 
 
-def connect(address: str = "") -> None:
+def connect(job: str, address: str = "") -> None:
     """Join the cluster at an address, else at $RAY_ADDRESS, else start one on this machine.
 
     Raises ValueError where none answers.
@@ -177,11 +175,11 @@ def connect(address: str = "") -> None:
     except ray.exceptions.AuthenticationError as error:
         raise ValueError(f"the Ray cluster at {address}: {line(error)}") from None
     head = ray.get_runtime_context().gcs_address
-    threading.Thread(target=_end_without, args=(head,), daemon=True).start()
+    threading.Thread(target=_end_without, args=(job, head), daemon=True).start()
 
 
-def _end_without(head: str) -> None:
-    """End this process, in one line, when the head of its cluster (HOST:PORT) answers no more."""
+def _end_without(job: str, head: str) -> None:
+    """End this process of a job, in one line, when the head of its cluster (HOST:PORT) answers no more."""
     host, _, port = head.rpartition(":")
     tries, silent = max(1, int(SILENCE / 6) - 1), 0  # of five seconds and at most one
     while silent < tries:
@@ -190,7 +188,7 @@ def _end_without(head: str) -> None:
         with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=1):
             silent = 0
     lost = f"Ray's head at {head} answers no more: it was killed, or its node is lost"
-    print(f"{lost}; {AGAIN}", file=sys.stderr, flush=True)
+    print(f"{lost}; {jobs.again(job)}", file=sys.stderr, flush=True)
     os._exit(1)  # Ray's own threads wait for the head
 
 

@@ -25,7 +25,7 @@ def run(config: TuneConfig, folder: Path) -> dict[str, Any]:
     # Slurm signals every process of a step, and this would end Ray's: they begin with it held.
     signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
-        ray_driver.connect()
+        ray_driver.connect("tune")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     return search(config, folder, Jobs(begin=runs.begin, rank=ray_driver.rank, stop=ray_driver.STOP))

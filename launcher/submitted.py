@@ -10,7 +10,9 @@ from pathlib import Path
 from data_pipeline.bucket import is_bucket
 from data_pipeline.untrusted import one_line
 from data_pipeline.whole import write_whole
+from launcher.jobs import again
 from launcher.places import place
+from launcher.settings import job_of
 
 RECORD = "place.json"
 
@@ -107,7 +109,14 @@ def _in_words(folder: Path) -> str:
         return f"{where}: finished; see {there}"
     if last:
         where += f": {last}"
-    return f"{where}: ended without finishing; the same command with --resume continues it"
+    return f"{where}: ended without finishing; {_again(folder)}"
+
+
+def _again(folder: Path) -> str:
+    try:
+        return again(job_of(str(folder / "config.yaml")))
+    except ValueError:  # by another version
+        return "the same command with --resume goes on with it"
 
 
 def _last_step(folder: Path) -> str:

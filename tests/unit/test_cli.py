@@ -499,3 +499,5 @@ def test_a_failed_run_says_how_to_continue(started, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "exit code 7" in err
     assert "--resume continues" in err
+    cli._finish(7, "evaluate", Launch(run="r"))
+    assert "evaluate keeps nothing on the way: the same command with --resume" in capsys.readouterr().err

@@ -19,8 +19,8 @@ from data_pipeline.settings import PregenerateConfig
 from distill import preemption
 from distill.preemption import EXIT_CODE, NOTHING_KEPT
 from launcher import cli, jobs, local, node, rank, ray_place, slurm, submitted
-from launcher.settings import Launch, job_of
-from tests.unit.test_cli import AWKWARD, GENERAL, ROOT, printed
+from launcher.settings import Launch, job_of, to_yaml
+from tests.unit.test_cli import AWKWARD, CONFIGS, GENERAL, ROOT, printed
 
 CLOUD = ROOT / "launcher" / "cloud"
 
@@ -414,6 +414,19 @@ def test_the_status_of_a_job_that_has_ended(capsys, run, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ("general", "the same command with --resume continues from the last checkpoint"),
+        ("evaluate", "evaluate keeps nothing on the way: the same command with --resume runs it anew"),
+    ],
+)
+def test_what_has_ended_is_continued_where_its_job_keeps_something(capsys, run, monkeypatch, job, told):
+    monkeypatch.setattr(slurm, "state", lambda record: ("", ""))
+    (run / "config.yaml").write_text(to_yaml(CONFIGS[job]))
+    assert f"ended without finishing; {told}" in printed(capsys, "status", str(run))
+
+
+@pytest.mark.parametrize(
     ("said", "told"),
     [
         ("Job 'x-1' succeeded", "finished; see /mnt/s/a on the cluster"),
@@ -750,3 +763,14 @@ def test_a_run_goes_on_with_as_many_processes(monkeypatch, processes, default, s
         *(["--processes", said] if said else []),
     ]
     assert "--processes" not in local.resume_command("pregenerate", "a", processes)
+
+
+@pytest.mark.parametrize(
+    ("job", "how"),
+    [
+        ("general", "continue from the last checkpoint"),
+        ("evaluate", "evaluate keeps nothing on the way; begin anew"),
+    ],
+)
+def test_what_keeps_nothing_is_not_continued(job, how):
+    assert local.how_to_resume(job, "a", 1).startswith(f"{how} with: distillery {job} --run a --resume")

@@ -130,7 +130,7 @@ def test_a_ray_of_this_machine_has_no_cpus_but_ours(monkeypatch, address, cpus):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     monkeypatch.setattr(ray_driver.ray, "init", init)
     with pytest.raises(ValueError, match="no Ray cluster answers"):
-        ray_driver.connect(address)
+        ray_driver.connect("general", address)
     assert asked_for["num_cpus"] == cpus
 
 
