@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from distill.custom import name_of
 from launcher.jobs import JOBS, load
 from launcher.places import PLACES
 
+IN_ALLOCATION = "DISTILLERY_IN_ALLOCATION"  # in the environment of what slurm/ray.sbatch runs
 LABELS = "task.labels"  # the end of that setting's name, within a search too
 MOST_VALUES = 1 << 20  # of a recipe, and its characters
 
@@ -245,8 +247,14 @@ def _refuse_unread(name: str, launch: Launch) -> None:
         if launch.on not in places and getattr(launch, option) != getattr(default, option):
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for --on {' or '.join(places)}; this is --on {launch.on}")
-    if JOBS[name].schedules and launch.max_failures != default.max_failures:
-        raise ValueError(f"--max-failures: {name} starts its workers itself; give --workers.retries")
+    if not JOBS[name].schedules or launch.on != "ray":
+        return
+    # slurm/ray.sbatch tells every job what its nodes have.
+    of_nodes = {} if IN_ALLOCATION in os.environ else {"gpus_per_node": "gpus", "cpus_per_node": "cpus"}
+    for option, setting in {"max_failures": "retries", **of_nodes}.items():
+        if getattr(launch, option) != getattr(default, option):
+            flag = option.replace("_", "-")
+            raise ValueError(f"--{flag}: {name} starts its workers itself; give --workers.{setting}")
 
 
 def read_recipe(path: str) -> Any:

@@ -303,10 +303,22 @@ def test_an_option_that_nothing_would_read_is_refused(capsys, arguments, message
     assert message in capsys.readouterr().err
 
 
-def test_a_search_has_a_setting_for_failures(capsys):
-    arguments = ["tune", "--base.teacher.path=t", "--base.task.train=a", "--base.task.dev=b", "--space={}"]
-    assert cli.main([*arguments, "--on=ray", "--max-failures=-1", "--dry-run"]) == 2
-    assert "give --workers.retries" in capsys.readouterr().err
+SEARCH = ["tune", "--base.teacher.path=t", "--base.task.train=a", "--base.task.dev=b", "--space={}"]
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [("max-failures", "retries"), ("gpus-per-node", "gpus"), ("cpus-per-node", "cpus")],
+)
+def test_a_search_has_a_setting_for_it(capsys, option, setting):
+    assert cli.main([*SEARCH, "--on=ray", f"--{option}=7", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert f"--{option}: tune starts its workers itself; give --workers.{setting}\n" in said
+
+
+def test_a_search_on_slurm_asks_for_what_its_node_is_to_have(capsys):
+    words = ["--on=slurm", "--gpus-per-node=2", "--cpus-per-node=4", "--dry-run"]
+    assert "--gpus-per-node=2 --cpus-per-task=4" in printed(capsys, *SEARCH, *words)
 
 
 @pytest.mark.parametrize("option", ["--gres=gpu:8", "--gpus=16", "--gpus-per-task=1", "-G8"])
@@ -677,9 +689,9 @@ SLURM = {  # of nodes that each have a /tmp of their own
 }
 
 
-def run_script(name: str, folder: Path, job: str, **own: str) -> tuple[int, str]:
-    """Run a script of slurm/ among commands that stand for Slurm's, and for a `job` and Ray; then all that
-    is left is told to end. Returns its exit code and what it said.
+def run_script(name: str, folder: Path, job: str, *words: str, **own: str) -> tuple[int, str]:
+    """Run a script of slurm/ with these words, among commands that stand for Slurm's, and for a `job` and
+    Ray; then all that is left is told to end. Returns its exit code and what it said.
     """
     python = f'[[ $* == *launcher.cli* ]] || {{ mkdir -p "$RAY_TMPDIR/ray"; exec sleep infinity; }}\n{job}'
     own |= stand_ins(folder, {**SLURM, "python": python}) | {"DISTILLERY_PYTHON": f"{folder}/python"}
@@ -688,7 +700,7 @@ def run_script(name: str, folder: Path, job: str, **own: str) -> tuple[int, str]
     said = folder / "said"
     with said.open("w") as file, socket.create_server(("127.0.0.1", 0)) as head:
         script = subprocess.Popen(
-            ["bash", ROOT / "slurm" / name, "evaluate"],
+            ["bash", ROOT / "slurm" / name, *words],
             cwd=folder,
             env={**own, "DISTILLERY_PORT": str(head.getsockname()[1])},
             stdout=subprocess.PIPE,
@@ -714,7 +726,7 @@ def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(
     tmp_path, script, ends, preempted, again
 ):
     code, said = run_script(
-        script, tmp_path, WARNED, ENDS=str(ends), PREEMPTED=preempted, DISTILLERY_GRACE="30"
+        script, tmp_path, WARNED, "evaluate", ENDS=str(ends), PREEMPTED=preempted, DISTILLERY_GRACE="30"
     )
     assert code == ends
     assert "checkpoint" not in said  # whether it keeps one is its own to say
@@ -729,9 +741,14 @@ def test_a_ray_cluster_leaves_no_folder_on_its_nodes(tmp_path, before):
     for name in before:
         (tmp_path / name / "distillery-ray-7").mkdir(parents=True)
     begun = " && ".join(f"-e n{number}/distillery-ray-7/ray" for number in (1, 2))
-    code, _ = run_script("ray.sbatch", tmp_path, f"until [[ {begun} ]]; do sleep 0.1; done")
+    code, _ = run_script("ray.sbatch", tmp_path, f"until [[ {begun} ]]; do sleep 0.1; done", "evaluate")
     assert code == 0
     assert sorted(path.parent.name for path in tmp_path.glob("n?/distillery-ray-7")) == before
+
+
+def test_a_search_takes_what_the_script_says_of_its_nodes(tmp_path):
+    job = f'exec {sys.executable} "$@" --dry-run'
+    assert run_script("ray.sbatch", tmp_path, job, *SEARCH, PYTHONPATH=str(ROOT)) == (0, "")
 
 
 # --- how processes end -------------------------------------------------------------------------
