@@ -95,6 +95,8 @@ def run(name: str, arguments: list[str]) -> int:
         os.environ[PROGRESS] = launch.progress
     progress_mode()  # refuses another way at start
     processes = _processes_on_each_node(name, config, launch)
+    if job.schedules and launch.on in ("local", "node"):
+        _refuse_dashboard(name, launch)
     if launch.dry_run:
         print(f"# {launch.run}/config.yaml\n{to_yaml(config)}")
         print(place(launch.on).describe(name, launch, processes))
@@ -133,6 +135,16 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
             f"--array=1-{launch.nodes} in place of --nodes={launch.nodes}"
         )
     return processes
+
+
+def _refuse_dashboard(name: str, launch: Launch) -> None:
+    """Refuse $RAY_ADDRESS where it only takes whole jobs, and no workers from here. Raises ValueError."""
+    ray = place("ray")
+    if ray.submits(launch):
+        raise ValueError(
+            f"RAY_ADDRESS: {ray.cluster(launch)} is a dashboard's, which no {name} here can join: give "
+            "--on ray to submit it there, set the cluster's HOST:PORT, or unset it for one of this machine"
+        )
 
 
 def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:

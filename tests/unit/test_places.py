@@ -316,6 +316,20 @@ def test_a_search_has_a_setting_for_it(capsys, option, setting):
     assert f"--{option}: tune starts its workers itself; give --workers.{setting}\n" in said
 
 
+@pytest.mark.parametrize("place", ["local", "node"])
+def test_a_search_here_joins_no_dashboard(capsys, monkeypatch, tmp_path, place):
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*SEARCH, f"--on={place}"]) == 2
+    said = capsys.readouterr().err
+    assert "error: RAY_ADDRESS: http://head:8265 is a dashboard's" in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    printed(capsys, *SEARCH, "--on=ray", "--dry-run")
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    printed(capsys, *SEARCH, f"--on={place}", "--dry-run")
+
+
 def test_a_search_on_slurm_asks_for_what_its_node_is_to_have(capsys):
     words = ["--on=slurm", "--gpus-per-node=2", "--cpus-per-node=4", "--dry-run"]
     assert "--gpus-per-node=2 --cpus-per-task=4" in printed(capsys, *SEARCH, *words)
