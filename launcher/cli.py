@@ -31,19 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    arguments = node.as_begun(arguments, os.environ)
-    name, *rest = arguments
-    if name.endswith((".yaml", ".yml")):
-        try:
-            name, rest = job_of(name), ["--config", *arguments]
-        except FileNotFoundError:
-            return refuse(
-                f"{name} does not exist; give a recipe, or one of the jobs {', '.join(jobs.JOBS)}"
-            )
-        except (ValueError, OSError) as error:
-            return refuse(str(error))
-    if name not in jobs.JOBS:
-        return refuse(f"{name} is no job; the jobs are {', '.join(jobs.JOBS)}")
+    try:
+        name, rest = _job_and_words(arguments)
+    except (ValueError, OSError) as error:
+        return refuse(str(error))
     try:
         code = run(name, rest)
         sys.stdout.flush()
@@ -69,6 +60,23 @@ def usage() -> str:
         "`distillery JOB --help` explains its settings. Recipes are in recipes/; "
         "`distillery RECIPE.yaml ...` runs the job that one fits."
     )
+
+
+def _job_and_words(arguments: list[str]) -> tuple[str, list[str]]:
+    """The job that is typed, or that the recipe in its place is of, and its words. Raises ValueError."""
+    name, *rest = node.as_begun(arguments, os.environ)
+    if not name.endswith((".yaml", ".yml")):
+        if name not in jobs.JOBS:
+            raise ValueError(f"{name} is no job; the jobs are {', '.join(jobs.JOBS)}")
+        return name, rest
+    try:
+        job, *rest = node.as_begun([job_of(name), "--config", name, *rest], os.environ)
+    except FileNotFoundError:
+        instead = f"give a recipe, or one of the jobs {', '.join(jobs.JOBS)}"
+        if "--resume" in rest:
+            instead = "the run folder keeps its settings: give `distillery JOB --run FOLDER --resume`"
+        raise ValueError(f"{name} does not exist; {instead}") from None
+    return job, rest
 
 
 def refuse(message: str, name: str = "") -> int:

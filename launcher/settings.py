@@ -106,6 +106,11 @@ class Recipe(ActionConfigFile):
         try:
             super().__call__(parser, cfg, values, option_string)
         except (ArgumentError, TypeError, UnicodeDecodeError) as error:
+            if values.endswith((".yaml", ".yml")) and not Path(values).exists():
+                raise ValueError(
+                    f"--config {values} does not exist; give a recipe, or on --resume none: the run folder "
+                    "keeps the settings"
+                ) from None
             raise ValueError(
                 f"--config {values}: {error}; give a YAML file of this job's settings"
             ) from None

@@ -337,6 +337,15 @@ def test_a_recipe_that_is_not_there_is_named(capsys):
     assert "nowhere.yaml does not exist; give a recipe, or one of the jobs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["nowhere.yaml"], ["general", "--config", "nowhere.yaml"]])
+def test_a_run_goes_on_without_the_recipe_that_began_it(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert re.match(r"distillery.*: error: .*nowhere\.yaml does not exist; .*--resume.*\n$", said)
+    assert "keeps" in said
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 def test_a_name_arrives_as_it_was_typed(name):
     config, launch = parse("general", [f"--teacher.path={name}", f"--shards={name}", f"--run={name}"])

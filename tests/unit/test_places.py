@@ -19,7 +19,7 @@ from data_pipeline.settings import PregenerateConfig
 from distill import preemption
 from distill.preemption import EXIT_CODE, NOTHING_KEPT
 from launcher import cli, jobs, local, node, rank, ray_place, slurm, submitted
-from launcher.settings import Launch, job_of, to_yaml
+from launcher.settings import Launch, job_of, parse, to_yaml
 from tests.unit.test_cli import AWKWARD, CONFIGS, GENERAL, ROOT, printed
 
 CLOUD = ROOT / "launcher" / "cloud"
@@ -373,6 +373,19 @@ def test_a_job_back_from_the_queue_runs_with_the_settings_it_began_with(capsys, 
         assert "seed: 3" in printed(capsys, *recipe, "--processes", "2", *words)
     for value in ("resume", "run", "time"):  # a column, say: no option of ours
         assert "seed: 3" in printed(capsys, "general", "--corpus", value, *words)
+
+
+@pytest.mark.parametrize("place", ["node", "ray"])
+def test_so_it_does_in_the_jobs_own_folder(capsys, monkeypatch, tmp_path, place):
+    monkeypatch.chdir(tmp_path)
+    words = ["recipe.yaml", f"--on={place}", "--resume", "--dry-run"]
+    recipe, folder = Path("recipe.yaml"), Path("runs", "general")
+    recipe.write_text("teacher: {path: t}\nshards: s\nstage: {epochs: 2}\nseed: 3\n")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(parse("general", ["--config", str(recipe)])[0]))
+    recipe.write_text(recipe.read_text().replace("seed: 3", "seed: 4"))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "seed: 3" in printed(capsys, *words)
 
 
 def test_nodes_that_a_job_has_no_use_for_are_refused(capsys):
