@@ -328,8 +328,8 @@ class AugmentConfig:
         noise: Settings of `noise`.
         teacher: A fine-tuned classifier that judges every variant; with `confidence`.
         confidence: Least probability of the teacher's likeliest label; less sure variants are left out.
-        batch_size: Masked texts of one step of the model; by default as many as come to 1,536 tokens on a
-            CPU and to 65,536 on a GPU. No output depends on it.
+        batch_size: Masked texts of one step of the model; by default as many as come to 768 tokens for each
+            thread of a CPU and to 16,384 on a GPU. No output depends on it.
         examples_per_piece: Examples that a killed run loses at most, of each process.
         seed: Seed of the draws.
     """

@@ -1,8 +1,9 @@
 """Queries, keys and values of every layer, without attention maps.
 
-An attention function registered with transformers computes the output by SDPA as usual and hands
-the queries, keys and values to a collector, so that attention losses need no (batch, heads, length,
-length) tensor. It serves every encoder that uses the attention interface.
+An attention function registered with transformers computes the output, by SDPA as usual or for a frozen
+encoder on a CPU in one pass over memory (int8_rows.py), and hands the queries, keys and values to a
+collector, so that attention losses need no (batch, heads, length, length) tensor. It serves every encoder
+that uses the attention interface.
 """
 
 from __future__ import annotations
@@ -93,8 +94,19 @@ def _fits_one_pass(module: torch.nn.Module, query: Tensor, mask: Tensor | None) 
     """Whether a layer attends in one pass over memory: one of BERT's kind, in fp32 on a CPU, untrained."""
     if query.device.type != "cpu" or query.dtype != torch.float32 or torch.is_grad_enabled():
         return False
-    of_keys = mask is None or mask.dtype == torch.bool
-    return of_keys and is_part(module, "SelfAttention") and not module.is_causal and is_quick()
+    own = is_part(module, "SelfAttention") and not module.is_causal
+    return own and is_of_keys(mask, query.shape[0], query.shape[2]) and is_quick()
+
+
+def is_of_keys(mask: Tensor | None, sequences: int, length: int) -> bool:
+    """Whether a mask, (sequences, 1, queries, keys), is the same for all queries of a sequence."""
+    if mask is None:
+        return True
+    if torch.compiler.is_compiling() or mask.dtype != torch.bool:
+        return False
+    return mask.shape == (sequences, 1, length, length) and torch.equal(
+        mask, mask[:, :, :1].expand_as(mask)
+    )
 
 
 def _is_slow(query: Tensor) -> bool:

@@ -36,9 +36,9 @@ from distill.products import speed_up_products
 from distill.read_places import reading
 
 NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
-# In a step of the model, if no batch size is asked for: what stays in a CPU's caches, what fills a GPU.
-TOKENS = {"cpu": 1536, "cuda": 65536}
-GROUP = 16  # texts of a step then, or a multiple
+# In a step of the model, if no batch size is asked for: a thread's, which its caches hold; a GPU's.
+TOKENS = {"cpu": 768, "cuda": 16384}
+GROUP = 16  # texts of a step then, or a multiple, where so many fit
 WORDS_AT_ONCE = 64  # whose likeness to all others is held
 LONGEST_CHINESE_WORD = 4  # characters; candidates of more are too many to rank
 
@@ -118,10 +118,12 @@ class MaskedWords:
 
     def _batches(self, contexts: list[Context]) -> Iterator[list[Context]]:
         """Contexts, the shortest first, in batches of so many, or of as many tokens as the device likes."""
-        budget = TOKENS[self.model.device.type]
+        kind = self.model.device.type
+        budget = TOKENS[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
         batch: list[Context] = []
         for context in contexts:
-            size = self.batch_size or max(GROUP, budget // len(context.ids) // GROUP * GROUP)
+            fitting = max(1, budget // len(context.ids))
+            size = self.batch_size or (fitting // GROUP * GROUP or fitting)
             if len(batch) >= size:
                 yield batch
                 batch = []

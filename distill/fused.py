@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from distill.int8_rows import is_quick
 from distill.products import by_onednn, mkl_is_slow
 
 AMPERE = (8, 0)  # the first with bf16 matrix units, and with the shared memory that the kernels need
@@ -78,6 +79,7 @@ def choices() -> list[Choice]:
         _apex("LAMB", "optimizers", "FusedLAMB", "multi-tensor LAMB of distill", absent),
         _apex("layer norm", "normalization", "FusedLayerNorm", "native layer norm of torch", absent),
         _products(),
+        _frozen_attention(),
     ]
 
 
@@ -87,6 +89,13 @@ def _products() -> Choice:
         return Choice(part, "oneDNN", "on AMD's CPUs MKL stops at AVX2")
     why = "oneDNN would not be exact, or there is no AVX-512" if mkl_is_slow() else "no AMD CPU with MKL"
     return Choice(part, "as torch chooses", why)
+
+
+def _frozen_attention() -> Choice:
+    part = "fp32 attention of frozen encoders on the CPU"
+    if is_quick():
+        return Choice(part, "one pass of distill", "there is AVX-512, and a C++ compiler")
+    return Choice(part, "SDPA of torch", "no AVX-512, or no C++ compiler that works")
 
 
 def _apex(part: str, module: str, name: str, otherwise: str, absent: str) -> Choice:

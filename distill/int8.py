@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from distill.attention import Collector
+from distill.attention import Collector, is_of_keys
 from distill.compiler import compiler
 from distill.int8_rows import attend, attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
 from distill.read_places import is_part
@@ -129,8 +129,7 @@ class Int8SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(sequences, length, width) to the same; the mask, (sequences, 1, queries, keys), is of keys."""
         plain = self.plain
-        of_keys = attention_mask is None or attention_mask.dtype == torch.bool
-        if self.training or plain.is_causal or not of_keys:
+        if self.training or plain.is_causal or not is_of_keys(attention_mask, *hidden.shape[:2]):
             return plain(hidden, attention_mask, **others)
         sides = plain.query, plain.key, plain.value
         rounded = sides[0].rounding(hidden)

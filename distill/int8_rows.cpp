@@ -1,4 +1,4 @@
-// What lies between the 8-bit products of a frozen encoder, in one pass over memory each: a row is read,
+// What lies between the products of a frozen encoder, in one pass over memory each: a row is read,
 // changed and rounded while it is in the nearest cache. int8_rows.py builds this file and says what each does.
 
 #include <algorithm>
@@ -176,7 +176,8 @@ inline void exponentials(float* scores, const float* there, int64_t width, float
     }
   }
   for (int i = 0; i < kBlock; ++i) {
-    shares[i] = 1.0f / reduce(sums[i], [](auto a, auto b) { return a + b; });
+    const float total = reduce(sums[i], [](auto a, auto b) { return a + b; });
+    shares[i] = total == 0.0f ? 0.0f : 1.0f / total;  // no key is there
   }
 }
 
@@ -224,7 +225,7 @@ void attend_rows(const float* q, const float* k, const float* v, const float* q_
                  const float* factors, const uint8_t* mask, float scaling, float* out, uint8_t* levels,
                  float* rounded, int64_t sequences, int64_t length, int64_t heads, int64_t size) {
   const int64_t width = heads * size, keys = up_to(length, kLane), wide = up_to(size, kLane);
-  const int64_t apart = keys + kLane;  // no power of two, which would fall into the same part of a cache
+  const int64_t apart = (keys / kLane | 1) * kLane;  // odd: powers of two fall into the same part of a cache
   const Side query{q, q_sums, q_bias, factors, width}, key{k, k_sums, k_bias, factors, width},
       value{v, v_sums, v_bias, factors, width};
 #pragma omp parallel

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from distill.attention import Heads
 from distill.fused import kernel
-from distill.products import fast_products
+from distill.products import fast_products, padded
 
 LOGITS_AT_ONCE = 1 << 22  # of a soft-target loss in fp32: 16 MB a copy
 
@@ -49,7 +49,7 @@ class PlainScoreError(torch.autograd.Function):
             gram_a, gram_b = a.mT @ a, b.mT @ b  # (batch, heads, ds + dt, ds + dt)
             loss = (gram_a * gram_b).sum()
             grads = a @ (gram_b[..., :trained] * (2 * scale)), b @ (gram_a[..., :trained] * 2)
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*(grad[..., : query.shape[-2], :] for grad in grads))
         ctx.dtype = query.dtype
         return loss
 
@@ -60,11 +60,13 @@ class PlainScoreError(torch.autograd.Function):
 
 
 def _side_by_side(left: Tensor, left_factor: Tensor, right: Tensor, right_factor: Tensor) -> Tensor:
-    """Both times their factors, in fp32, joined along the last dimension in one pass."""
-    width = left.shape[-1]
-    joined = torch.empty(*left.shape[:-1], width + right.shape[-1], dtype=torch.float32, device=left.device)
-    torch.mul(left, left_factor, out=joined[..., :width])
-    torch.mul(right, right_factor, out=joined[..., width:])
+    """Both times their factors, in fp32, joined along the last dimension in one pass; zeros behind them."""
+    *before, length, width = left.shape
+    shape = *before, padded(length), width + right.shape[-1]
+    joined = torch.empty(shape, dtype=torch.float32, device=left.device)
+    torch.mul(left, left_factor, out=joined[..., :length, :width])
+    torch.mul(right, right_factor, out=joined[..., :length, width:])
+    joined[..., length:, :] = 0
     return joined
 
 

@@ -3,7 +3,7 @@
 MKL's kernels for them stop at AVX2; oneDNN's have AVX-512 and are twice as fast. torch has no switch for
 oneDNN but one that also permits it to round to bf16: it does so where there is AMX, and multiplies in fp32
 elsewhere. The switch is on around single large products alone, for the many small ones inside of torch's
-attention take oneDNN longer.
+attention take oneDNN longer. Weights that don't train go another way, laid out as oneDNN wants them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 SWITCH: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 CPUINFO = Path("/proc/cpuinfo")
 BLOCK = 64  # rows: oneDNN keeps what it makes for each number of them, and texts have all lengths
+EIGHTH = BLOCK // 8
 ROWS = 1024  # of the products that a weight is laid out for
 
 
@@ -29,6 +30,11 @@ ROWS = 1024  # of the products that a weight is laid out for
 def by_onednn() -> bool:
     """Whether oneDNN's products in fp32 serve this machine: it is faster, and does not round to bf16."""
     return mkl_is_slow() and torch.cpu._is_avx512_supported() and is_exact()
+
+
+def padded(length: int) -> int:
+    """A length, rounded up where that makes it one of few (see BLOCK)."""
+    return -(-length // EIGHTH) * EIGHTH if by_onednn() else length
 
 
 def mkl_is_slow() -> bool:
@@ -46,9 +52,12 @@ def is_exact() -> bool:
 
 
 @contextmanager
-def fast_products() -> Iterator[None]:
-    """Let products of matrices inside take the faster way; of no effect where there is but one."""
-    if by_onednn():
+def fast_products(length: int = 0) -> Iterator[None]:
+    """Let products of matrices inside take the faster way; of no effect where there is but one.
+
+    Nor where their length is not one of those that recur (see BLOCK).
+    """
+    if by_onednn() and length % (BLOCK // 2) == 0:
         with _switched_on():
             yield
     else:
@@ -111,20 +120,24 @@ class _Product(torch.autograd.Function):
 
 
 class _Packed:
-    """A frozen weight as oneDNN lays it out, kept as long as the weight is the same."""
+    """A frozen weight as oneDNN lays it out, made anew when the weight is another or is changed.
+
+    What is written through `.data` is not seen.
+    """
 
     def __init__(self) -> None:
-        self._of: tuple[int, int] | None = None
+        self._of: Tensor | None = None
+        self._version = 0
         self._layout: Tensor | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Packed:
-        return _Packed()  # torch can't copy such a layout
+    def __reduce__(self) -> tuple[type[_Packed], tuple[()]]:
+        return _Packed, ()  # torch can neither copy nor save such a layout
 
     def __call__(self, weight: Tensor) -> Tensor:
-        now = weight.data_ptr(), weight._version
-        if self._layout is None or self._of != now:
+        same = self._of is not None and self._of.data_ptr() == weight.data_ptr()
+        if self._layout is None or not same or self._version != weight._version:
+            self._of, self._version = weight.detach(), weight._version  # kept: no other gets its address
             self._layout = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-            self._of = now
         return self._layout
 
 
@@ -134,22 +147,37 @@ class FastLinear(nn.Linear):
     Where nothing trains, the weight is laid out once for all products; it is held twice then.
     """
 
-    packed: _Packed
+    packed: _Packed | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
-        if self.weight.dtype != torch.float32 or self.weight.device.type != "cpu":
-            return super().forward(input)
-        if self.weight.requires_grad or (input.requires_grad and torch.is_grad_enabled()):
-            return _Product.apply(input, self.weight, self.bias)
-        rows, bias = input.reshape(-1, input.shape[-1]), self.bias
+        weight, bias = self.weight, self.bias
+        trained = weight.requires_grad or (
+            torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
+        )
+        if trained or not self._is_plain(input):
+            self.packed = None
+            return _Product.apply(input, weight, bias) if self._is_plain(input) else super().forward(input)
+        self.packed = self.packed or _Packed()
+        rows = input.reshape(-1, input.shape[-1])
         count = len(rows)
         if count > BLOCK and count % (BLOCK // 2):
             rows = nn.functional.pad(rows, (0, 0, 0, -count % (BLOCK // 2)))
-        out = torch.ops.mkldnn._linear_pointwise(
-            rows, self.packed(self.weight), None if bias is None else bias.detach(), "none", [], ""
-        )
+        added = None if bias is None else bias.detach()
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.packed(weight), added, "none", [], "")
         return out[:count].view(*input.shape[:-1], out.shape[-1])
+
+    def _is_plain(self, input: Tensor) -> bool:
+        """Whether this is a product in fp32 on a CPU, as deep as the weight, that torch only computes."""
+        return (
+            input.dtype == self.weight.dtype == torch.float32
+            and input.device.type == self.weight.device.type == "cpu"
+            and input.layout == torch.strided
+            and input.shape[-1:] == self.weight.shape[1:]
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and not self.weight.is_inference()
+        )
 
 
 def speed_up_products(model: nn.Module) -> None:
@@ -158,11 +186,11 @@ def speed_up_products(model: nn.Module) -> None:
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = FastLinear
-                cast(FastLinear, module).packed = _Packed()
 
 
 def _flops(inputs: torch.Size, layout: torch.Size, *rest: Any, **kwargs: Any) -> int:
     return 2 * math.prod(inputs) * layout[0]
 
 
-FLOPS = {torch.ops.mkldnn._linear_pointwise: _flops}  # for torch's counter, which doesn't know it
+# For torch's counter, which doesn't know it.
+FLOPS = {torch.ops.mkldnn._linear_pointwise: _flops} if torch.backends.mkldnn.is_available() else {}

@@ -6,16 +6,27 @@ once, so that the memory beside the inputs is one slice and autograd keeps what 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.products import fast_products
+from distill.products import BLOCK, fast_products
 
 # Entries of a slice: what a GPU multiplies at full speed and keeps in its second-level cache, and what
 # a core keeps in its own.
 SLICE = {"cuda": 1 << 24, "cpu": 1 << 20}
+
+
+def slices(rows: int, most: int) -> Iterator[tuple[slice, int]]:
+    """Parts of so many rows, with how many each has: whole blocks, then what is left."""
+    most = max(BLOCK, most // BLOCK * BLOCK) if most >= BLOCK else most
+    whole = rows // BLOCK * BLOCK if most >= BLOCK else rows
+    for end, first in ((whole, 0), (rows, whole)):
+        for begin in range(first, end, most):
+            stop = min(begin + most, end)
+            yield slice(begin, stop), stop - begin
 
 
 class _HiddenError(torch.autograd.Function):
@@ -27,21 +38,21 @@ class _HiddenError(torch.autograd.Function):
     ) -> Tensor:
         """Shapes: hidden (rows, width), weight (out, width), teacher (rows, out), mask (rows,)."""
         mask = mask.to(hidden.dtype)[:, None]
-        rows = max(1, SLICE.get(hidden.device.type, SLICE["cpu"]) // len(weight))
+        most = max(1, SLICE.get(hidden.device.type, SLICE["cpu"]) // len(weight))
         loss = hidden.new_zeros((), dtype=torch.float32)
         for_hidden = torch.empty_like(hidden)
         for_weight, for_bias = (torch.zeros_like(part, dtype=torch.float32) for part in (weight, bias))
-        for begin in range(0, len(hidden), rows):
-            part = slice(begin, begin + rows)
-            error = torch.addmm(teacher[part].to(hidden.dtype), hidden[part], weight.mT, beta=-1)
-            error.add_(bias).mul_(mask[part])
-            loss += torch.linalg.vector_norm(error, dtype=torch.float32).square()
-            torch.mm(error, weight, out=for_hidden[part])
-            if error.dtype == torch.bfloat16:
-                for_weight += (error.mT @ hidden[part]).float()
-            else:  # sums over many rows are too large for fp16, and their means too small
-                for_weight.addmm_(error.mT.float(), hidden[part].float())
-            for_bias += error.sum(dim=0, dtype=torch.float32)
+        for part, rows in slices(len(hidden), most):
+            with fast_products(rows):
+                error = torch.addmm(teacher[part].to(hidden.dtype), hidden[part], weight.mT, beta=-1)
+                error.add_(bias).mul_(mask[part])
+                loss += torch.linalg.vector_norm(error, dtype=torch.float32).square()
+                torch.mm(error, weight, out=for_hidden[part])
+                if error.dtype == torch.bfloat16:
+                    for_weight += (error.mT @ hidden[part]).float()
+                else:  # sums over many rows are too large for fp16, and their means too small
+                    for_weight.addmm_(error.mT.float(), hidden[part].float())
+                for_bias += error.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(for_hidden, for_weight, for_bias)
         ctx.dtype = weight.dtype
         return loss
@@ -73,6 +84,6 @@ class HiddenProjection(nn.Linear):
         Returns the sum over positions of the mean over the teacher's width, in fp32.
         """
         states, targets = student.flatten(0, 1), teacher.detach().flatten(0, 1)
-        with torch.autocast(states.device.type, enabled=False), fast_products():
+        with torch.autocast(states.device.type, enabled=False):
             error = _HiddenError.apply(states, self.weight, self.bias, targets, mask.flatten())
         return error / targets.shape[-1]

@@ -106,6 +106,6 @@ def relation_loss(
     fused = fused if fused and fused.fits(parts[0], parts[2]) else None
     function = fused.RelationDivergence if fused else PlainRelationDivergence
     scales = (side.shape[-1] ** -0.5 for side in (parts[0], parts[2]))
-    with torch.autocast(query_mask.device.type, enabled=False), fast_products():
+    with torch.autocast(query_mask.device.type, enabled=False), fast_products(query_mask.shape[1]):
         total = function.apply(*parts, query_mask, key_mask, *scales)
     return total / parts[0].shape[1]

@@ -327,6 +327,7 @@ def test_no_batch_size_changes_a_candidate(model, monkeypatch):
     assert by_model(settings(model, batch_size=1)) == expected
     assert by_model(settings(model, batch_size=3)) == expected
     monkeypatch.setitem(candidates.TOKENS, "cpu", 40)
+    monkeypatch.setattr(candidates, "GROUP", 1)
     assert by_model(settings(model)) == expected
     monkeypatch.setattr(candidates, "NEAR", 1e9)  # all decided in float64
     assert by_model(settings(model)) == expected
@@ -336,7 +337,8 @@ def test_a_step_has_the_texts_asked_for_or_the_tokens_of_its_device(model, monke
     masked = MaskedWords(settings(model), DEVICE)
     lengths = [3, 3, 4, 5, 9, 30]
     contexts = [Context(tuple(range(length)), 1, (1,)) for length in lengths]
-    monkeypatch.setitem(candidates.TOKENS, "cpu", 12)
+    monkeypatch.setitem(candidates.TOKENS, "cpu", 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
     def sizes() -> list[list[int]]:
         return [[len(context.ids) for context in batch] for batch in masked._batches(contexts)]
@@ -344,7 +346,7 @@ def test_a_step_has_the_texts_asked_for_or_the_tokens_of_its_device(model, monke
     monkeypatch.setattr(candidates, "GROUP", 1)
     assert sizes() == [[3, 3, 4], [5], [9], [30]]  # padded, none has more than 12 unless it is alone
     monkeypatch.setattr(candidates, "GROUP", 2)
-    assert sizes() == [[3, 3], [4, 5], [9, 30]]
+    assert sizes() == [[3, 3], [4, 5], [9], [30]]
     masked.batch_size = 4
     assert sizes() == [[3, 3, 4, 5], [9, 30]]
     assert not list(masked._batches([]))

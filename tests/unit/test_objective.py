@@ -323,7 +323,9 @@ def test_capturing_changes_no_output(family, monkeypatch):
 
 
 @pytest.mark.skipif(not attention.is_quick(), reason="attention goes SDPA's way on this CPU")
-@pytest.mark.parametrize(("family", "taken"), [("bert", 3), ("roberta", 3), ("modernbert", 0)])
+@pytest.mark.parametrize(
+    ("family", "taken"), [("bert", 3), ("roberta", 3), ("electra", 3), ("modernbert", 0)]
+)
 def test_one_pass_over_memory_attends_as_sdpa_does(family, taken, monkeypatch):
     torch.manual_seed(0)
     model, batch = encoder(family, 3, 32), batch_of(LENGTHS)
@@ -338,6 +340,27 @@ def test_one_pass_over_memory_attends_as_sdpa_does(family, taken, monkeypatch):
     for layer, state in expected.hidden.items():
         torch.testing.assert_close(own.hidden[layer][there], state[there])
     assert all(map(torch.equal, own.attention[1][:3], expected.attention[1][:3]))
+
+
+@pytest.mark.skipif(not attention.is_quick(), reason="attention goes SDPA's way on this CPU")
+@pytest.mark.parametrize("kind", ["causal", "by head", "of one row for all"])
+def test_masks_that_are_not_of_keys_are_followed(kind):
+    torch.manual_seed(0)
+    model, ids = encoder("bert", 2, 32), torch.randint(5, 50, (4, 7))
+    install(model)
+    causal = torch.ones(7, 7, dtype=torch.bool).tril()
+    heads = model.config.num_attention_heads
+    by_head = torch.rand(4, heads, 7, 7) > 0.5
+    by_head[..., 0] = True
+    mask = {
+        "causal": causal.expand(4, 1, 7, 7),
+        "by head": by_head,
+        "of one row for all": (torch.arange(7) < 5).expand(1, 1, 7, 7),
+    }[kind]
+    expected = model(ids, attention_mask=mask).last_hidden_state
+    with torch.no_grad():
+        own = model(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(own, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,7 @@
 """fp32 products by oneDNN: the formula in float64, forward and gradients, and the switch put back."""
 
 import copy
+import pickle
 from contextlib import contextmanager
 
 import pytest
@@ -10,8 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import products
 from distill.accounting import count_flops
+from distill.attention import Heads
 from distill.fused import choices
+from distill.losses import attention_score_loss
 from distill.products import SWITCH, FastLinear, by_onednn, fast_products, speed_up_products
+from distill.projection import HiddenProjection
+from distill.relations import relation_loss
 
 EXACT = pytest.mark.skipif(not products.is_exact(), reason="oneDNN rounds to bf16 here (AMX)")
 
@@ -66,6 +71,7 @@ def test_a_frozen_weight_is_laid_out_once(monkeypatch, shape, bias):
     torch.testing.assert_close(layer(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
     layout = layer.packed(layer.weight)
     assert layer.packed(layer.weight) is layout
+    assert pickle.loads(pickle.dumps(layer)).weight.equal(layer.weight)
     torch.testing.assert_close(copy.deepcopy(layer)(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
     layer.weight.mul_(2)  # as when other weights are loaded
     torch.testing.assert_close(
@@ -121,6 +127,78 @@ def test_gradients_pass_through_what_is_frozen(monkeypatch):
     speed_up_products(layer)
     layer(inputs).sum().backward()
     torch.testing.assert_close(inputs.grad, layer.weight.sum(dim=0).expand(2, 4))
+
+
+def test_a_bias_alone_learns(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    layer, plain = nn.Linear(4, 3), nn.Linear(4, 3)
+    for each in (layer, plain):
+        each.weight.requires_grad_(False)
+    speed_up_products(layer)
+    layer(torch.ones(2, 4)).sum().backward()
+    assert layer.bias.grad.tolist() == [2.0] * 3
+
+
+def test_another_weight_at_the_same_address_is_seen(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    layer, inputs = FastLinear(8, 4).requires_grad_(False), torch.randn(3, 8)
+    for number in range(20):
+        layer(inputs)
+        layer.weight = None
+        layer.weight = nn.Parameter(torch.full((4, 8), float(number)), requires_grad=False)
+        expected = nn.functional.linear(inputs, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(inputs), expected)
+
+
+@pytest.mark.parametrize("case", ["autocast", "inference", "wrong width", "double"])
+def test_what_is_not_plain_goes_torchs_way(monkeypatch, case):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    with torch.inference_mode(case == "inference"):
+        plain = nn.Linear(8, 4)
+        layer = copy.deepcopy(plain)
+    speed_up_products(layer)
+    inputs = torch.randn(3, 9 if case == "wrong width" else 8)
+    for each in (plain, layer):
+        each.requires_grad_(False) if case != "inference" else None
+    if case in ("wrong width", "double"):
+        with pytest.raises(RuntimeError, match=r"shapes|dtype"):
+            layer(inputs.double() if case == "double" else inputs)
+        return
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        assert torch.equal(layer(inputs), plain(inputs))
+
+
+@EXACT
+@pytest.mark.parametrize("term", ["attention", "relation", "projection"])
+def test_the_losses_ask_onednn_for_few_shapes(monkeypatch, term):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    seen: set[tuple[int, ...]] = set()
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if SWITCH.fp32_precision == "bf16" and func.overloadpacket in PRODUCTS:
+                seen.add(tuple(size for tensor in args for size in getattr(tensor, "shape", ())))
+            return func(*args, **(kwargs or {}))
+
+    projection = HiddenProjection(8, 12, 0.1)
+    with Shapes():
+        for length in range(2, 400):
+            mask = torch.ones(1, length)
+            if term == "projection":
+                projection(torch.randn(1, length, 8), torch.randn(1, length, 12), mask).backward()
+                continue
+            own, other = (
+                Heads(*(torch.randn(1, 2, length, size, requires_grad=True) for _ in range(3)), 0.5)
+                for size in (4, 8)
+            )
+            if term == "attention":
+                attention_score_loss(own, other, mask, mask).backward()
+            else:
+                relation_loss(own, other, "vv", 0, mask, mask).backward()
+    assert 0 < len(seen) < 110
+
+
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm)
 
 
 def test_products_of_laid_out_weights_are_counted(monkeypatch):
