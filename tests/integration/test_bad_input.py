@@ -175,7 +175,7 @@ def test_a_setting_that_must_be_given(refused, general):
 
 def test_a_recipe_that_does_not_exist(refused, general, tmp_path):
     flags = {"config": tmp_path / "none.yaml", **general}
-    refused("general", flags, "none.yaml", "does not exist", "give a YAML file")
+    refused("general", flags, "none.yaml", "does not exist", "give a recipe", "on --resume none")
 
 
 def test_a_folder_in_place_of_a_recipe(refused, general, tmp_path):

@@ -164,7 +164,7 @@ def test_what_is_not_plain_goes_torchs_way(monkeypatch, case):
         with pytest.raises(RuntimeError, match=r"shapes|dtype"):
             layer(inputs.double() if case == "double" else inputs)
         return
-    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         assert torch.equal(layer(inputs), plain(inputs))
 
 
