@@ -762,17 +762,6 @@ def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(
     assert ("give a longer --time" in said) != again
 
 
-@pytest.mark.parametrize("before", [[], ["n2"], ["n1", "n2"]])
-def test_a_ray_cluster_leaves_no_folder_on_its_nodes(tmp_path, before):
-    """But one that was there before."""
-    for name in before:
-        (tmp_path / name / "distillery-ray-7").mkdir(parents=True)
-    begun = " && ".join(f"-e n{number}/distillery-ray-7/ray" for number in (1, 2))
-    code, _ = run_script("ray.sbatch", tmp_path, f"until [[ {begun} ]]; do sleep 0.1; done", "evaluate")
-    assert code == 0
-    assert sorted(path.parent.name for path in tmp_path.glob("n?/distillery-ray-7")) == before
-
-
 def test_a_search_takes_what_the_script_says_of_its_nodes(tmp_path):
     job = f'exec {sys.executable} "$@" --dry-run'
     assert run_script("ray.sbatch", tmp_path, job, *SEARCH, PYTHONPATH=str(ROOT)) == (0, "")
