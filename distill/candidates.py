@@ -146,9 +146,8 @@ class MaskedWords:
 
     def _batch(self, contexts: list[Context]) -> tuple[Batch, Tensor]:
         width = max(len(context.ids) for context in contexts)
-        width = min(
-            width + width % 2, self.longest
-        )  # with GROUP: few numbers of rows, for which see FastLinear
+        # With GROUP the rows are of few numbers, for which see FastLinear.
+        width = min(width + width % 2, self.longest)
         ids = np.full((len(contexts), width), self.vocabulary.pad, dtype=np.int64)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
         places = []

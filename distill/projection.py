@@ -21,7 +21,7 @@ SLICE = {"cuda": 1 << 24, "cpu": 1 << 20}
 
 def slices(rows: int, most: int) -> Iterator[tuple[slice, int]]:
     """Parts of so many rows, with how many each has: whole blocks, then what is left."""
-    most = max(BLOCK, most // BLOCK * BLOCK) if most >= BLOCK else most
+    most = most // BLOCK * BLOCK or most
     whole = rows // BLOCK * BLOCK if most >= BLOCK else rows
     for end, first in ((whole, 0), (rows, whole)):
         for begin in range(first, end, most):

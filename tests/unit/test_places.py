@@ -704,10 +704,8 @@ def stand_ins(folder: Path, lines: dict[str, str]) -> dict[str, str]:
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-SLURM = {  # of nodes that each have a /tmp of their own
-    "srun": """node=n1
-        while [[ $1 == -* ]]; do [[ $1 != --nodelist=* ]] || node=${1#*=}; shift; done
-        mkdir -p "$node"; RAY_TMPDIR=$PWD/$node${RAY_TMPDIR#/tmp} exec "$@\"""",
+SLURM = {
+    "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
     "getent": "echo 127.0.0.1",
     "scancel": ":",
     "squeue": "echo RUNNING",
@@ -720,7 +718,7 @@ def run_script(name: str, folder: Path, job: str, *words: str, **own: str) -> tu
     """Run a script of slurm/ with these words, among commands that stand for Slurm's, and for a `job` and
     Ray; then all that is left is told to end. Returns its exit code and what it said.
     """
-    python = f'[[ $* == *launcher.cli* ]] || {{ mkdir -p "$RAY_TMPDIR/ray"; exec sleep infinity; }}\n{job}'
+    python = f"[[ $* == *launcher.cli* ]] || exec sleep infinity\n{job}"
     own |= stand_ins(folder, {**SLURM, "python": python}) | {"DISTILLERY_PYTHON": f"{folder}/python"}
     own |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
     own |= {"SLURM_JOB_CPUS_PER_NODE": "1(x2)", "SLURM_CPUS_ON_NODE": "1"}
