@@ -154,13 +154,14 @@ class Slurm:
         return 3600 * hours + 60 * minutes + seconds
 
     def processes(self, word: str) -> list[int]:
-        """This machine's processes whose command line holds a word; the nodes' are among them."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            text = of_a_process(path).decode(errors="replace").replace("\0", " ")
-            if word in text and "pytest " not in text:
-                found.append(int(path.parent.name))
-        return found
+        """Processes of this cluster's jobs, on all of its nodes, whose command line holds a word."""
+        of_the_bed = f"SLURM_CONF={self.environment['SLURM_CONF']}\0".encode()
+        return [
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if word in of_a_process(folder / "cmdline").decode(errors="replace").replace("\0", " ")
+            and of_the_bed in of_a_process(folder / "environ")
+        ]
 
 
 @pytest.fixture(scope="session")

@@ -166,6 +166,7 @@ def submitted(slurm: Slurm, training: list[str], run: Path) -> str:
 def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tmp_path):
     """Warned on the way, it saves, goes back into the queue, and continues in a new one."""
     run, log = tmp_path / "a run", tmp_path / "log.txt"
+    folders = set(Path("/tmp").glob("distillery-ray-*"))  # which the nodes of the bed share
     job = submitted(slurm, training, run)
     wait_until(lambda: len(lines(run)) > 60, "step 60", log.read_text)
     before = lines(run)
@@ -178,6 +179,7 @@ def test_a_slurm_allocation_holds_a_ray_cluster(slurm, training, undisturbed, tm
     assert re.search(r"general: stopped after step \d+ of 200", said)
     assert "finished: " in said
     assert not slurm.processes("ray.scripts.scripts")
+    assert set(Path("/tmp").glob("distillery-ray-*")) <= folders
     written = b"".join([*tree(run).values(), said.encode()])
     assert not re.search(rb"\b[0-9a-f]{64}\b", written)  # what a token looks like
 

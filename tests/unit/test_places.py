@@ -704,8 +704,10 @@ def stand_ins(folder: Path, lines: dict[str, str]) -> dict[str, str]:
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-SLURM = {
-    "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
+SLURM = {  # of nodes that each have a /tmp of their own
+    "srun": """node=n1
+        while [[ $1 == -* ]]; do [[ $1 != --nodelist=* ]] || node=${1#*=}; shift; done
+        mkdir -p "$node"; RAY_TMPDIR=$PWD/$node${RAY_TMPDIR#/tmp} exec "$@\"""",
     "getent": "echo 127.0.0.1",
     "scancel": ":",
     "squeue": "echo RUNNING",
@@ -714,11 +716,16 @@ SLURM = {
 }
 
 
+RAY = """mkdir -p "$RAY_TMPDIR/ray"
+        (trap '' TERM; for _ in {1..50}; do sleep 0.1; mkdir -p "$RAY_TMPDIR/ray"; done) &
+        exec sleep infinity"""
+
+
 def run_script(name: str, folder: Path, job: str, *words: str, **own: str) -> tuple[int, str]:
     """Run a script of slurm/ with these words, among commands that stand for Slurm's, and for a `job` and
     Ray; then all that is left is told to end. Returns its exit code and what it said.
     """
-    python = f"[[ $* == *launcher.cli* ]] || exec sleep infinity\n{job}"
+    python = f"[[ $* == *launcher.cli* ]] || {{ {RAY}; }}\n{job}"
     own |= stand_ins(folder, {**SLURM, "python": python}) | {"DISTILLERY_PYTHON": f"{folder}/python"}
     own |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
     own |= {"SLURM_JOB_CPUS_PER_NODE": "1(x2)", "SLURM_CPUS_ON_NODE": "1"}
@@ -758,6 +765,17 @@ def test_a_job_that_keeps_nothing_is_not_queued_again_at_its_time_limit(
     asked = tmp_path / "asked"
     assert (asked.exists() and "requeue 7" in asked.read_text()) == again
     assert ("give a longer --time" in said) != again
+
+
+@pytest.mark.parametrize("before", [[], ["n2"], ["n1", "n2"]])
+def test_a_ray_cluster_leaves_no_folder_on_its_nodes(tmp_path, before):
+    """But one that was there before. What Ray has started is slow to end."""
+    for name in before:
+        (tmp_path / name / "distillery-ray-7").mkdir(parents=True)
+    begun = " && ".join(f"-e n{number}/distillery-ray-7/ray" for number in (1, 2))
+    code, _ = run_script("ray.sbatch", tmp_path, f"until [[ {begun} ]]; do sleep 0.1; done", "evaluate")
+    assert code == 0
+    assert sorted(path.parent.name for path in tmp_path.glob("n?/distillery-ray-7")) == before
 
 
 def test_a_search_takes_what_the_script_says_of_its_nodes(tmp_path):
