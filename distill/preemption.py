@@ -36,8 +36,8 @@ def listen(at_once: bool) -> None:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         global _asked, _interrupted
-        first, _asked, _interrupted = not _interrupted, True, True
-        if at_once or not first:
+        again, stops, _asked, _interrupted = _interrupted, _asked, True, True
+        if again or (at_once and not stops):
             raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background

@@ -190,19 +190,19 @@ def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen)
         ranks = [process for process in (child.pid, *_children(child.pid)) if _is_listening_rank(process)]
         if asked.count(signal.SIGINT) > 1 and child.pid not in ranks:
             _end(child.pid)
-        wishes = {signal.SIGINT if number == signal.SIGINT else signal.SIGUSR1 for number in asked}
-        for word in product(ranks, wishes):
-            if word not in told and not _has_it(*word):
-                _send(*word)
-            told.add(word)
+        for rank, number in product(ranks, set(asked)):
+            if (rank, number) not in told:
+                interrupts = number == signal.SIGINT and not _is_of_our_group(rank)
+                _send(rank, signal.SIGINT if interrupts else signal.SIGUSR1)
+                told.add((rank, number))
         with suppress(Empty):
             news.get(timeout=0.2)
 
 
-def _has_it(process: int, number: int) -> bool:
-    """Whether a signal reaches a process without us: a terminal's Ctrl-C tells the whole group."""
+def _is_of_our_group(process: int) -> bool:
+    """Whether a terminal's Ctrl-C tells a process too: the first of two would be taken for a second."""
     with suppress(ProcessLookupError):
-        return number == signal.SIGINT and os.getpgid(process) == os.getpgrp()
+        return os.getpgid(process) == os.getpgrp()
     return True
 
 

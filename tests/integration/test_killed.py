@@ -234,15 +234,17 @@ def test_a_run_on_one_machine_listens_to_nobody_else(tmp_path, general, processe
     assert listening == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize(("processes", "steps"), [(1, 0), (2, 3)])
-def test_ctrl_c_leaves_a_checkpoint(tmp_path, general, whole, processes, steps):
-    """At a rank's first breath, and amid its steps."""
+@pytest.mark.parametrize(
+    ("processes", "steps", "send"), [(1, 0, os.killpg), (1, 3, os.kill), (2, 3, os.killpg)]
+)
+def test_ctrl_c_leaves_a_checkpoint(tmp_path, general, whole, processes, steps, send):
+    """At a rank's first breath, and amid its steps; told as a terminal does, or the launcher alone."""
     command = [*general, "--processes", str(processes), "--run", "a cut"]
     process = in_a_terminal(command, tmp_path)
     while len(losses(tmp_path / "a cut")) < steps or not children(process.pid):
         assert process.poll() is None
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)
+    send(process.pid, signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130, said
     done = len(losses(tmp_path / "a cut"))
