@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distill.int8_rows import attend, is_quick
@@ -117,8 +117,19 @@ def _is_slow(query: Tensor) -> bool:
     return query.is_cuda and query.shape[-1] % MULTIPLE != 0
 
 
+def _mask(
+    *, attention_mask: Tensor | None = None, allow_is_bidirectional_skip: bool = False, **kwargs: Any
+) -> Tensor | None:
+    """SDPA's mask, or None where it would hide nothing. To know that, transformers looks into it, for which a
+    GPU would have to end all that it was given before.
+    """
+    looks = attention_mask is None or attention_mask.device.type == "cpu"
+    skip = allow_is_bidirectional_skip and looks
+    return sdpa_mask(attention_mask=attention_mask, allow_is_bidirectional_skip=skip, **kwargs)
+
+
 ALL_ATTENTION_FUNCTIONS.register(NAME, _capturing_sdpa)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
 
 
 def install(model: PreTrainedModel) -> Collector:
@@ -128,6 +139,14 @@ def install(model: PreTrainedModel) -> Collector:
     for module in model.modules():
         module.distillery_collector = collector
     return collector
+
+
+def needs_no_mask(model: PreTrainedModel) -> bool:
+    """Whether a model attends by the function of this module, and may be called without a mask: transformers'
+    own may, a class of the user's perhaps not.
+    """
+    ours = getattr(model.config, "_attn_implementation", None) == NAME
+    return ours and type(model).__module__.startswith("transformers.models.")
 
 
 @contextmanager

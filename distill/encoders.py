@@ -24,7 +24,7 @@ from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
 from data_pipeline.whole import to_disk
 from distill import nezha  # noqa: F401  (its model type becomes known)
-from distill.attention import Collector, Heads, collecting, install
+from distill.attention import Collector, Heads, collecting, install, needs_no_mask
 from distill.custom import Named, load, name_of
 from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
@@ -51,6 +51,7 @@ class Batch:
 
     `teacher` holds the teacher's logits, (batch, outputs), where they were computed beforehand.
     `masked` holds the places of masked tokens in the flattened batch, (places,); labels are theirs then.
+    `full` says, of a batch that has been moved, whether no sequence is padded: a GPU would have to be asked.
     """
 
     ids: Tensor
@@ -59,15 +60,22 @@ class Batch:
     labels: Tensor | None = None
     teacher: Tensor | None = None
     masked: Tensor | None = None
+    full: bool = False
+
+    def parts(self) -> dict[str, Tensor]:
+        """What it has of tensors, by name."""
+        return {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`, copied without waiting. (From memory that is not pinned a GPU takes no copy
         before its work is done.)
         """
-        parts = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        parts = self.parts()
+        full = self.full or (self.mask.device.type == "cpu" and bool(self.mask.all()))
         if device.type == "cuda":
             parts = {name: part if part.is_cuda else part.pin_memory() for name, part in parts.items()}
-        return Batch(**{name: part.to(device, non_blocking=True) for name, part in parts.items()})
+        moved = {name: part.to(device, non_blocking=True) for name, part in parts.items()}
+        return Batch(**moved, full=full)
 
 
 @dataclass
@@ -80,8 +88,12 @@ class Signal:
 
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-    """A batch as the keyword arguments of a model; segments only where it has them."""
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    """A batch as the keyword arguments of a model; segments only where it has them, and no mask of ones
+    where it needs none: flash attention takes none.
+    """
+    inputs = {"input_ids": batch.ids}
+    if not (batch.full and needs_no_mask(model)):
+        inputs["attention_mask"] = batch.mask
     if getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = batch.segments
     return inputs

@@ -198,8 +198,7 @@ def _of_file(file: Path) -> Callable[[Batch], np.ndarray]:
     session = open_session(file, torch.get_num_threads())
 
     def answer(batch: Batch) -> np.ndarray:
-        parts = {name: part.numpy() for name, part in vars(batch).items() if part is not None}
-        return run_session(session, parts)
+        return run_session(session, {name: part.numpy() for name, part in batch.parts().items()})
 
     return answer
 

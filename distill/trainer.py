@@ -447,8 +447,7 @@ def save_batches(path: Path, batches: list[Batch], step: int) -> None:
     tensors = {
         f"{number}.{name}": tensor.cpu().contiguous()
         for number, batch in enumerate(batches)
-        for name, tensor in vars(batch).items()
-        if tensor is not None
+        for name, tensor in batch.parts().items()
     }
     partial = beside(path)
     save_file(tensors, partial, {"step": str(step), "rank": str(rank())})

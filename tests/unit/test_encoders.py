@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from data_pipeline.vocabulary import load_vocabulary
-from distill.attention import install
+from distill.attention import NAME, install
 from distill.encoders import (
     PROJECTIONS,
+    Batch,
     Teacher,
     build_backbone,
     build_classifier,
@@ -25,6 +26,7 @@ from distill.encoders import (
     load_projections,
     precision_of,
     read_config,
+    run_encoder,
     save_model,
     student_shape,
     with_dropout,
@@ -60,6 +62,27 @@ def classifier(tiny_model) -> PreTrainedModel:
     model = build_classifier(None, student_shape(SMALL, read_config(tiny_model)), ["bad", "good"]).eval()
     install(model)
     return model
+
+
+# ---- forward passes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_forward_pass_asks_nothing_of_the_device(family, full):
+    """A GPU would have to end all that it was given before it answers. A tensor without data can't answer."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **NUMBERS)).eval()
+    collector = install(model)
+    ids, mask = INPUTS["input_ids"], INPUTS["attention_mask"]
+    mask = torch.ones_like(mask) if full else mask
+    batch = Batch(ids, mask, torch.zeros_like(ids)).to(CPU)
+    assert batch.full == full
+    expected = model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(run_encoder(model, collector, batch).logits, expected)
+    if model.config._attn_implementation == NAME:
+        nowhere = torch.device("meta")
+        assert run_encoder(model.to(nowhere), collector, batch.to(nowhere)).logits.shape == (2, 2)
 
 
 # ---- shapes
