@@ -29,7 +29,7 @@ test: $(STAMP) ## Run the tests that any machine can run
 
 test-slow: ## Run the tests that take long
 test-cluster: ## Run the tests that need a real Slurm or `ray up`
-test-gpu: ## Run the tests that need a GPU
+test-gpu: ## Run the tests that need a GPU, and those of the kernels on it
 test-real: ## Run the tests on real data ($DISTILLERY_DATA)
 # pytest says 5 where a selection holds no test; that is no failure here.
 test-slow test-cluster test-gpu test-real: test-%: $(STAMP)

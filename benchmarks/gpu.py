@@ -87,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     ceilings = measure_ceilings(torch.device("cuda"))
     figures = {"bf16_tflops": ceilings.flops / 1e12, "copy_gb_s": ceilings.bandwidth / 1e9}
     figures |= measure_kernels(torch.device("cuda"), ceilings)
+    torch.cuda.empty_cache()  # steps are measured in processes of their own
     settings = step.Settings(reference=folder or None, rounds=options.rounds, batch=options.batch)
     samples: dict[str, list[float]] = {}
     for name, shape in SHAPES.items():

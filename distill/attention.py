@@ -120,8 +120,8 @@ def _is_slow(query: Tensor) -> bool:
 def _mask(
     *, attention_mask: Tensor | None = None, allow_is_bidirectional_skip: bool = False, **kwargs: Any
 ) -> Tensor | None:
-    """SDPA's mask, or None where it would hide nothing. To know that, transformers looks into it, for which a
-    GPU would have to end all that it was given before.
+    """SDPA's mask, or None where it would hide nothing. To know that, transformers looks into it, for which
+    a GPU would have to end all that it was given before.
     """
     looks = attention_mask is None or attention_mask.device.type == "cpu"
     skip = allow_is_bidirectional_skip and looks
@@ -142,8 +142,8 @@ def install(model: PreTrainedModel) -> Collector:
 
 
 def needs_no_mask(model: PreTrainedModel) -> bool:
-    """Whether a model attends by the function of this module, and may be called without a mask: transformers'
-    own may, a class of the user's perhaps not.
+    """Whether a model attends by the function of this module, and may be called without a mask:
+    transformers' own may, a class of the user's perhaps not.
     """
     ours = getattr(model.config, "_attn_implementation", None) == NAME
     return ours and type(model).__module__.startswith("transformers.models.")

@@ -51,7 +51,7 @@ class Batch:
 
     `teacher` holds the teacher's logits, (batch, outputs), where they were computed beforehand.
     `masked` holds the places of masked tokens in the flattened batch, (places,); labels are theirs then.
-    `full` says, of a batch that has been moved, whether no sequence is padded: a GPU would have to be asked.
+    `full` says, of a batch that was moved, whether no sequence is padded: a GPU would have to be asked.
     """
 
     ids: Tensor

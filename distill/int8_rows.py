@@ -48,7 +48,8 @@ def library() -> ctypes.CDLL:
 def _compiled(words: list[str]) -> ctypes.CDLL:
     if place := os.environ.get("TORCH_EXTENSIONS_DIR"):
         Path(place).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="distillery-", dir=place) as folder:
+    # NFS keeps what is loaded under another name in its folder until the process ends.
+    with tempfile.TemporaryDirectory(prefix="distillery-", dir=place, ignore_cleanup_errors=True) as folder:
         target = Path(folder, "int8_rows.so")
         done = subprocess.run(
             [*words, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False

@@ -40,8 +40,10 @@ def score_shape(narrow: bool, width: int, other_width: int) -> dict[str, int]:
 
 def fits(own: Tensor, other: Tensor) -> bool:
     """Whether the Gram matrices fit into a processor's registers and shared memory."""
-    narrow = own.dtype == other.dtype and own.element_size() == 2
-    return width_of(own.shape[-1]) + width_of(other.shape[-1]) <= (160 if narrow else 96)
+    width, narrow = width_of(own.shape[-1]), own.dtype == other.dtype and own.element_size() == 2
+    if own.dtype == torch.float16 and width > 64:  # whose gradients are products in fp32
+        return False
+    return width + width_of(other.shape[-1]) <= (160 if narrow else 96)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from benchmarks import gpu, step
 from benchmarks.gpu import Ceilings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 SHAPES = {"teacher": step.Shape(4, 32, 4, 64), "student": step.Shape(2, 24, 4, 48)}
 
 

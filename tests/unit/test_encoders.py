@@ -70,7 +70,7 @@ def classifier(tiny_model) -> PreTrainedModel:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("full", [True, False])
 def test_a_forward_pass_asks_nothing_of_the_device(family, full):
-    """A GPU would have to end all that it was given before it answers. A tensor without data can't answer."""
+    """A GPU would have to end all that it was given before. A tensor without data can't answer."""
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **NUMBERS)).eval()
     collector = install(model)

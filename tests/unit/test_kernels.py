@@ -20,6 +20,7 @@ from distill.relations import PlainRelationDivergence
 from distill.score_kernel import ScoreError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 # student's head size, teacher's, length: tiles of 64 rows, sizes of no power of two among them
 SHAPES = [(26, 64, 70), (32, 32, 1), (8, 128, 17)]
 MORE_SHAPES = [(24, 32, 64), (64, 24, 130)]
@@ -189,6 +190,7 @@ def test_strides_of_any_kind_are_read_right(case):
         (score_kernel, 32, 128, torch.bfloat16, True),
         (score_kernel, 64, 64, torch.float16, True),
         (score_kernel, 128, 128, torch.bfloat16, False),
+        (score_kernel, 128, 32, torch.float16, False),
         (score_kernel, 26, 64, torch.float32, True),
         (score_kernel, 64, 64, torch.float32, False),
         (relation_kernels, 26, 64, torch.float32, True),
@@ -227,6 +229,8 @@ def build(kernel, shape, own=26, other=64, kind="*bf16", **more):
 
 build(score_kernel._score_kernel, score_kernel.score_shape(True, 32, 64), SPLIT=True)
 build(score_kernel._score_kernel, score_kernel.score_shape(True, 32, 128), other=128, SPLIT=True)
+halves = {"own": 64, "other": 64, "SPLIT": False, "kind": "*fp16"}
+build(score_kernel._score_kernel, score_kernel.score_shape(True, 64, 64), **halves)
 build(relation._relation_loss_kernel, relation.relation_shape(True, 32, 64))
 for side in (False, True):
     build(relation._relation_gradient_kernel, relation.relation_shape(True, 32, 64), OF_RIGHT=side)
@@ -250,7 +254,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) == 9
+    assert len(rows) == 10
     for _, shared, written in rows:
         assert int(shared) <= 99 * 1024  # what a block may have on any GPU since Ampere
         assert written == "True"
