@@ -1,11 +1,15 @@
 """One pass over memory gives what torch's several give."""
 
+import os
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from distill import int8_rows
+from distill.compiler import compiler
 from distill.int8_rows import attend, attend_rows, gelu_rows, library, norm_rows_, round_rows, scale_rows_
 
 SHAPES = [(1, 1), (3, 16), (7, 33), (600, 48), (65, 768)]
@@ -43,6 +47,13 @@ def some_scales(shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
 def some(shape: tuple[int, int]) -> Tensor:
     torch.manual_seed(shape[0])
     return torch.randn(shape) * torch.rand(shape[0], 1) * 30
+
+
+def test_a_folder_that_stays_is_no_mistake(monkeypatch, tmp_path) -> None:
+    """On NFS what is loaded stays in its folder, under another name, until the process ends."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with mock.patch.object(os, "rmdir", side_effect=OSError("Directory not empty")):
+        assert int8_rows._compiled(compiler()).round_rows
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
