@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,23 @@ SPECIAL = {
 }
 DESCRIBED = "tokenizer_config.json"
 ALIASES = {"cls_token": "bos_token", "sep_token": "eos_token"}
+FAST = "tokenizer.json"
+VOCABULARY_FILES = (
+    FAST,
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "tokenizer.model",
+)
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *VOCABULARY_FILES,
+    "merges.txt",
     DESCRIBED,
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
 )
 
 
@@ -69,6 +77,9 @@ def load_vocabulary(folder: str) -> Vocabulary:
     tokenizer = _read_tokenizer(path)
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    entries = tokenizer.get_vocab(with_added_tokens=True)
+    if len(entries) <= len(tokenizer.get_added_tokens_decoder()):
+        raise ValueError(f"{folder}: the vocabulary holds special tokens alone; save the tokenizer again")
     names = _special_names(path)
     ids = {}
     for key, usual in SPECIAL.items():
@@ -78,7 +89,6 @@ def load_vocabulary(folder: str) -> Vocabulary:
         if token is None:
             raise ValueError(f"{folder}: the tokenizer has no {key}; an encoder's tokenizer is needed")
         ids[key] = token
-    entries = tokenizer.get_vocab(with_added_tokens=True)
     identity = json.dumps([sorted(entries.items()), [ids[key] for key in SPECIAL]])
     return Vocabulary(
         tokenizer=tokenizer,
@@ -93,16 +103,22 @@ def load_vocabulary(folder: str) -> Vocabulary:
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
-    if (path / "tokenizer.json").is_file():
+    if (path / FAST).is_file():
         try:
-            return Tokenizer.from_file(str(path / "tokenizer.json"))
+            return Tokenizer.from_file(str(path / FAST))
         except Exception as error:  # the library raises bare Exception on a malformed file
-            raise ValueError(f"{path}/tokenizer.json can't be read: {error}") from None
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise ValueError(f"{path}: no tokenizer.json or vocabulary file there; give a model folder")
+            raise ValueError(f"{path}/{FAST} can't be read: {error}") from None
+    if not any((path / name).is_file() for name in VOCABULARY_FILES):
+        raise ValueError(f"{path}: no {FAST} or vocabulary file there; give a model folder")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(path)).backend_tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(str(path)).backend_tokenizer
+    except Exception as error:  # of many kinds: a damaged file, a missing library, no fast tokenizer
+        reason = " ".join(str(error).split())[:200]
+        if any(path.glob("*.model")) and not find_spec("sentencepiece"):
+            reason = "run pip install sentencepiece"
+        raise ValueError(f"{path}: no {FAST} there, and its vocabulary can't be read: {reason}") from None
 
 
 def _special_names(path: Path) -> dict[str, str]:
@@ -123,7 +139,7 @@ def _special_names(path: Path) -> dict[str, str]:
 
 
 def copy_tokenizer(source: str, target: Path, length: int | None = None) -> None:
-    """Put the tokenizer's files of the model `source` into the folder `target`.
+    """Put the tokenizer's files of the model `source` into the folder `target`, and a tokenizer.json.
 
     `length`: the longest sequence in tokens that the model in `target` was trained with.
     """
@@ -131,6 +147,8 @@ def copy_tokenizer(source: str, target: Path, length: int | None = None) -> None
     for name in TOKENIZER_FILES:
         if os.path.isfile(os.path.join(source, name)):
             shutil.copyfile(os.path.join(source, name), target / name)
+    if not (target / FAST).is_file():
+        load_vocabulary(source).tokenizer.save(str(target / FAST))
     if length:
         described = {**_described(target), "model_max_length": length}
         (target / DESCRIBED).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

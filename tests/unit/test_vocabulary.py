@@ -165,6 +165,31 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
         load_vocabulary(str(tmp_path))
 
 
+def test_files_that_describe_a_tokenizer_are_no_vocabulary(tiny_tokenizer, tmp_path):
+    write_vocab_txt(tmp_path, [])
+    (tmp_path / "vocab.txt").unlink()
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no tokenizer\.json or vocabulary file there; give a model"):
+        load_vocabulary(str(tmp_path))
+
+
+def test_a_vocabulary_of_special_tokens_alone_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the vocabulary holds special tokens alone; save the tokenizer"):
+        load_vocabulary(write_vocab_txt(tmp_path, tiny_tokens()[:5]))
+
+
+def test_a_vocabulary_that_needs_another_library_says_which(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}', encoding="utf-8")
+    (tmp_path / "spm.model").write_bytes(b"\x00")
+    monkeypatch.setattr("data_pipeline.vocabulary.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="its vocabulary can't be read: run pip install sentencepiece"):
+        load_vocabulary(str(tmp_path))
+    monkeypatch.setattr("data_pipeline.vocabulary.find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=r"no tokenizer\.json there, and .* can't be read: (?!run pip)"):
+        load_vocabulary(str(tmp_path))
+
+
 def test_a_damaged_tokenizer_is_named(folder):
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"tokenizer\.json can't be read"):
@@ -193,6 +218,18 @@ def test_a_tokenizer_without_a_special_token_is_refused(tmp_path, key):
 def test_a_copied_tokenizer_is_the_same(tiny_tokenizer, tmp_path):
     copy_tokenizer(tiny_tokenizer, tmp_path)
     assert tree(tmp_path) == tree(Path(tiny_tokenizer))
+
+
+def test_a_copy_of_an_older_folder_has_a_tokenizer_json(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    write_vocab_txt(source, tiny_tokens())
+    (source / "spm.model").write_bytes(b"")
+    copy_tokenizer(str(source), target)
+    assert sorted(tree(target)) == ["spm.model", "tokenizer.json", "vocab.txt"]
+    (target / "vocab.txt").unlink()
+    assert load_vocabulary(str(target)).fingerprint == load_vocabulary(str(source)).fingerprint
 
 
 def test_only_the_tokenizers_files_are_copied(tiny_model, tmp_path):
