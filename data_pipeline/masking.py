@@ -8,10 +8,8 @@ import numpy as np
 import xxhash
 
 from data_pipeline.settings import MaskingConfig
-from data_pipeline.tokenising import CONTINUES
+from data_pipeline.tokenising import BEGINS, CONTINUES, continuing_prefix
 from data_pipeline.vocabulary import Vocabulary
-
-BEGINS = ("\u0120", "\u2581")  # what marks the first token of a word
 
 
 def mask(
@@ -80,13 +78,9 @@ class DynamicMasking:
 
 
 def continuing(vocabulary: Vocabulary) -> list[int]:
-    """Ids of the tokens that go on with the word before them.
-
-    WordPiece marks them; byte-level and SentencePiece vocabularies mark where a word begins instead.
-    """
+    """Ids of the tokens that go on with the word before them."""
     entries = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
-    if any(token.startswith("##") for token in entries):
-        return [number for token, number in entries.items() if token.startswith("##")]
-    if any(token[:1] in BEGINS for token in entries):
+    prefix = continuing_prefix(vocabulary)
+    if prefix is None:
         return [n for token, n in entries.items() if token[:1] not in BEGINS and token[:1].isalnum()]
-    return []
+    return [n for token, n in entries.items() if prefix and token.startswith(prefix)]

@@ -8,6 +8,7 @@ same ids. Other tokenizers are called for every sentence.
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import chain
 
 from tokenizers import Encoding, Tokenizer
@@ -18,6 +19,7 @@ from data_pipeline.vocabulary import Vocabulary
 
 # Added to the id of a token that continues the word before it, where whole words are masked.
 CONTINUES = 1 << 30
+BEGINS = ("\u0120", "\u2581")  # what marks the first token of a word
 REMEMBERED_TOKENS = 250_000  # of all words together, some 20 MB; then the words are forgotten
 
 
@@ -75,6 +77,21 @@ def _words_stand_alone(described: dict) -> bool:
     return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(
         " " in token for token in added
     )
+
+
+@cache
+def continuing_prefix(vocabulary: Vocabulary) -> str | None:
+    """What marks a token that goes on with a word; "" where none does.
+
+    None where those that begin a word are marked instead, by BEGINS, as in byte-level and SentencePiece
+    vocabularies.
+    """
+    model = json.loads(vocabulary.tokenizer.to_str())["model"]
+    prefix = model.get("continuing_subword_prefix") or ""
+    if prefix or model["type"] == "WordPiece":
+        return prefix
+    entries = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
+    return None if any(token[:1] in BEGINS for token in entries) else ""
 
 
 def leads_with_space(tokenizer: Tokenizer) -> bool:

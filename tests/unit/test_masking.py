@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from data_pipeline.masking import DynamicMasking, continuing
 from data_pipeline.settings import MaskingConfig
-from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from distill.attention import install
 from distill.encoders import Batch, model_inputs, run_encoder
 from distill.objective import Objective, count
@@ -58,13 +58,9 @@ def test_whole_words_are_masked_whole(vocabulary):
 def test_tokens_that_go_on_with_a_word_are_told_by_the_vocabularys_marks(vocabulary):
     names = [vocabulary.tokenizer.id_to_token(token) for token in continuing(vocabulary)]
     assert sorted(names) == sorted(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
-    entries = {"\u0120the": 0, "re": 1, ".": 2, "\u0120on": 3}
-    spaced = Tokenizer(models.WordLevel(entries, unk_token="."))
-
-    class Spaced:
-        tokenizer = spaced
-
-    assert continuing(Spaced()) == [1]
+    entries = {"\u0120the": 0, "re": 1, ".": 2, "\u0120on": 3, "#": 4, "##": 5}
+    spaced = Tokenizer(models.BPE(entries, [("#", "#")]))
+    assert continuing(Vocabulary(spaced, 2, 2, 2, 2, 2, 6, "")) == [1]
 
 
 def a_batch(length: int = 9) -> Batch:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from data_pipeline import tokenising
-from data_pipeline.tokenising import CONTINUES, SentenceTokenizer
+from data_pipeline.tokenising import CONTINUES, SentenceTokenizer, continuing_prefix
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 
 # Spaces of many kinds, marks that combine, controls, CJK, specials, and ordinary words.
@@ -81,6 +81,21 @@ def test_other_normalizers_are_called_for_every_sentence(vocabulary):
     tokenizer.normalizer = normalizers.Replace("a b", "c")
     tokenise = SentenceTokenizer(Vocabulary(tokenizer, 2, 3, 0, 4, 1, 300, "x"))
     assert tokenise(["a b d"]) == [tokenizer.encode("a b d", add_special_tokens=False).ids]
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"),
+    [
+        (models.WordPiece({"a": 0, "##b": 1, "\u0120": 2}), "##"),
+        (models.WordPiece({"a": 0, "\u2581": 1}, continuing_subword_prefix=""), ""),
+        (models.BPE({"\u0120a": 0, "#": 1, "##": 2}, [("#", "#")]), None),
+        (models.Unigram([("\u2581a", 0.0), ("##", -1.0)]), None),
+        (models.WordLevel({"a": 0, "##": 1}), ""),
+    ],
+    ids=["wordpiece", "unmarked", "byte-level", "sentencepiece", "words"],
+)
+def test_a_model_says_what_marks_the_tokens_that_go_on_with_a_word(model, prefix):
+    assert continuing_prefix(Vocabulary(Tokenizer(model), 0, 0, 0, 0, 0, 3, "")) == prefix
 
 
 @given(st.lists(sentences, max_size=6))
