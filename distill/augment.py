@@ -180,11 +180,17 @@ METHODS = {"tinybert": _by_model, "noise": _by_noise}
 
 
 def _show(folder: Path, config: AugmentConfig, count: int = 3) -> None:
-    """Tell the first examples with a variant each."""
+    """Tell the first examples with a variant each; warn where none has any."""
     with (folder / "augmented.jsonl").open(encoding="utf-8") as lines:
         examples = groupby(map(json.loads, lines), itemgetter("origin"))
         pairs = (list(islice(rows, 2)) for _, rows in examples)
-        for original, variant in islice((pair for pair in pairs if len(pair) == 2), count):
-            texts = (original[config.text], variant[config.text])
-            shown = ("".join(filter(str.isprintable, text)) for text in texts)  # a terminal acts on others
-            print("  {}\n  > {}".format(*shown), file=sys.stderr)
+        firsts = list(islice((pair for pair in pairs if len(pair) == 2), count))
+    for pair in firsts:
+        texts = (row[config.text] for row in pair)
+        shown = ("".join(filter(str.isprintable, text)) for text in texts)  # a terminal acts on others
+        print("  {}\n  > {}".format(*shown), file=sys.stderr)
+    if not firsts:
+        advice = "give a --model that knows their words" + ", or a lower --confidence" * bool(
+            config.teacher
+        )
+        print(f"warning: augment: no text got a variant; {advice}", file=sys.stderr)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -22,10 +21,9 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from data_pipeline.augment import Word
 from data_pipeline.chinese import segmenter
-from data_pipeline.masking import BEGINS
 from data_pipeline.model_folder import model_folder
 from data_pipeline.settings import AugmentConfig
-from data_pipeline.tokenising import leads_with_space
+from data_pipeline.tokenising import BEGINS, continuing_prefix, leads_with_space
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 from data_pipeline.word_vectors import first_vectors
 from distill.attention import install
@@ -177,12 +175,11 @@ def name_of(vocabulary: Vocabulary, token: int) -> str:
 def whole_word(vocabulary: Vocabulary, token: int) -> str:
     """A vocabulary's entry as a word of its own; nothing where it only goes on with one.
 
-    WordPiece marks what goes on, byte-level and SentencePiece vocabularies what begins. An entry of the
-    former may be half a character.
+    A byte-level vocabulary's entry may be half a character.
     """
-    entry = name_of(vocabulary, token)
-    if not is_spaced(vocabulary):
-        return "" if entry.startswith("##") else entry
+    entry, prefix = name_of(vocabulary, token), continuing_prefix(vocabulary)
+    if prefix is not None:
+        return "" if prefix and entry.startswith(prefix) else entry
     text = vocabulary.tokenizer.decode([token], skip_special_tokens=False).strip()
     return text if entry[:1] in BEGINS and "\ufffd" not in text else ""
 
@@ -237,13 +234,6 @@ def whole_entries(vocabulary: Vocabulary) -> dict[str, int]:
     numbers = sorted(vocabulary.tokenizer.get_vocab(with_added_tokens=False).values())
     words = {whole_word(vocabulary, number): number for number in numbers}
     return {word: number for word, number in words.items() if word.isalpha()}
-
-
-@cache
-def is_spaced(vocabulary: Vocabulary) -> bool:
-    """Whether a vocabulary marks the tokens that begin a word, rather than those that go on."""
-    entries = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
-    return any(token[:1] in BEGINS for token in entries)
 
 
 def chinese_words(options: Sequence[Sequence[str]], most: int) -> list[str]:

@@ -18,6 +18,7 @@ from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, build_tokenizer, known_words, write_vocabulary
+from distill.candidates import whole_entries
 from distill.encoders import (
     build_classifier,
     model_class,
@@ -148,11 +149,7 @@ def _of_usual_length(vectors: Vectors) -> Vectors:
 
 def whole_words(base: str, lower_case: bool) -> list[str]:
     """Words that a model's vocabulary holds whole, in the order of its ids."""
-    entries = load_vocabulary(base).tokenizer.get_vocab(with_added_tokens=False)
-    tokens = sorted(entries, key=entries.__getitem__)
-    # Byte-level and SentencePiece vocabularies mark where a word begins, WordPiece where it goes on.
-    begins = [token[1:] for token in tokens if token[0] in "\u0120\u2581"]
-    words = [token for token in begins or tokens if token.isalpha()]
+    words = list(whole_entries(load_vocabulary(base)))
     return [word.lower() for word in words] if lower_case else words
 
 

@@ -36,9 +36,9 @@ from data_pipeline.augment import (
 from data_pipeline.noise import Tagged, jieba_tags, noisy_variants, tagger, textblob_tags, words_by_tag
 from data_pipeline.settings import AugmentConfig, NoiseConfig, TaskConfig
 from data_pipeline.tasks import Examples, label_set
-from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
+from data_pipeline.vocabulary import Vocabulary, copy_tokenizer, load_vocabulary
 from distill import candidates
-from distill.augment import _Judge, masked_candidates
+from distill.augment import _Judge, _show, masked_candidates
 from distill.candidates import Context, MaskedWords, Neighbours, chinese_words, whole_entries
 from distill.encoders import model_inputs
 from distill.int8 import has_int8
@@ -144,6 +144,18 @@ def test_joined_pieces_hold_every_example_and_no_variant_twice(tmp_path):
         ("a", 0), ("x", 0), ("y", 0), ("b", 1), ("c", 2), ("z", 2), ("d", 3)
     ]  # fmt: skip
     assert counts == {"examples": 4, "variants": 3, "duplicates": 2}
+
+
+def test_a_file_without_a_variant_is_warned_of(tmp_path, capsys):
+    config = settings("none", teacher="some")
+    rows = [row(config, "a", None, "0", 0), row(config, "b\x1b", None, "1", 1)]
+    (tmp_path / "augmented.jsonl").write_text("\n".join(rows))
+    _show(tmp_path, config)
+    advice = "give a --model that knows their words, or a lower --confidence"
+    assert capsys.readouterr().err == f"warning: augment: no text got a variant; {advice}\n"
+    (tmp_path / "augmented.jsonl").write_text("\n".join([*rows, row(config, "c", None, "1", 1)]))
+    _show(tmp_path, config)
+    assert capsys.readouterr().err == "  b\n  > c\n"
 
 
 def test_labels_that_are_lists_are_read_and_written_with_the_separator(tmp_path):
@@ -512,6 +524,12 @@ def test_byte_level_vocabularies_give_whole_words(roberta):
             assert not set("ĠÃâ\ufffd") & set("".join(own))
             assert not set(own) & {"<s>", "<pad>", "</s>", "<mask>"}
     assert {"là", "kitchen"} <= set(whole_entries(masked.vocabulary))
+
+
+def test_a_vocabulary_with_a_letter_that_others_begin_words_with_gives_its_words():
+    entries = {"[UNK]": 0, "\u0120": 1, "soup": 2, "##s": 3}
+    vocabulary = Vocabulary(Tokenizer(models.WordPiece(entries)), 0, 0, 0, 0, 0, 4, "")
+    assert whole_entries(vocabulary) == {"\u0120": 1, "soup": 2}
 
 
 def test_chinese_candidates_are_words_that_jieba_knows():
