@@ -11,6 +11,23 @@ from data_pipeline.vocabulary import trained_length
 from distill.custom import Named, name_of
 
 SIZES = {"num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings"}
+# Families whose first position is the one after the padding token's number.
+AFTER_PADDING = {
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 WORDS = "distillery_words"  # the model type of students of whole words
 
 
@@ -62,8 +79,12 @@ def positions(model: dict) -> int:
     """Longest sequence that a model takes; models of words take any."""
     if of_words(model) or "num_hidden_layers" not in model:
         return model.get("max_position_embeddings", 1 << 20)
-    reserved = 2 if model.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
-    return model.get("max_position_embeddings", 512) - reserved
+    longest = model.get("max_position_embeddings", 512)
+    kind, pad = model.get("model_type"), model.get("pad_token_id")
+    if kind not in AFTER_PADDING:
+        return longest
+    usual = kind == "mpnet" or not isinstance(pad, int)  # MPNet's embeddings know no other
+    return longest - 1 - (1 if usual else pad)
 
 
 def usual_length(path: str, model: dict) -> int:

@@ -31,6 +31,7 @@ from distill.encoders import (
     student_shape,
     with_dropout,
 )
+from distill.model_facts import positions
 from distill.settings import StudentConfig, TeacherConfig
 
 CPU = torch.device("cpu")
@@ -302,3 +303,19 @@ def test_gpus_have_bf16_units_since_ampere(monkeypatch, capability, units):
 )
 def test_a_given_precision_is_kept(name, dtype):
     assert precision_of(name, CPU) == dtype
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["bert", "roberta", "roberta-prelayernorm", "xlm-roberta-xl", "mpnet", "data2vec-text", "luke",
+      "ibert", "markuplm"],
+)  # fmt: skip
+@pytest.mark.parametrize("pad", [0, 3])
+def test_a_model_takes_as_many_tokens_as_are_counted_and_no_more(family, pad):
+    numbers = {**NUMBERS, "num_hidden_layers": 1, "intermediate_size": 32, "pad_token_id": pad}
+    config = AutoConfig.for_model(family, **numbers, max_position_embeddings=14)
+    model = AutoModel.from_config(config).eval()
+    longest = positions(config.to_dict())
+    assert model(input_ids=torch.full((1, longest), 7)).last_hidden_state.shape[1] == longest
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, longest + 1), 7))
