@@ -205,7 +205,7 @@ class TaskConfig:
             the training file's: the classes of a data set of `datasets` in its own order, other labels
             sorted.
         separator: What stands between the labels of an example of a multi_label task (in jsonl and
-            the like they may be a list).
+            the like they may be a list of them, or of a 0 or 1 for each of `labels`).
         metric: What the best checkpoint is chosen by; by default accuracy, f1_micro for multi_label,
             or the mean of Pearson and Spearman correlation for regression. f1 is that of the second of
             two classes, and f1_macro where there are more.

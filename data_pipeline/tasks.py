@@ -77,12 +77,10 @@ class Encoded:
 def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Examples:
     """Read one file. Raises ValueError naming file, line and column of what is wrong."""
     columns = [task.text, *([task.text_pair] if task.text_pair else []), *([task.label] * labelled)]
-    several = task.kind == "multi_label"
-    if labelled and several and not task.separator:
+    if labelled and task.kind == "multi_label" and not task.separator:
         raise ValueError("task: the separator of labels is empty; give one that no label holds, such as ;")
-    separator = task.separator if several else ""
     try:
-        rows = list(_rows(path, columns, task.header, separator if labelled else None))
+        rows = list(_rows(path, columns, task.header, task if labelled else None))
     except UnicodeDecodeError:
         raise ValueError(f"task: {path} is not UTF-8 text; convert it, or give another file") from None
     except csv.Error as error:
@@ -96,9 +94,9 @@ def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Example
     )
 
 
-def _rows(path: str, columns: list[str], header: bool, separator: str | None) -> Iterator[list[str]]:
+def _rows(path: str, columns: list[str], header: bool, task: TaskConfig | None) -> Iterator[list[str]]:
     if _is_data_set(path):
-        return _dataset_rows(path, columns, separator)
+        return _dataset_rows(path, columns, task)
     if not is_url(path):
         if Path(path).is_dir():
             raise ValueError(f"task: {path} is a folder; give a file")
@@ -106,7 +104,7 @@ def _rows(path: str, columns: list[str], header: bool, separator: str | None) ->
             raise ValueError(f"task: {path} does not exist; give an existing file")
     name = path.partition("?")[0] if is_url(path) else path  # a signed URL has a query
     if name.endswith((".tsv", ".csv", ".jsonl")):
-        return _file_rows(path, Path(name).suffix[1:], columns, header, separator)
+        return _file_rows(path, Path(name).suffix[1:], columns, header, task)
     kinds = ".tsv, .csv or .jsonl" if is_url(path) else ".tsv, .csv, .jsonl or .parquet"
     raise ValueError(f"task: {path} is of no known kind; give {kinds}")
 
@@ -118,10 +116,10 @@ def _is_data_set(path: str) -> bool:
 
 
 def _file_rows(
-    path: str, form: str, columns: list[str], header: bool, separator: str | None
+    path: str, form: str, columns: list[str], header: bool, task: TaskConfig | None
 ) -> Iterator[list[str]]:
     with _open(path, line_ends(form)) as file:
-        yield from rows_of(file, form, f"task: {path}", columns, header, separator)
+        yield from rows_of(file, form, f"task: {path}", columns, header, task)
 
 
 def _open(path: str, newline: str | None) -> TextIO:
@@ -144,16 +142,15 @@ def line_ends(form: str) -> str:
 
 
 def rows_of(
-    file: TextIO, form: str, named: str, columns: list[str], header: bool, separator: str | None = None
+    file: TextIO, form: str, named: str, columns: list[str], header: bool, task: TaskConfig | None = None
 ) -> Iterator[list[str]]:
     """The columns of a tsv, csv or jsonl, row by row. Raises ValueError: `named`, the line.
 
-    `separator`: what joins a list of labels in the last column; "" where that holds one label, None where
-    all are texts.
+    `task`: whose labels the last column holds; None where all are texts.
     """
     lines = bounded_lines(file, named)
     if form == "jsonl":
-        return _json_rows(lines, named, columns, separator)
+        return _json_rows(lines, named, columns, task)
     return _table_rows(lines, form, named, columns, header)
 
 
@@ -211,7 +208,7 @@ def _place(column: str, names: list[str], named: str, header: bool) -> int:
 
 
 def _json_rows(
-    lines: Iterable[str], named: str, columns: list[str], separator: str | None
+    lines: Iterable[str], named: str, columns: list[str], task: TaskConfig | None
 ) -> Iterator[list[str]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -224,7 +221,7 @@ def _json_rows(
         if missing:
             what = "nothing in the" if missing[0] in row else "no"
             raise ValueError(f"{named} line {number} has {what} field '{missing[0]}'")
-        yield _fields(row, columns, separator, f"{named} line {number}")
+        yield _fields(row, columns, task, f"{named} line {number}")
 
 
 def _data_set(path: str) -> Any:
@@ -242,7 +239,7 @@ def _data_set(path: str) -> Any:
         raise ValueError(f"task: {path} can't be read: {type(error).__name__}: {reason}") from None
 
 
-def _dataset_rows(path: str, columns: list[str], separator: str | None) -> Iterator[list[str]]:
+def _dataset_rows(path: str, columns: list[str], task: TaskConfig | None) -> Iterator[list[str]]:
     """Rows of a data set of `datasets`; classes are called by their names."""
     rows = _data_set(path)
     missing = [column for column in columns if column not in rows.column_names]
@@ -256,7 +253,7 @@ def _dataset_rows(path: str, columns: list[str], separator: str | None) -> Itera
         if empty:
             raise ValueError(f"task: {path} row {number} has nothing in the column '{empty[0]}'")
         named = {column: _class_names(row[column], classes[column]) for column in columns}
-        yield _fields(named, columns, separator, f"task: {path} row {number}")
+        yield _fields(named, columns, task, f"task: {path} row {number}")
 
 
 def _class_label(kind: Any) -> Any:
@@ -276,28 +273,42 @@ def _class_names(value: Any, classes: Any) -> Any:
     return classes.int2str(value) if value >= 0 else ""
 
 
-def _fields(row: Any, columns: list[str], separator: str | None, named: str) -> list[str]:
-    """A row's columns as text; only the last one may hold a list, of labels."""
-    between = [*[None] * (len(columns) - 1), separator]
-    return [_plain(row[name], name, mark, named) for name, mark in zip(columns, between, strict=True)]
+def _fields(row: Any, columns: list[str], task: TaskConfig | None, named: str) -> list[str]:
+    """A row's columns as text; only the last one may hold a list, of the task's labels."""
+    tasks = [*[None] * (len(columns) - 1), task]
+    return [_plain(row[name], name, its, named) for name, its in zip(columns, tasks, strict=True)]
 
 
-def _plain(value: object, column: str, separator: str | None, named: str) -> str:
+def _plain(value: object, column: str, task: TaskConfig | None, named: str) -> str:
     """A field as text; a list of labels as they would stand in a table. Raises ValueError, with the row."""
     if isinstance(value, list):
-        if separator is None:
+        if task is None:
             raise ValueError(
                 f'{named} holds a list in "{column}" where a text is needed; give another column'
             )
-        if not separator:
+        if task.kind != "multi_label":
             raise ValueError(f"{named} holds a list; of several labels --task.kind is multi_label")
-        labels = list(map(str, value))
-        if inside := [label for label in labels if separator in label]:
+        labels = _names(value, task, named)
+        if inside := [label for label in labels if task.separator in label]:
             raise ValueError(
-                f"{named}: the label {inside[0]!r} holds {separator!r} itself; give another separator"
+                f"{named}: the label {inside[0]!r} holds {task.separator!r} itself; give another separator"
             )
-        return separator.join(labels)
+        return task.separator.join(labels)
     return whole_characters(str(value))
+
+
+def _names(value: list, task: TaskConfig, named: str) -> list[str]:
+    """The labels in a list: names, or a 0 or 1 for each of the task's. Raises ValueError, with the row."""
+    bits = all(entry in (0, 1) for entry in value)
+    if task.labels and bits and len(value) == len(task.labels):
+        return [label for label, entry in zip(task.labels, value, strict=True) if entry]
+    numbers = [entry for entry in value if isinstance(entry, int | float)]
+    if len(set(numbers)) < len(numbers) or (bits and len(value) > 1 and not task.labels):
+        raise ValueError(
+            f"{named} holds a list of zeros and ones, or one that repeats a number; give --task.labels, "
+            "a name for each of its entries in order, or lists of names"
+        )
+    return list(map(str, value))
 
 
 def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[str]:

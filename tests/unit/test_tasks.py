@@ -380,6 +380,43 @@ def test_a_label_that_holds_the_separator_is_refused(tmp_path):
         read_examples(task.train, task)
 
 
+@pytest.mark.parametrize(
+    "kind", [datasets.Value("float32"), datasets.Value("int64"), datasets.Value("bool")]
+)
+def test_a_list_of_zeros_and_ones_means_the_labels_in_their_order(tmp_path, kind):
+    rows = [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
+    settings = {"kind": "multi_label", "labels": ["joy", "anger", "fear", "love"]}
+    saved = saved_data_set(tmp_path / "saved", rows, datasets.List(kind))
+    assert read_examples(saved, task(**settings)).labels == ["joy,love", "", "anger"]
+    lines = [json.dumps({"sentence": "a", "label": row}) for row in rows]
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    assert read_examples(path, task(**settings)).labels == ["joy,love", "", "anger"]
+    for labels in (None, ["joy", "anger", "fear"]):
+        with pytest.raises(
+            ValueError, match=r"line 1 holds a list of zeros and ones, .*; give --task\.labels"
+        ):
+            read_examples(path, task(kind="multi_label", labels=labels))
+
+
+@pytest.mark.parametrize(
+    ("value", "labels"),
+    [([3, 1], None), ([1], None), ([0, 1], ["0", "1", "2"]), (["1", "0"], None), (["a", "a"], None)],
+)
+def test_a_list_of_names_may_hold_numbers(tmp_path, value, labels):
+    path = write(tmp_path / "a.jsonl", json.dumps({"sentence": "a", "label": value}))
+    read = read_examples(path, task(kind="multi_label", labels=labels))
+    assert read.labels == [",".join(map(str, value))]
+
+
+@pytest.mark.parametrize("value", [[0, 1], [1.0, 0.0], [0, 0], [2, 2], [False, True]])
+def test_a_list_that_can_be_no_names_is_refused(tmp_path, value):
+    path = write(tmp_path / "a.jsonl", json.dumps({"sentence": "a", "label": value}))
+    with pytest.raises(
+        ValueError, match="line 1 holds a list of zeros and ones, or one that repeats a number"
+    ):
+        read_examples(path, task(kind="multi_label"))
+
+
 def test_a_separator_joins_labels_and_no_texts(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"sentence": ["one", "two"], "label": ["a", "b"]}')
     with pytest.raises(ValueError, match='line 1 holds a list in "sentence" where a text is needed'):
