@@ -165,7 +165,7 @@ def _table_rows(
     width = len(names)
     for number, fields in rows:
         width = width or max(1, len(fields))
-        if not fields and width > 1:
+        if width > 1 and len(fields) < 2 and not "".join(fields).strip():
             continue
         fields = fields or [""]  # an empty text is a row too
         if header and any(fields[width:]):

@@ -106,6 +106,15 @@ def test_a_byte_order_mark_changes_nothing_in_jsonl(tmp_path):
     assert read_examples(str(path), task()).firsts == ["one"]
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_a_line_of_blanks_is_no_row_of_several_columns(tmp_path, name):
+    mark = "\t" if name == "a.tsv" else ","
+    text = f"sentence{mark}label\none{mark}1\n   \n\n {mark}0\n"
+    assert read_examples(write(tmp_path / name, text), task()) == Examples(["one", " "], [], ["1", "0"])
+    alone = write(tmp_path / f"alone-{name}", "sentence\none\n  \n\n")
+    assert read_examples(alone, task(), labelled=False).firsts == ["one", "  ", ""]
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x00"])
 def test_only_line_feeds_end_a_row(tmp_path, mark):
     path = write(tmp_path / "a.tsv", f"sentence\tlabel\none{mark}more\t1\n")
