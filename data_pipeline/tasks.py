@@ -215,13 +215,20 @@ def _json_rows(
             continue
         try:
             row = parse_json(line)
-            missing = [column for column in columns if row.get(column) is None]
+            missing = [column for column in columns if _is_nothing(row.get(column))]
         except (ValueError, AttributeError):
             raise ValueError(f"{named} line {number} is no JSON object") from None
         if missing:
             what = "nothing in the" if missing[0] in row else "no"
             raise ValueError(f"{named} line {number} has {what} field '{missing[0]}'")
         yield _fields(row, columns, task, f"{named} line {number}")
+
+
+def _is_nothing(value: object) -> bool:
+    """Whether a field is empty: null, or the NaN that pandas writes for it, in a list of labels too."""
+    if isinstance(value, list):
+        return any(map(_is_nothing, value))
+    return value is None or value != value
 
 
 def _data_set(path: str) -> Any:
@@ -249,7 +256,7 @@ def _dataset_rows(path: str, columns: list[str], task: TaskConfig | None) -> Ite
         )
     classes = {column: _class_label(rows.features[column]) for column in columns}
     for number, row in enumerate(rows, 1):
-        empty = [column for column in columns if row[column] is None]
+        empty = [column for column in columns if _is_nothing(row[column])]
         if empty:
             raise ValueError(f"task: {path} row {number} has nothing in the column '{empty[0]}'")
         named = {column: _class_names(row[column], classes[column]) for column in columns}

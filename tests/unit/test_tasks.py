@@ -136,6 +136,9 @@ def test_only_line_feeds_end_a_row(tmp_path, mark):
         ),
         ("a.jsonl", '{"sentence": "one"}', "a.jsonl line 1 has no field 'label'"),
         ("a.jsonl", '{"sentence": null, "label": 1}', "a.jsonl line 1 has nothing in the field 'sentence'"),
+        ("a.jsonl", '{"sentence": NaN, "label": 1}', "a.jsonl line 1 has nothing in the field 'sentence'"),
+        ("a.jsonl", '{"sentence": "one", "label": NaN}', "a.jsonl line 1 has nothing in the field 'label'"),
+        ("a.jsonl", '{"sentence": "one", "label": ["a", null]}', "has nothing in the field 'label'"),
         ("a.jsonl", '\n{"sentence": "one"', "a.jsonl line 2 is no JSON object"),
         ("a.jsonl", "[1]", "a.jsonl line 1 is no JSON object"),
         (
@@ -471,6 +474,9 @@ def test_an_example_without_a_class_is_named(tmp_path):
     path = saved_data_set(tmp_path / "saved", [1, None], datasets.ClassLabel(names=["a", "b"]))
     with pytest.raises(ValueError, match="row 2 has nothing in the column 'label'"):
         read_examples(path, task())
+    path = saved_data_set(tmp_path / "numbers", [0.5, float("nan")], datasets.Value("float64"))
+    with pytest.raises(ValueError, match="row 2 has nothing in the column 'label'"):
+        read_examples(path, task(kind="regression"))
 
 
 def test_a_file_behind_a_url_gives_the_same_examples(bucket_server, tmp_path, monkeypatch):
