@@ -28,6 +28,8 @@ from distill.measure import by_class, dev_scores, flops, latencies, parameter_co
 from distill.model_facts import model_config, own_labels
 from distill.settings import EvaluateConfig
 
+NUMBERED = ("CoLA", "SST-2", "MRPC", "QQP", "WNLI")  # whose classes are numbers to GLUE's server
+
 
 def run(config: EvaluateConfig, folder: Path) -> dict:
     """Measure every row; returns them as `rows`."""
@@ -132,7 +134,10 @@ def _write_predictions(path: Path, logits: torch.Tensor, labels: list[str], task
 
 
 def _write_submission(path: Path, logits: torch.Tensor, labels: list[str], task: TaskConfig) -> None:
+    """A line for each text: its number and its label, or a class's number where GLUE wants that."""
     path.parent.mkdir(exist_ok=True)
+    if path.stem in NUMBERED and not all(map(str.isdecimal, labels)):
+        labels = list(map(str, range(len(labels))))
     answers = [answer_of(values, labels, task) for values in logits.tolist()]
     lines = [f"{number}\t{answer}" for number, answer in enumerate(answers)]
     write_whole(path, "\n".join(["index\tprediction", *lines]) + "\n")

@@ -438,7 +438,8 @@ class EvaluateConfig:
         latency: Measure it; off saves time where only accuracy is wanted.
         predictions: Write RUN/predictions-NAME.jsonl with logits of the row's first model.
         submit: Files without labels, {NAME: FILE, ...}: the first model of each row answers them in
-            RUN/submission-ROW/NAME.tsv as GLUE's server takes them, such as {AX: diagnostic.tsv}.
+            RUN/submission-ROW/NAME.tsv as GLUE's server takes them, such as {AX: diagnostic.tsv}; as
+            CoLA, SST-2, MRPC, QQP and WNLI with a class's number for its name.
         classes: Model classes of one's own that folders hold, [my_module.MyStudent].
     """
 
