@@ -60,7 +60,7 @@ class Batch:
     labels: Tensor | None = None
     teacher: Tensor | None = None
     masked: Tensor | None = None
-    full: bool = False
+    full: bool = field(default=False, init=False)
 
     def parts(self) -> dict[str, Tensor]:
         """What it has of tensors, by name."""
@@ -71,11 +71,11 @@ class Batch:
         before its work is done.)
         """
         parts = self.parts()
-        full = self.full or (self.mask.device.type == "cpu" and bool(self.mask.all()))
         if device.type == "cuda":
             parts = {name: part if part.is_cuda else part.pin_memory() for name, part in parts.items()}
-        moved = {name: part.to(device, non_blocking=True) for name, part in parts.items()}
-        return Batch(**moved, full=full)
+        moved = Batch(**{name: part.to(device, non_blocking=True) for name, part in parts.items()})
+        moved.full = self.full or (self.mask.device.type == "cpu" and bool(self.mask.all()))
+        return moved
 
 
 @dataclass
