@@ -377,13 +377,7 @@ def replace_folder(partial: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_projections(path: str | None, projections: nn.Module) -> bool:
-    """Take the projections saved with a student where their shapes fit; says whether they did."""
+def saved_projections(path: str | None) -> dict[str, Tensor]:
+    """The projections saved with a student; none without a folder, or where it has none."""
     file = Path(model_folder(path)) / PROJECTIONS if path else None
-    if file is None or not file.is_file():
-        return False
-    saved, own = load_file(file), projections.state_dict()
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in own.items()}:
-        return False
-    projections.load_state_dict(saved)
-    return True
+    return load_file(file) if file and file.is_file() else {}

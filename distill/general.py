@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from data_pipeline.masking import DynamicMasking
 from data_pipeline.stream import CorpusReader, Damage
 from data_pipeline.vocabulary import load_vocabulary
 from distill.attention import install
-from distill.encoders import Teacher, build_backbone, load_projections, read_config, save_model
+from distill.encoders import Teacher, build_backbone, read_config, save_model, saved_projections
 from distill.engine import barrier, rank, start_processes, world_size
 from distill.layer_map import layer_map
 from distill.objective import Objective
@@ -38,7 +39,7 @@ def run(config: GeneralConfig, folder: Path) -> dict:
         teacher_config.num_hidden_layers,
     )
     objective = Objective(student, install(student), stage.objective, layers, teacher_config.hidden_size)
-    load_projections(config.student.path, objective.projections)
+    start_projections(objective, saved_projections(config.student.path))
     damage = DamageRecord(folder)
     reader = corpus_reader(config, damage)
     micro = micro_batch_size(stage.batch_size, config.engine, world_size())
@@ -114,6 +115,21 @@ class DamageRecord:
         rows = sum(block["rows"] for block in blocks)
         listed = "; ".join(block["message"] for block in blocks[:20])
         return [f"{len(blocks)} blocks of {rows} rows were damaged or missing and skipped: {listed}"]
+
+
+def start_projections(objective: Objective, trained: dict[str, Tensor]) -> None:
+    """Let the objective's projections go on from what was trained before; warn where they don't fit."""
+    own = objective.projections.state_dict()
+    if not own or not trained:
+        return
+    if {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in own.items()}:
+        objective.projections.load_state_dict(trained)
+    elif rank() == 0:
+        print(
+            "warning: the projections trained before are of other layers or widths than this objective's, "
+            "which start from random weights",
+            file=sys.stderr,
+        )
 
 
 def save_student(trainer: Trainer, target: Path, tokenizer: str, length: int | None = None) -> None:

@@ -21,9 +21,9 @@ from data_pipeline.tasks import Encoded, encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.attention import Collector
 from distill.custom import load
-from distill.encoders import StoredTeacher, Teacher, listen, load_projections, read_config
+from distill.encoders import StoredTeacher, Teacher, listen, read_config, saved_projections
 from distill.engine import rank, start_processes, world_size
-from distill.general import save_student
+from distill.general import save_student, start_projections
 from distill.label import gate, stored_scores, write_outputs
 from distill.layer_map import layer_map
 from distill.measure import measure_dev
@@ -110,6 +110,7 @@ class _Stages:
         self.student, self.tokenizer, self.measure = student, tokenizer, measure
         self.on_measure = on_measure
         self.collector: Collector = listen(student)
+        self.projections = saved_projections(config.student.path)
         self.best: dict[str, float] = {}
         self.random = torch.get_rng_state()
 
@@ -124,7 +125,7 @@ class _Stages:
             width = teacher.hidden_size
         torch.set_rng_state(self.random)  # new projections are the same after a resume
         objective = Objective(self.student, self.collector, stage.objective, layers, width)
-        load_projections(config.student.path, objective.projections)
+        start_projections(objective, self.projections)
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
         answers = any(getattr(stage.objective, term) for term in ("logits", "logits_mse", "labels"))
         answers = answers or bool(stage.objective.custom and not stage.objective.custom_layers)
@@ -152,6 +153,7 @@ class _Stages:
         is_last = name == list(stages_of(config))[-1]
         if is_last and not answers:  # on a resume, an earlier step must not replace a later one's best
             save()
+        self.projections = trainer.engine.full_state(objective.projections) or self.projections
         trainer.engine.close()
         return trainer.total
 

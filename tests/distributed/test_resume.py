@@ -264,6 +264,29 @@ def test_new_projections_do_not_depend_on_a_kill(task, tmp_path):
     assert_same(tmp_path / "killed", tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_second_step_goes_on_with_the_firsts_projections(task, tmp_path, killed):
+    """From its first step on, and where it was killed before it had a checkpoint."""
+    prediction = replace(task.prediction, objective=ObjectiveConfig(logits=1.0, hidden=1.0))
+    config = replace(task, prediction=prediction)
+    if killed:
+        with killed_at("prediction", 0):
+            run(config, tmp_path)
+    fit, seen = Trainer.fit, {}
+
+    def noting(trainer: Trainer) -> dict[str, float]:
+        begun = trainer.engine.full_state(trainer.objective.projections)
+        best = fit(trainer)
+        seen[trainer.name] = begun, trainer.engine.full_state(trainer.objective.projections)
+        return best
+
+    with patch.object(Trainer, "fit", noting):
+        run(config, tmp_path)
+    trained, begun = seen["intermediate"][1], seen["prediction"][0]
+    assert trained
+    assert all(torch.equal(trained[name], weight) for name, weight in begun.items())
+
+
 # ---- several processes
 
 

@@ -1,6 +1,7 @@
 """Teachers and students: shapes, dropout, precision, and folders that other tools can load."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,14 +24,15 @@ from distill.encoders import (
     build_backbone,
     build_classifier,
     has_bf16_units,
-    load_projections,
     precision_of,
     read_config,
     run_encoder,
     save_model,
+    saved_projections,
     student_shape,
     with_dropout,
 )
+from distill.general import start_projections
 from distill.model_facts import positions
 from distill.settings import StudentConfig, TeacherConfig
 
@@ -223,23 +225,32 @@ def projections(width: int, number: int = 2) -> nn.ModuleList:
 
 
 def test_projections_come_back_with_their_student(classifier, tiny_model, tmp_path):
-    saved, fresh = projections(32), projections(32)
+    saved, objective = projections(32), SimpleNamespace(projections=projections(32))
     save(classifier, tmp_path / "student", tiny_model, saved)
-    assert load_projections(str(tmp_path / "student"), fresh)
-    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), fresh.parameters(), strict=True))
+    start_projections(objective, saved_projections(str(tmp_path / "student")))
+    assert all(map(torch.equal, saved.parameters(), objective.projections.parameters()))
 
 
-@pytest.mark.parametrize("other", [projections(48), projections(32, 3)], ids=["wider", "more"])
-def test_projections_of_another_teacher_are_left_alone(classifier, tiny_model, tmp_path, other):
+@pytest.mark.parametrize(
+    ("other", "warned"),
+    [(projections(48), True), (projections(32, 3), True), (projections(32, 0), False)],
+    ids=["wider", "more", "none"],
+)
+def test_projections_of_another_teacher_are_left_alone(
+    classifier, tiny_model, tmp_path, capsys, other, warned
+):
     save(classifier, tmp_path / "student", tiny_model, projections(32))
     before = [parameter.clone() for parameter in other.parameters()]
-    assert not load_projections(str(tmp_path / "student"), other)
+    start_projections(SimpleNamespace(projections=other), saved_projections(str(tmp_path / "student")))
     assert all(map(torch.equal, before, other.parameters()))
+    said = capsys.readouterr().err
+    assert said.count("warning: the projections trained before are of other layers or widths") == warned
 
 
 @pytest.mark.parametrize("path", [None, "the teacher's"])
-def test_no_projections_are_no_mistake(tiny_model, path):
-    assert not load_projections(path and tiny_model, projections(32))
+def test_no_projections_are_no_mistake(tiny_model, path, capsys):
+    start_projections(SimpleNamespace(projections=projections(32)), saved_projections(path and tiny_model))
+    assert "warning" not in capsys.readouterr().err
 
 
 # ---- teachers
