@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
 
 PROJECTIONS = "projections.safetensors"
+BEST = "best.json"  # what a student scored on dev when it was saved
 DROPOUTS = {
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -342,10 +344,11 @@ def save_model(
     weights: dict[str, Tensor],
     projections: dict[str, Tensor],
     length: int | None = None,
+    best: dict[str, Any] | None = None,
 ) -> None:
     """Save a Hugging Face folder (safetensors, fp32, tokenizer), beside and renamed.
 
-    `length`: of the longest sequences that it was trained with, in tokens.
+    `length`: of the longest sequences that it was trained with, in tokens. `best`: what it scored on dev.
     """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -361,6 +364,8 @@ def save_model(
     if projections:
         tensors = {name: tensor.float() for name, tensor in projections.items()}
         save_file(tensors, partial / PROJECTIONS)
+    if best:
+        (partial / BEST).write_text(json.dumps(best) + "\n", encoding="utf-8")
     replace_folder(partial, target)
 
 

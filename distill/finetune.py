@@ -51,6 +51,7 @@ def run(config: FinetuneConfig, folder: Path) -> dict:
         folder=folder,
         evaluate=lambda: measure_dev(model, dev, task),
         on_best=lambda: save_student(trainer, folder / "model", tokenizer, task.max_length),
+        best_folder=folder / "model",
         selection=task.selection,
     )
     best = trainer.fit()

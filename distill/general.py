@@ -137,6 +137,7 @@ def save_student(trainer: Trainer, target: Path, tokenizer: str, length: int | N
     objective, engine = trainer.objective, trainer.engine
     weights = engine.full_state(objective.student)
     projections = engine.full_state(objective.projections)
+    best = {"stage": trainer.name, **trainer.best} if trainer.best else None
     if rank() == 0:
-        save_model(objective.student, target, tokenizer, weights, projections, length)
+        save_model(objective.student, target, tokenizer, weights, projections, length, best)
     barrier()

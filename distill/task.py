@@ -129,9 +129,10 @@ class _Stages:
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
         answers = any(getattr(stage.objective, term) for term in ("logits", "logits_mse", "labels"))
         answers = answers or bool(stage.objective.custom and not stage.objective.custom_layers)
+        target = self.folder / "student"
 
         def save() -> None:
-            save_student(trainer, self.folder / "student", self.tokenizer, config.task.max_length)
+            save_student(trainer, target, self.tokenizer, config.task.max_length)
 
         trainer = Trainer(
             name=name,
@@ -145,6 +146,7 @@ class _Stages:
             folder=self.folder,
             evaluate=(lambda: self.measure(self.student)) if answers else None,
             on_best=save,
+            best_folder=target,
             selection=config.task.selection,
             on_measure=self._tell(name),
         )

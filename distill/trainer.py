@@ -23,6 +23,7 @@ from torch.nn.utils import get_total_norm
 
 from data_pipeline.outage import Outage
 from data_pipeline.progress import Progress
+from data_pipeline.untrusted import parse_json
 from data_pipeline.whole import beside
 from distill.accounting import (
     LONGEST,
@@ -36,8 +37,8 @@ from distill.accounting import (
 )
 from distill.agreement import ROUNDING, digest, rows_apart, weights_apart
 from distill.checkpoints import Checkpoints
-from distill.encoders import Batch, Signal, StoredTeacher, Teacher
-from distill.engine import Engine, barrier, rank, sum_over_ranks, world_size
+from distill.encoders import BEST, Batch, Signal, StoredTeacher, Teacher
+from distill.engine import Engine, barrier, from_rank_0, rank, sum_over_ranks, world_size
 from distill.model_facts import positions
 from distill.objective import Objective, count
 from distill.part_checks import micro_batch_size
@@ -78,6 +79,7 @@ class Trainer:
         folder: The run folder.
         evaluate: Measures the student on dev; called on every rank, returns metrics.
         on_best: Saves the student when `evaluate`'s metric `selection` is the best so far.
+        best_folder: Where it saves it.
         selection: Name of that metric.
         head_share: Share of the tokens that the student's head sees.
         on_measure: Told of every measurement, with the share of this stage that is done.
@@ -94,6 +96,7 @@ class Trainer:
     folder: Path
     evaluate: Callable[[], dict[str, float]] | None = None
     on_best: Callable[[], None] | None = None
+    best_folder: Path | None = None
     selection: str = ""
     head_share: float = 1.0
     on_measure: OnMeasure | None = None
@@ -343,7 +346,8 @@ class Trainer:
         scores = self.evaluate()
         self.engine.train()
         self._record({"stage": self.name, "split": "dev", **self._position(done), **scores})
-        if not self.best or scores[self.selection] > self.best[self.selection]:
+        better = not self.best or scores[self.selection] > self.best[self.selection]
+        if from_rank_0(torch.tensor(float(better), device=self.engine.device)):
             self.best = {**scores, "step": done}
             if self.on_best:
                 self.on_best()
@@ -354,12 +358,26 @@ class Trainer:
     def _resume(self) -> int:
         """Load the newest checkpoint; returns the steps already done."""
         state: dict[str, Any] = self.checkpoints.load(self.engine) or {"step": 0, "best": {}}
-        self.best, self.skipped = state["best"], set(state.get("skipped", []))
+        self.best, self.skipped = self._saved_best(state["best"]), set(state.get("skipped", []))
         if rank() == 0:
             self.metrics.rewind(self.name, state["step"])
             if state["step"]:
                 print(f"{self.name}: continues after step {state['step']} of {self.total}", file=sys.stderr)
         return state["step"]
+
+    def _saved_best(self, known: dict[str, float]) -> dict[str, float]:
+        """What the best student that lies there scored, where a checkpoint has `known` of one: a killed run
+        may have saved a better one since, or none. Rank 0's alone counts.
+        """
+        if not known or self.best_folder is None:
+            return known
+        if not self.best_folder.is_dir():
+            return {}
+        try:
+            best = parse_json((self.best_folder / BEST).read_bytes())
+        except (OSError, ValueError):  # of an earlier release
+            return known
+        return best if best.pop("stage") == self.name else known
 
 
 class _NonFinite(Exception):

@@ -1,11 +1,10 @@
 """A run that was killed and resumed ends exactly as one that was left alone, dropout and all."""
 
-import itertools
 import json
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,10 +244,36 @@ def test_the_best_student_outlives_a_kill_after_it(task, tmp_path):
     assert tree(tmp_path / "killed" / "student") == tree(tmp_path / "undisturbed" / "student")
 
 
-@contextmanager
-def falling_scores() -> Iterator[None]:
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_best_student_that_no_checkpoint_knows_of_is_the_summarys(task, tmp_path, lost):
+    """Better than what is measured after the resume; or a kill between two renames has left none."""
+    config = replace(task, record=replace(RECORD, save_every=3))
+    with (
+        scoring(0.5, 0.2, 0.9),
+        killed_at("prediction", 4),
+    ):  # at steps 2 and 4; the checkpoint is of step 3
+        run(config, tmp_path)
+    student = tmp_path / "student"
+    best = tree(student)
+    assert json.loads(best["best.json"]) == {"stage": "prediction", "accuracy": 0.9, "step": 4}
+    if lost:
+        student.rename(tmp_path / "student.old")
+    with scoring(0.5, 0.1, 0.15, 0.12):  # at 4, 6 and 7
+        found = run(config, tmp_path)["best"]
+    assert found == {"accuracy": 0.15 if lost else 0.9, "step": 6 if lost else 4}
+    assert json.loads((student / "best.json").read_text()) == {"stage": "prediction", **found}
+    assert (tree(student) == best) != lost
+
+
+def falling_scores() -> AbstractContextManager[None]:
     """Every measurement of a process is worse than the one before."""
-    scores = ({"accuracy": 1 / n} for n in itertools.count(1))
+    return scoring(*(1 / n for n in range(1, 9)))
+
+
+@contextmanager
+def scoring(*accuracies: float) -> Iterator[None]:
+    """What the measurements of a process say, one after another; the first is the teacher's."""
+    scores = ({"accuracy": accuracy} for accuracy in accuracies)
     with patch("distill.measure.task_metrics", lambda *arguments: next(scores)):
         yield
 
