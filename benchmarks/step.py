@@ -268,6 +268,7 @@ class SyntheticSource:
     """The same ids as the original's."""
 
     steps_per_epoch = SCHEDULED_STEPS
+    identity: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, settings: Settings):
         self.settings = settings

@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import xxhash
+
 from data_pipeline.outage import Outage
 from data_pipeline.settings import StoreConfig
 from data_pipeline.shards import MANIFEST, Block, Manifest, Rows, parse_block, parse_manifest
@@ -44,7 +46,9 @@ class ShardFolder:
         self.folder = folder.rstrip("/")
         self.config = config or StoreConfig()
         self.is_local = not is_url(folder)
-        self.manifest: Manifest = parse_manifest(self._manifest(), f"{self.folder}/{MANIFEST}")
+        content = self._manifest()
+        self.manifest: Manifest = parse_manifest(content, f"{self.folder}/{MANIFEST}")
+        self.identity = xxhash.xxh3_64_hexdigest(content)
 
     def _manifest(self) -> bytes:
         missing = (

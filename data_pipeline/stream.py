@@ -84,6 +84,7 @@ class CorpusReader:
             self.corpora.append(_Corpus(self, folder, number, count, rows_per_step, mine))
             begin += count
         rows = sum(corpus.order.rows_per_stream * corpus.order.streams for corpus in self.corpora)
+        self.identity = {folder.folder: folder.identity for folder in folders}
         alone = self.corpora[0].order.steps_per_epoch
         self.steps_per_epoch = alone if len(self.corpora) == 1 else rows // self.batch_size
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import xxhash
 
 from data_pipeline.readers import HUB, hub_parts, whole_characters
 from data_pipeline.settings import TaskConfig
@@ -70,8 +71,24 @@ class Encoded:
         """Tokens of every example."""
         return np.array([len(ids) for ids in self.ids])
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells it from other data, by the name of each part."""
+        parts = {"tokens": self.ids, "labels": [self.labels]}
+        if self.teacher is not None:
+            parts["teacher's logits"] = [self.teacher]
+        return {"examples": str(len(self)), **{name: _digest(arrays) for name, arrays in parts.items()}}
+
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def _digest(arrays: list[np.ndarray]) -> str:
+    digest = xxhash.xxh3_64()
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Examples:

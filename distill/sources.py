@@ -29,6 +29,7 @@ class CorpusSource:
         self.micro = micro_batch_size
         self.pad_to_longest = pad_to_longest
         self.steps_per_epoch = reader.steps_per_epoch
+        self.identity = reader.identity
 
     def micro_batches(self, step: int) -> list[Batch]:
         """Micro-batches of global step `step`."""
@@ -56,6 +57,7 @@ class MaskedSource:
         self.corpus = corpus
         self.masking = masking
         self.steps_per_epoch = corpus.steps_per_epoch
+        self.identity = corpus.identity
 
     def micro_batches(self, step: int) -> list[Batch]:
         """Micro-batches of global step `step`."""
@@ -88,6 +90,7 @@ class TaskSource:
                 "examples; give a smaller one"
             )
         self.steps_per_epoch = len(self.data) // self.batch_size
+        self.identity = self.data.identity
         self._steps = lru_cache(maxsize=1)(self._epoch_steps)
 
     def _epoch_steps(self, epoch: int) -> np.ndarray:

@@ -57,6 +57,7 @@ class BatchSource(Protocol):
     """Where micro-batches come from."""
 
     steps_per_epoch: int
+    identity: dict[str, str]  # what tells the data from other data, by the name of each part
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This process's micro-batches of a global step."""
@@ -131,7 +132,7 @@ class Trainer:
         """
         start = self._resume()
         if self.engine_config.skip_non_finite and not start:
-            self.checkpoints.save(self.engine, 0, {"best": {}, "skipped": []})  # for the first steps
+            self.checkpoints.save(self.engine, 0, self._state())  # for the first steps
         self.engine.train()
         trace = self.folder / f"trace-{self.name}.json"
         trackers = self.record.trackers if rank() == 0 else []
@@ -189,8 +190,7 @@ class Trainer:
             # once in a while: checkpoint
             if saves:
                 last = done == self.total or stop
-                state = {"best": self.best, "skipped": sorted(self.skipped)}
-                self.checkpoints.save(self.engine, done, state, wait=last)
+                self.checkpoints.save(self.engine, done, self._state(), wait=last)
                 window = _Window()
             if stop:
                 raise Stopped(f"{self.name}: stopped after step {done} of {self.total}, as asked")
@@ -355,9 +355,23 @@ class Trainer:
             self.on_measure(scores, done / self.total)
         return "  ".join(f"dev {name} {value:.4f}" for name, value in scores.items()), scores
 
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside weights and moments."""
+        return {"best": self.best, "skipped": sorted(self.skipped), "data": self.source.identity}
+
     def _resume(self) -> int:
-        """Load the newest checkpoint; returns the steps already done."""
+        """Load the newest checkpoint; returns the steps already done.
+
+        Raises ValueError where it is of other data.
+        """
         state: dict[str, Any] = self.checkpoints.load(self.engine) or {"step": 0, "best": {}}
+        own = self.source.identity
+        began = state.get("data", own)  # checkpoints of earlier releases don't say
+        if changed := [name for name in {**began, **own} if began.get(name) != own.get(name)]:
+            raise ValueError(
+                f"{self.name}: the run began with other data: {', '.join(changed)} changed; give the data "
+                "that it began with, or a new --run"
+            )
         self.best, self.skipped = self._saved_best(state["best"]), set(state.get("skipped", []))
         if rank() == 0:
             self.metrics.rewind(self.name, state["step"])

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import distill.general
 import distill.task
@@ -36,7 +37,7 @@ from distill.settings import (
     TeacherConfig,
 )
 from distill.trainer import Trainer
-from tests.helpers import tree
+from tests.helpers import change_manifest, tree
 from tests.processes import join_group_of_one, run_processes
 
 SHAPE = StudentConfig(layers=2, hidden_size=24, heads=4, intermediate_size=48, dropout=0.1)
@@ -624,6 +625,46 @@ def test_a_checkpoint_of_another_student_is_refused(general, tmp_path):
     other = replace(general, student=replace(SHAPE, intermediate_size=32))
     with pytest.raises(ValueError, match=r"step-00000002 is of another training: the shape of exp_avg/"):
         run(other, tmp_path)
+
+
+def test_other_shards_are_refused(tiny_model, tiny_shards, tmp_path):
+    """By their manifest; a checkpoint that does not know its data goes on."""
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_shards, shards)
+    config = general_config(tiny_model, str(shards))
+    with killed_at("general", 2):
+        run(config, tmp_path / "run")
+    change_manifest(shards, documents=1)
+    with pytest.raises(
+        ValueError, match=rf"the run began with other data: {shards} changed; give the data"
+    ):
+        run(config, tmp_path / "run")
+    forget_data(tmp_path / "run" / "checkpoints" / "general" / "step-00000002")
+    run(config, tmp_path / "run")
+
+
+def forget_data(folder: Path) -> None:
+    """Make a checkpoint one of an earlier release."""
+    (path,) = folder.glob("*.safetensors")
+    tensors, state = checkpoints.read_state(path)
+    assert state.pop("data")
+    save_file(tensors, path, {"state": json.dumps(state)})
+    (folder / CHECKSUMS).write_text(json.dumps({path.name: checksum(path)}))
+
+
+def test_other_labels_are_refused(task, tmp_path):
+    train = tmp_path / "train.tsv"
+    text = Path(task.task.train).read_text()
+    train.write_text(text)
+    config = replace(task, task=replace(task.task, train=str(train)))
+    with killed_at("prediction", 2):
+        run(config, tmp_path / "run")
+    lines = text.splitlines()
+    words, label = lines[1].split("\t")
+    lines[1] = f"{words}\t{'positive' if label == 'negative' else 'negative'}"
+    train.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"^intermediate: the run began with other data: labels changed; "):
+        run(config, tmp_path / "run")
 
 
 def test_the_trap_of_these_tests_works(tmp_path):

@@ -1,5 +1,7 @@
 """Micro-batches as a function of the step: nothing lost, nothing twice, whoever reads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,28 @@ def test_a_task_batch_is_padded_to_its_longest_example():
         assert set(batch.ids[row, length:].tolist()) <= {data.pad}
         assert batch.mask[row].tolist() == [1] * length + [0] * (batch.ids.shape[1] - length)
     assert batch.labels.tolist() == index.tolist()
+
+
+def test_data_is_told_from_other_data_by_what_differs():
+    data = some_task(20)
+    own = task_source(data, 8, 8).identity
+    assert own == task_source(some_task(20), 4, 2, rank=1, world=2).identity
+    others = {
+        "examples": data.rows(0, 19),
+        "tokens": replace(data, ids=[*data.ids[:-1], data.ids[-1] + 1]),
+        "labels": replace(data, labels=data.labels + 1),
+        "teacher's logits": replace(data, teacher=np.zeros((20, 2), np.float32)),
+    }
+    for name, other in others.items():
+        found = task_source(other, 8, 8).identity
+        differing = {key for key in found if found[key] != own.get(key)}
+        assert differing == ({"examples", "tokens", "labels"} if name == "examples" else {name})
+    ids = np.concatenate(data.ids)  # cut elsewhere
+    cut = [ids[:1], ids[1:]]
+    assert (
+        replace(data, ids=cut).identity["tokens"]
+        != replace(data, ids=[ids[:2], ids[2:]]).identity["tokens"]
+    )
 
 
 def test_a_batch_larger_than_the_data_is_refused():
