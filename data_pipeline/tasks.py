@@ -54,9 +54,9 @@ class Encoded:
             self.ids[begin:end], self.segments[begin:end], self.labels[begin:end], self.pad, teacher
         )
 
-    def padded(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Ids, mask and segments of the examples at `index`, int64, padded to the longest of them."""
-        width = max(1, *(len(self.ids[i]) for i in index))
+    def padded(self, index: np.ndarray, width: int | None = None) -> dict[str, np.ndarray]:
+        """Ids, mask, segments of the examples at `index`, int64, padded to `width`, or to the longest."""
+        width = width or max(1, *(len(self.ids[i]) for i in index))
         ids = np.full((len(index), width), self.pad, dtype=np.int64)
         segments = np.zeros((len(index), width), dtype=np.int64)
         mask = np.zeros((len(index), width), dtype=np.int64)

@@ -87,6 +87,11 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     check_objective("stage", objective, student, teacher, CORPUS_TERMS)
     if not any(getattr(objective, term) for term in (*LAYERS, "logits", "custom")):
         raise ValueError("stage.objective: mlm alone asks no teacher; run distillery pretrain")
+    if objective.normalise == "all" and config.pad_to_longest:
+        raise ValueError(
+            "stage.objective.normalise: all counts padding, and pad_to_longest leaves more or less of it "
+            "by the batch; give --pad_to_longest false, or valid"
+        )
     if objective.custom and not (objective.custom_layers or objective.logits):
         raise ValueError(
             "stage.objective.custom: there are no logits here; set custom_layers, or leave it out"

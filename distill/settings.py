@@ -105,7 +105,8 @@ class ObjectiveConfig:
         temperature: Softens the logits of both sides.
         layer_map: `uniform`, `last`, or the teacher layer for each student layer.
         projection: One projection for every layer, or one for each.
-        normalise: `valid` averages over real tokens, `all` over padding too (the paper's code).
+        normalise: `valid` averages over real tokens, `all` over padding too (the paper's code): to
+            task.max_length, in `general` to the packing's with pad_to_longest false.
     """
 
     attention: float = 0.0

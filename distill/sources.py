@@ -74,7 +74,10 @@ class MaskedSource:
 
 @dataclass
 class TaskSource:
-    """Examples of a task in batches of like lengths, this rank's share of every global step."""
+    """Examples of a task in batches of like lengths, this rank's share of every global step.
+
+    Micro-batches are padded to `width`, or each to its longest example.
+    """
 
     data: Encoded
     batch_size: int
@@ -82,6 +85,7 @@ class TaskSource:
     seed: int
     rank: int = 0
     world: int = 1
+    width: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.data) < self.batch_size:
@@ -102,13 +106,13 @@ class TaskSource:
         # Neighbours have like lengths: dealing them out keeps the ranks' lengths alike.
         mine = self._steps(epoch)[number][self.rank :: self.world]
         size = self.micro_batch_size
-        return [task_batch(self.data, mine[i : i + size]) for i in range(0, len(mine), size)]
+        return [task_batch(self.data, mine[i : i + size], self.width) for i in range(0, len(mine), size)]
 
 
-def task_batch(data: Encoded, index: np.ndarray) -> Batch:
-    """The examples at `index`, padded to the longest of them."""
+def task_batch(data: Encoded, index: np.ndarray, width: int | None = None) -> Batch:
+    """The examples at `index`, padded to `width`, or to the longest of them."""
     return Batch(
-        **{name: torch.from_numpy(part) for name, part in data.padded(index).items()},
+        **{name: torch.from_numpy(part) for name, part in data.padded(index, width).items()},
         labels=torch.from_numpy(data.labels[index]),
         teacher=None if data.teacher is None else torch.from_numpy(data.teacher[index]),
     )

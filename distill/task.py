@@ -127,6 +127,7 @@ class _Stages:
         objective = Objective(self.student, self.collector, stage.objective, layers, width)
         start_projections(objective, self.projections)
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
+        pads_to = config.task.max_length if stage.objective.normalise == "all" else None
         answers = any(getattr(stage.objective, term) for term in ("logits", "logits_mse", "labels"))
         answers = answers or bool(stage.objective.custom and not stage.objective.custom_layers)
         target = self.folder / "student"
@@ -138,7 +139,9 @@ class _Stages:
             name=name,
             objective=objective,
             teacher=self.teacher,
-            source=TaskSource(self.train, stage.batch_size, micro, config.seed, rank(), world_size()),
+            source=TaskSource(
+                self.train, stage.batch_size, micro, config.seed, rank(), world_size(), pads_to
+            ),
             stage=stage,
             engine_config=config.engine,
             record=config.record,

@@ -313,6 +313,18 @@ def test_a_second_step_goes_on_with_the_firsts_projections(task, tmp_path, kille
     assert all(torch.equal(trained[name], weight) for name, weight in begun.items())
 
 
+def test_padding_that_counts_is_of_the_tasks_length(task, tmp_path):
+    """The loss of the paper's code does not depend on the micro-batches."""
+    objective = replace(task.intermediate.objective, normalise="all")
+    stage = replace(task.intermediate, objective=objective)
+    config = replace(task, student=replace(SHAPE, dropout=0.0), intermediate=stage)
+    for size in (40, 5):
+        with killed_at("prediction", 0):
+            run(replace(config, engine=EngineConfig(micro_batch_size=size)), tmp_path / f"{size}")
+    one, other = ([row["loss"] for row in curves(tmp_path / f"{size}")] for size in (40, 5))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
 # ---- several processes
 
 

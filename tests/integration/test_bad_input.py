@@ -209,6 +209,11 @@ def test_a_batch_whose_streams_the_processes_can_not_share(refused, general):
     refused("general", flags, "batch_size: 3072", "3 processes", "multiple of 3 up to 1024")
 
 
+def test_padding_that_counts_and_is_cut(refused, general):
+    flags = {"stage.objective.normalise": "all"}
+    refused("general", {**general, **flags}, "stage.objective.normalise", "give --pad_to_longest false")
+
+
 def test_micro_batches_that_do_not_fill_a_share(refused, general):
     refused("general", {**general, "engine.micro_batch_size": 5}, "engine.micro_batch_size: 5", "16")
 
