@@ -181,7 +181,7 @@ class RecordConfig:
     """What is recorded of a training run on its way.
 
     Args:
-        log_every: Steps between lines of metrics.
+        log_every: Steps between lines of metrics; a measurement and a checkpoint have one before them too.
         save_every: Steps between checkpoints; the last step always makes one.
         keep: Checkpoints kept.
         profile: Steps to profile, after the first two, into RUN/trace-STAGE.json, which

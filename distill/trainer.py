@@ -165,32 +165,27 @@ class Trainer:
             profile_step()
             progress.reach(done)
 
-            # once in a while: metrics
-            if window.steps and (done % self.record.log_every == 0 or done == self.total or stop):
-                means = window.close(self.cost, self.ceiling)
-                self.ceiling = max(self.ceiling, 1e12 * means["tflops_per_s"])
-                self._refuse_other_rows(window)
-                if not math.isfinite(means["loss"]):
-                    self._refuse_non_finite(window, done)
-                progress.describe(self._log(done, means), means)
+            evaluates = self._is_evaluation(done)
+            saves = done % self.record.save_every == 0 or done == self.total or stop
+
+            # once in a while: metrics, before what takes time and is no step too: every step is in a line
+            if window.steps and (done % self.record.log_every == 0 or evaluates or saves):
+                progress.describe(*self._close(window, done))
                 window = _Window()
 
             # once in a while: dev
-            evaluates = self._is_evaluation(done)
-            saves = done % self.record.save_every == 0 or done == self.total or stop
             if evaluates or saves:
                 self.watchdog.rest()
-                self._refuse_other_rows(window)
                 self._refuse_non_finite(window, done)
                 self._refuse_other_weights(done)
             if evaluates:
                 progress.describe(*self._measure(done))
-                window = _Window()
 
             # once in a while: checkpoint
             if saves:
                 last = done == self.total or stop
                 self.checkpoints.save(self.engine, done, self._state(), wait=last)
+            if evaluates or saves:
                 window = _Window()
             if stop:
                 raise Stopped(f"{self.name}: stopped after step {done} of {self.total}, as asked")
@@ -258,8 +253,6 @@ class Trainer:
 
     def _refuse_other_rows(self, window: _Window) -> None:
         """Raise ValueError where the ranks did not take the steps of the window together."""
-        if not window.steps:
-            return
         if wrong := rows_apart(window.steps, self.stage.batch_size, *window.rows_and_positions()):
             raise ValueError(f"{self.name}: {wrong}")
 
@@ -317,6 +310,15 @@ class Trainer:
         start = self._resume()
         self.skipped |= left_out
         return start
+
+    def _close(self, window: _Window, done: int) -> tuple[str, dict[str, Any]]:
+        """Write the window's line of metrics; returns what to show of it. Raises as `_steps` does."""
+        means = window.close(self.cost, self.ceiling)
+        self.ceiling = max(self.ceiling, 1e12 * means["tflops_per_s"])
+        self._refuse_other_rows(window)
+        if not math.isfinite(means["loss"]):
+            self._refuse_non_finite(window, done)
+        return self._log(done, means), means
 
     def _log(self, done: int, window: dict[str, Any]) -> str:
         row = {"stage": self.name, "split": "train", **self._position(done), **window}

@@ -92,7 +92,9 @@ def trained_apart(case: str, paths: dict[str, str]) -> dict[str, str]:
     from tests.distributed.test_gradients import trainer_of
 
     start_processes()
-    trainer = trainer_of("general", 0, None, paths, Path(paths["runs"]) / case)
+    folder = Path(paths["runs"], case)
+    folder.mkdir(exist_ok=True)
+    trainer = trainer_of("general", 0, None, paths, folder)
     trainer.record = replace(trainer.record, save_every=2)
     step, micro_batches = trainer.engine.step, trainer.source.micro_batches
 

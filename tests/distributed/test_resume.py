@@ -162,6 +162,22 @@ def test_a_killed_general_run_ends_as_if_it_had_not_been(general, undisturbed_ge
     assert_same(tmp_path, undisturbed_general)
 
 
+def test_every_step_is_in_a_line_of_metrics(general, undisturbed_general, tmp_path):
+    """Whatever is measured and saved between two lines, and after a kill."""
+    config = replace(general, record=RecordConfig(log_every=3, save_every=2))
+    run(config, tmp_path / "undisturbed")
+    lines = curves(tmp_path / "undisturbed")
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 7]
+    of_rows = [
+        sum(int(line["rows_digest"], 16) for line in each) for each in (lines, curves(undisturbed_general))
+    ]
+    assert of_rows[0] == of_rows[1]
+    with killed_at("general", 5):
+        run(config, tmp_path / "killed")
+    run(config, tmp_path / "killed")
+    assert_same(tmp_path / "killed", tmp_path / "undisturbed")
+
+
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(general, undisturbed_general, tmp_path):
     for step in (2, 5):
         with killed_at("general", step):
