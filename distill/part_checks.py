@@ -141,6 +141,11 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
         raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
     if stage.optimizer.name == "lamb" and engine.zero:
         raise ValueError(f"{name}.optimizer: lamb sees whole tensors; give engine.zero 0, or adamw")
+    if stage.optimizer.name == "lamb" and not stage.optimizer.weight_decay > 0:
+        raise ValueError(
+            f"{name}.optimizer.weight_decay: {stage.optimizer.weight_decay}, where lamb is plain Adam; "
+            "give a small one, such as 0.01, or adamw"
+        )
     if stage.optimizer.name == "lamb" and engine.precision == "fp16":
         raise ValueError(f"{name}.optimizer: lamb does not run in fp16; give engine.precision bf16 or fp32")
     if engine.skip_non_finite < 0:

@@ -132,8 +132,9 @@ class OptimizerConfig:
 
     Args:
         name: `adamw`; `lamb` (Adam with steps as long as each tensor: for batches of thousands;
-            ZeRO 0 only); or `bert_adam` (no bias correction, each tensor's gradient clipped by
-            itself: what the TinyBERT code trains with; ZeRO 0 in fp32 only).
+            ZeRO 0 and a weight_decay above 0 only); or `bert_adam` (no bias correction, each
+            tensor's gradient clipped by itself: what the TinyBERT code trains with; ZeRO 0 in fp32
+            only).
         lr: Highest learning rate.
         weight_decay: Decoupled; none on biases and layer norms.
         beta1: Decay of the first moment.

@@ -836,6 +836,10 @@ def test_outputs_are_what_label_writes(refused, task):
             {"stage.optimizer.name": "lamb", "engine.precision": "fp16"},
             "stage.optimizer: lamb does not run in fp16; give engine.precision bf16 or fp32",
         ),
+        (
+            {"stage.optimizer.name": "lamb", "stage.optimizer.weight_decay": 0},
+            "stage.optimizer.weight_decay: 0.0, where lamb is plain Adam; give a small one",
+        ),
     ],
 )
 def test_a_task_that_does_not_fit_itself(refused, finetune, flags, says):
