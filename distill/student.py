@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from data_pipeline.corpus import read_documents
 from data_pipeline.model_folder import model_folder
@@ -104,7 +104,9 @@ def _own(config: StudentConfig, source: str, labels: list[str], kind: str) -> Pr
         return build_classifier(config.path, read_config(config.path), labels, kind)
     vocabulary = load_vocabulary(source)
     given = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad, **config.arguments}
-    known = inspect.signature(cls.config_class.__init__).parameters
+    # The __init__ that transformers writes for a class without names none of those that it hands up.
+    shapes = [each for each in cls.config_class.__mro__ if issubclass(each, PretrainedConfig)]
+    known = {name for each in shapes for name in inspect.signature(each.__init__).parameters}
     if unknown := [name for name in config.arguments if name not in known]:
         raise ValueError(f"student.arguments: {cls.config_class.__name__} takes no {unknown[0]}")
     shape = cls.config_class(**given)

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from distill.settings import (
     TaskDistillConfig,
     TeacherConfig,
 )
+from distill.student import build_student
 from launcher.cli import main
 from launcher.jobs import check
 from launcher.settings import from_yaml, to_yaml
@@ -229,6 +231,22 @@ def test_what_only_the_process_can_see_is_one_line_too(
     given.student = StudentConfig(cls=cls, arguments=arguments)
     with pytest.raises(ValueError, match=message):
         run_here("task", given, tmp_path / "run")
+
+
+def test_a_configuration_takes_what_those_it_inherits_from_take(teacher, monkeypatch, tmp_path):
+    import my_student
+
+    class Narrow(my_student.ConvConfig):
+        model_type = "my_narrow_conv"
+        __module__ = "my_student"
+
+    monkeypatch.setattr(my_student.ConvStudent, "config_class", Narrow)
+    given = StudentConfig(cls="my_student.ConvStudent", arguments={"width": 16})
+    task = TaskConfig("train.tsv", "dev.tsv")
+    model, _ = build_student(given, teacher, task, ["negative", "positive"], tmp_path)
+    assert model.config.width == 16
+    with pytest.raises(ValueError, match=r"student\.arguments: Narrow takes no widht"):
+        build_student(replace(given, arguments={"widht": 16}), teacher, task, ["a", "b"], tmp_path)
 
 
 def test_general_distillation_takes_no_class_and_no_term_of_logits(teacher, tiny_shards):
