@@ -126,6 +126,12 @@ class Engine:
         """Dropout off."""
         self.engine.eval()
 
+    def share_buffers(self) -> None:
+        """Give all ranks rank 0's buffers of floating point: each has running means of its own rows."""
+        for buffer in self.module.buffers():
+            if buffer.is_floating_point():
+                from_rank_0(buffer)
+
     def full_state(self, part: nn.Module) -> dict[str, Tensor]:
         """The whole weights of a part of the module, gathered under ZeRO 3. Every rank calls."""
         parameters = list(part.parameters())

@@ -178,6 +178,7 @@ class Trainer:
                 self.watchdog.rest()
                 self._refuse_non_finite(window, done)
                 self._refuse_other_weights(done)
+                self.engine.share_buffers()
             if evaluates:
                 progress.describe(*self._measure(done))
 

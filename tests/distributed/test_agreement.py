@@ -1,5 +1,6 @@
 """Ranks that take other rows than theirs, or hold other weights, are seen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.agreement import digest, rows_apart, weights_apart
-from distill.encoders import Batch
+from distill.encoders import Batch, build_classifier, read_config, save_model
 from distill.engine import rank, start_processes
 from tests.processes import run_processes
 
@@ -85,6 +86,36 @@ def test_weights_of_other_bits_are_measured_on_every_rank():
         assert found["sign of all"][1] == pytest.approx(2, rel=0.1)
         assert found["nan"][1].isnan()
         assert found["bf16"][1] > 1e-3
+
+
+def running_means(paths: dict[str, str]) -> Tensor:
+    """A rank's running mean after a training of two steps, in a student that has one."""
+    from tests.distributed.test_gradients import trainer_of
+
+    start_processes()
+    with patch("tests.distributed.test_gradients.build_student", with_running_mean(paths)):
+        trainer = trainer_of("prediction", 0, None, paths, Path(paths["runs"]))
+    trainer.total = 2
+    trainer.fit()
+    return trainer.objective.student.classifier[0].running_mean
+
+
+def with_running_mean(paths: dict[str, str]) -> Callable[[dict[str, str]], nn.Module]:
+    from tests.distributed.test_gradients import build_student
+
+    student = build_student(paths)
+    student.classifier = nn.Sequential(nn.BatchNorm1d(24), student.classifier)
+    return lambda _: student
+
+
+def test_ranks_end_with_the_same_running_means(tiny_model, tiny_task, tmp_path):
+    torch.manual_seed(5)
+    teacher = build_classifier(tiny_model, read_config(tiny_model), ["negative", "positive"])
+    save_model(teacher, tmp_path / "teacher", tiny_model, teacher.state_dict(), {})
+    paths = {"teacher": str(tmp_path / "teacher"), "train": str(tiny_task / "train.tsv")}
+    one, other = run_processes(running_means, 2, {**paths, "runs": str(tmp_path)})
+    assert one.abs().sum() > 0
+    assert torch.equal(one, other)
 
 
 def trained_apart(case: str, paths: dict[str, str]) -> dict[str, str]:
