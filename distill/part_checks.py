@@ -191,7 +191,9 @@ def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...])
     if objective.custom_layers and not objective.custom:
         raise ValueError(f"{name}.objective.custom_layers: there is no custom term; leave it out")
     if not any(weights.values()) and not objective.custom:
-        raise ValueError(f"{name}.objective: every term is 0; give {' or '.join(allowed)} a weight")
+        raise ValueError(
+            f"{name}.objective: every term is 0; give {' or '.join(allowed)} a weight{_or_skip(name)}"
+        )
     if objective.temperature <= 0:
         raise ValueError(f"{name}.objective.temperature: {objective.temperature}; give above 0")
 
@@ -208,7 +210,7 @@ def check_objective(
             what = "of whole words" if of_words(model) else "a class of your own"
             raise ValueError(
                 f"{name}.objective: the {whose} is {what} and has no layers to compare; set "
-                f"{', '.join(LAYERS)} to 0 and custom_layers to false"
+                f"{', '.join(LAYERS)} to 0 and custom_layers to false{_or_skip(name)}"
             )
     layer_map(objective.layer_map, student["num_hidden_layers"], teacher["num_hidden_layers"])
     heads = student["num_attention_heads"], teacher["num_attention_heads"]
@@ -221,6 +223,11 @@ def check_objective(
         )
     if objective.relation:
         check_relations(name, objective, student, teacher)
+
+
+def _or_skip(name: str) -> str:
+    """The way out that a task's first stage has beside others."""
+    return f", or leave the stage out: --{name}.epochs 0" if name == "intermediate" else ""
 
 
 def check_relations(name: str, objective: ObjectiveConfig, student: dict, teacher: dict) -> None:

@@ -65,7 +65,8 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
         elif load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
             raise ValueError(
                 f"student.path: {student.path} has another vocabulary than the teacher's, "
-                f"{teacher}; distil a student of this teacher first"
+                f"{teacher}, and layers can't be compared; distil a student of this teacher first, or "
+                "compare none (task: --intermediate.epochs 0)"
             )
         return shape
     load_vocabulary(teacher)

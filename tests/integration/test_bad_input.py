@@ -634,6 +634,31 @@ def test_a_task_student_of_more_layers(refused, task):
     refused("task", flags, "student.layers: 6 is more than the teacher's 4; give as many or fewer")
 
 
+def test_a_first_step_that_can_not_be_says_how_to_do_without(refused, task, classifier, tmp_path):
+    """No term; a teacher of words, or of other tokens, which a student of its own folder can't follow."""
+    flags = {"intermediate.objective.attention": 0, "intermediate.objective.hidden": 0}
+    refused(
+        "task", {**task, **flags}, "every term is 0; ", ", or leave the stage out: --intermediate.epochs 0"
+    )
+    path = copy(classifier, tmp_path / "words")
+    change_config(path, model_type="distillery_words", kind="cnn")
+    config = json.loads((path / "config.json").read_text())
+    del config["num_hidden_layers"]
+    (path / "config.json").write_text(json.dumps(config))
+    flags = {"teacher.path": path, "student.path": classifier}
+    way = "has no layers to compare; ", ", or leave the stage out: --intermediate.epochs 0"
+    refused("task", {**task, **flags}, *way)
+    other = copy(path, tmp_path / "other")
+    tokenizer = other / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"the"', '"tho"'))
+    refused(
+        "task",
+        {**task, **flags, "teacher.path": other},
+        "another vocabulary",
+        "(task: --intermediate.epochs 0)",
+    )
+
+
 def test_a_distillation_without_a_step(refused, task):
     flags = {**task, "intermediate.epochs": 0, "prediction.epochs": 0}
     refused("task", flags, "are both 0: nothing to train")
