@@ -17,7 +17,7 @@ from data_pipeline.settings import PROGRESS, progress_mode
 from data_pipeline.untrusted import one_line
 from distill.preemption import EXIT_CODE, INTERRUPTED, NOTHING_KEPT
 from distill.run_folder import held
-from launcher import jobs, node, runs, submitted
+from launcher import jobs, local, node, runs, submitted
 from launcher.places import place
 from launcher.rank import quiet
 from launcher.settings import Launch, default_run, given, job_of, parse, plainly, to_yaml
@@ -182,6 +182,9 @@ def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
 def _check(name: str, config: Any, launch: Launch, processes: int) -> None:
     if not launch.storage:  # else the files are the cluster's, and are checked there
         jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
+    engine = getattr(config, "engine", None)
+    if launch.on == "local" and engine and engine.precision == "fp16" and not local.may_have_gpu():
+        raise ValueError("engine.precision: fp16 needs a GPU and there is none; give bf16, fp32 or auto")
 
 
 def _at_work(folder: Path) -> str:

@@ -105,6 +105,12 @@ def default_processes() -> int:
     return max(1, len(list(cards.iterdir()))) if cards.is_dir() else 1
 
 
+def may_have_gpu() -> bool:
+    """Whether a driver of NVIDIA or AMD, WSL's too, has left its mark; told without torch."""
+    marks = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(Path(mark).exists() for mark in marks)
+
+
 def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[str] = STANDALONE) -> int:
     """Run this machine's processes of a job to their end; returns the exit code.
 

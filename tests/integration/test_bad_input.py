@@ -871,6 +871,11 @@ def test_a_task_that_does_not_fit_itself(refused, finetune, flags, says):
     refused("finetune", {**finetune, **flags}, says)
 
 
+def test_fp16_without_a_gpu(refused, task, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    refused("task", {**task, "engine.precision": "fp16"}, "fp16 needs a GPU and there is none; give bf16")
+
+
 def test_files_to_answer_that_are_not_there(refused, evaluate):
     refused("evaluate", {**evaluate, "submit": '{"AX": "ax.tsv"}'}, "ax.tsv does not exist")
 
