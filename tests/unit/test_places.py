@@ -560,18 +560,28 @@ def test_a_cluster_file_fits_rays_schema(name):
         assert worker["min_workers"] == 0
 
 
+def given_to_pip(name: str, commands: str, home: Path) -> list[str]:
+    """What a cluster's commands give to pip: bash itself says it."""
+    config = yaml.safe_load((CLOUD / f"{name}.yaml").read_text(encoding="utf-8"))
+    (line,) = [line for line in config[commands] if "pip install" in line]
+    assert line.startswith("~/venv/bin/pip ")
+    words = ["bash", "-c", line.replace("~/venv/bin/pip", r"printf %s\\n", 1)]
+    said = subprocess.run(words, env={"HOME": str(home)}, capture_output=True, text=True, check=True)
+    return said.stdout.splitlines()
+
+
 @pytest.mark.parametrize("name", ["aws", "gcp", "azure", "local"])
 def test_a_cluster_installs_the_folder_that_was_copied(name, tmp_path):
-    """Bash itself says what pip is given."""
-    config = yaml.safe_load((CLOUD / f"{name}.yaml").read_text(encoding="utf-8"))
-    (line,) = [line for line in config["setup_commands"] if " -e " in line]
-    assert line.startswith("~/venv/bin/pip ")
     (tmp_path / "distilleryr").touch()  # what an unquoted [ray] would match
-    words = ["bash", "-c", line.replace("~/venv/bin/pip", r"printf %s\\n", 1)]
-    said = subprocess.run(words, env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
-    given = said.stdout.splitlines()
+    given = given_to_pip(name, "setup_commands", tmp_path)
     assert given[-1] == f"{tmp_path}/distillery[ray,tune,urls]"
     assert f"{tmp_path}/distillery/constraints.txt" in given
+
+
+def test_azures_packages_are_those_that_ray_knows(tmp_path):
+    """azure-mgmt-resource 25 has not the names that Ray 2.60 imports."""
+    assert "azure-mgmt-resource<25" in given_to_pip("azure", "head_setup_commands", tmp_path)
+    assert "azure-mgmt-resource<25" in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
 
 
 def test_the_manifest_for_kubernetes_is_one_that_ray_reads():
