@@ -560,6 +560,17 @@ def test_a_cluster_file_fits_rays_schema(name):
         assert worker["min_workers"] == 0
 
 
+@pytest.mark.parametrize(("name", "provider"), [("aws", "aws"), ("gcp", "gcp"), ("azure", "_azure")])
+def test_machines_that_ray_down_stops_are_given_back(name, provider):
+    """Stopped only, they cost on; Ray's own default differs from cloud to cloud."""
+    private = pytest.importorskip("ray.autoscaler._private")
+    source = Path(private.__path__[0], provider, "node_provider.py").read_text(encoding="utf-8")
+    keeps = 'provider_config.get("cache_stopped_nodes", True)' in source
+    assert keeps or 'provider_config.get("cache_stopped_nodes", False)' in source
+    config = yaml.safe_load((CLOUD / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert config["provider"].get("cache_stopped_nodes", keeps) is False
+
+
 def given_to_pip(name: str, commands: str, home: Path) -> list[str]:
     """What a cluster's commands give to pip: bash itself says it."""
     config = yaml.safe_load((CLOUD / f"{name}.yaml").read_text(encoding="utf-8"))
