@@ -18,6 +18,8 @@ from distill.settings import (
     StudentConfig,
 )
 
+SHAPE = ("layers", "hidden_size", "heads", "intermediate_size")
+
 
 def is_of_words(student: StudentConfig) -> bool:
     """Whether a student reads whole words."""
@@ -26,6 +28,17 @@ def is_of_words(student: StudentConfig) -> bool:
     if student.path:
         return of_words(model_config(student.path, "student.path"))
     return student.kind != "transformer"
+
+
+def unread(student: StudentConfig) -> tuple[str, tuple[str, ...]]:
+    """The setting that says what a student is, and those of a task distillation that then do nothing."""
+    shape = tuple(f"student.{name}" for name in ("start", *SHAPE))
+    own = ("student.dropout", "intermediate")
+    if student.path:
+        return "path", ("student.kind", "student.cls", "student.arguments", "student.words", *shape)
+    if student.cls:
+        return "cls", ("student.kind", "student.words", *shape, *own)
+    return "kind", ("student.words",) if student.kind == "transformer" else (*shape, *own)
 
 
 def check_words(name: str, student: StudentConfig, stages: list[StageConfig], engine: EngineConfig) -> None:
@@ -87,7 +100,7 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
 
 
 def _check_shape(student: StudentConfig) -> None:
-    for name in ("layers", "hidden_size", "heads", "intermediate_size"):
+    for name in SHAPE:
         if getattr(student, name) < 1:
             raise ValueError(f"student.{name}: {getattr(student, name)}; give 1 or more")
     if student.hidden_size % student.heads:

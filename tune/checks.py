@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, product
 from typing import Any
 
 from distill.checks import check_task_distill
 from distill.part_checks import stages_of
 from distill.settings import TaskDistillConfig
+from distill.student_checks import unread
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.space import check_space, combinations, drawn, read_space, with_values
 
 LOOKED_AT = 100  # candidates, until one can be trained
+DECIDING = ("path", "cls", "kind")  # settings of a student that say which others it makes use of
 # What a training may change at a checkpoint: the optimizer's state keeps its other settings, and a student
 # its shape.
 CHANGED = (
@@ -32,10 +35,36 @@ def check(config: TuneConfig) -> None:
         if value is not None and not value > 0:
             raise ValueError(f"budget.{name}: {value}; give a number above 0, or null")
     check_space(config.space, config.base)
+    check_read(config)
     check_search(config)
     check_candidates(config)
     if config.scheduler.name == "pbt":
         check_population(config)
+
+
+def check_read(config: TuneConfig) -> None:
+    """Refuse a setting that no candidate's student makes use of: trials that differ in it alone are one."""
+    domains, base = read_space(config.space), config.base.student
+    found = []
+    for name in DECIDING:
+        domain = domains.get(f"student.{name}")
+        values = domain.choices if domain else ()
+        found.append(values if domain and not domain.when else (*values, getattr(base, name)))
+    kinds = [dict(zip(DECIDING, values, strict=True)) for values in product(*found)]
+    for key, domain in domains.items():
+        when = {other.removeprefix("student."): values for other, values in domain.when}
+        students = [
+            replace(base, **kind)
+            for kind in kinds
+            if all(value in when.get(name, (value,)) for name, value in kind.items())
+        ]
+        idle = [unread(student) for student in students]
+        if idle and all(f"{key}.".startswith(tuple(f"{name}." for name in names)) for _, names in idle):
+            name = f"student.{idle[0][0]}"
+            raise ValueError(
+                f"space.{key}: no student of {name} {getattr(students[0], idle[0][0])} makes use of it; "
+                f"leave it out, or vary {name} too"
+            )
 
 
 def check_search(config: TuneConfig) -> None:

@@ -27,6 +27,7 @@ from tests.processes import join_group_of_one
 from tune.checks import (
     check_candidate,
     check_population,
+    check_read,
     check_scheduler,
     check_search,
     check_workers,
@@ -156,6 +157,40 @@ def test_a_space_that_can_not_be_is_refused(space, said):
 def test_a_search_that_does_not_fit_the_space_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         check_search(search(**changes))
+
+
+@pytest.mark.parametrize(
+    ("student", "key", "more", "refused"),
+    [
+        ({"path": "s"}, "student.layers", {}, "student.path s"),
+        ({"path": "s"}, "student.kind", {}, "student.path s"),
+        ({"path": "s"}, "student.words.size", {}, "student.path s"),
+        ({"path": "s"}, "student.dropout", {}, ""),
+        ({"path": "s"}, "student.layers", {"student.path": ["s", None]}, ""),
+        ({"path": "s"}, "student.layers", {"student.path": ["s", "t"]}, "student.path s"),
+        ({"kind": "cnn"}, "student.heads", {}, "student.kind cnn"),
+        ({"kind": "cnn"}, "intermediate.epochs", {}, "student.kind cnn"),
+        ({"kind": "cnn"}, "prediction.epochs", {}, ""),
+        ({"kind": "cnn"}, "student.heads", {"student.kind": ["cnn", "transformer"]}, ""),
+        ({"kind": "cnn"}, "student.heads", {"student.kind": ["cnn", "bilstm"]}, "student.kind cnn"),
+        ({}, "student.words.size", {}, "student.kind transformer"),
+        ({}, "student.kind", {}, ""),
+        ({"cls": "my.Student"}, "student.hidden_size", {}, "student.cls my.Student"),
+        ({"cls": "my.Student"}, "student.arguments", {}, ""),
+    ],
+)
+def test_a_setting_that_no_student_makes_use_of_is_refused(student, key, more, refused):
+    config = search(base=replace(BASE, student=StudentConfig(**student)), space={key: [1, 2], **more})
+    with pytest.raises(ValueError, match=f"{key}: no student of {refused}") if refused else nullcontext():
+        check_read(config)
+
+
+def test_a_condition_says_which_students_make_use_of_a_setting():
+    for kinds, refused in ((["transformer"], False), (["cnn", "transformer"], False), (["cnn"], True)):
+        varied = {"values": [2, 4], "when": {"student.kind": kinds}}
+        space = {"student.kind": ["transformer", "cnn"], "student.layers": varied}
+        with pytest.raises(ValueError, match=r"student\.kind cnn") if refused else nullcontext():
+            check_read(search(space=space))
 
 
 def test_numbers_out_of_range_are_refused():
