@@ -109,9 +109,11 @@ def _domain(key: str, value: Any) -> Domain:
     low, high, log = value.get("low"), value.get("high"), value.get("log", False)
     if not (_is_number(low) and _is_number(high)):
         raise ValueError(f"{where}: low {low} and high {high} must be numbers")
+    if not isinstance(log, bool):
+        raise ValueError(f"{where}.log: {log!r}; give true or false")
     if not low < high or (log and low <= 0):
         raise ValueError(f"{where}: low {low} must be below high {high}, and above 0 with log")
-    return Domain(low=low, high=high, log=bool(log), when=conditions)
+    return Domain(low=low, high=high, log=log, when=conditions)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -124,6 +124,7 @@ def test_a_candidate_is_the_base_with_its_values_and_nothing_else():
         ({"student.layers": []}, "one value or more"),
         ({"student.layers": {"low": 4, "high": 2}}, "must be below"),
         ({"prediction.optimizer.lr": {"low": 0, "high": 1, "log": True}}, "above 0 with log"),
+        ({"student.layers": {"low": 1, "high": 2, "log": "false"}}, "log: 'false'; give true or false"),
         ({"student.layers": {"low": 1}}, "must be numbers"),
         ({"student.layers": {"values": [1], "low": 1, "high": 2}}, "give a list"),
         ({"student.layers": {"values": [1], "if": {}}}, "give a list"),
