@@ -73,7 +73,7 @@ class Optuna:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.config, self.domains = config, read_space(config.space)
-        self.trial, self.state = optuna.trial, optuna.trial.TrialState
+        self.state = optuna.trial.TrialState
         directions: list[Any] = ["maximize"]
         seed = config.seed + past
         few = (config.trials or 0) // 4  # drawn blindly, before it learns
@@ -97,33 +97,28 @@ class Optuna:
         counts = trial.status in ("finished", "stopped") and score is not None
         results: Any = ([score, trial.shape[cost]] if cost else [score]) if counts else None
         state = self.state.COMPLETE if counts else self.state.FAIL
-        if (own := self.open.pop(trial.number, None)) is not None:
-            self.study.tell(own, results, state)
-            return
-        distributions = {key: _distribution(self.domains[key]) for key in trial.values}
-        params = {key: _position(self.domains[key], value) for key, value in trial.values.items()}
-        self.study.add_trial(
-            self.trial.create_trial(state=state, values=results, params=params, distributions=distributions)
-        )
+        if (own := self.open.pop(trial.number, None)) is None:
+            own = self._asked_before(trial.values)
+        self.study.tell(own, results, state)
+
+    def _asked_before(self, values: Values) -> Any:
+        """A candidate of an earlier process, asked for again."""
+        params = {key: _position(self.domains[key], value) for key, value in values.items()}
+        self.study.enqueue_trial(params)
+        trial = self.study.ask()
+        _ = trial.relative_params  # asks the sampler, which then counts it to a generation
+        for key in values:
+            _suggest(trial, key, self.domains[key])
+        return trial
 
 
 def _suggest(trial: Any, key: str, domain: Domain) -> Any:
+    """Of a list Optuna sees the positions, for lists of lists are no choices to it."""
     if domain.choices:
         return domain.choices[trial.suggest_categorical(key, range(len(domain.choices)))]
     if domain.whole:
         return trial.suggest_int(key, int(domain.low), int(domain.high), log=domain.log)
     return trial.suggest_float(key, domain.low, domain.high, log=domain.log)
-
-
-def _distribution(domain: Domain) -> Any:
-    """As Optuna calls it; of a list it sees the positions, for lists of lists are no choices to it."""
-    from optuna import distributions
-
-    if domain.choices:
-        return distributions.CategoricalDistribution(range(len(domain.choices)))
-    if domain.whole:
-        return distributions.IntDistribution(int(domain.low), int(domain.high), domain.log)
-    return distributions.FloatDistribution(domain.low, domain.high, domain.log)
 
 
 def _position(domain: Domain, value: Any) -> Any:

@@ -263,6 +263,23 @@ def test_optuna_learns_what_scores_high_before_and_after_a_restart():
     assert sum(later) / len(later) > sum(chance) / len(chance) + 0.05
 
 
+def test_after_a_restart_a_candidate_has_parents_among_the_earlier_ones():
+    """NSGA-II mixes what they set, so many of its numbers have been there."""
+    config = search(search="optuna", space=RANGES, trials=40, minimise="latency_ms")  # 10 a generation
+    source, past = Optuna(config), []
+    for number in range(20):
+        past.append(ended(number, source.ask(number), 0.5 + number / 100, latency=number + 1))
+        source.tell(past[-1])
+    again = Optuna(config, past=len(past))
+    for trial in past:
+        again.tell(trial)
+    told = [[(t.values, t.params) for t in each.study.trials] for each in (source, again)]
+    assert told[0] == told[1]
+    rates = [trial.values["prediction.optimizer.lr"] for trial in past]
+    later = [again.ask(number)["prediction.optimizer.lr"] for number in range(20, 30)]
+    assert sum(any(rate == pytest.approx(other) for other in rates) for rate in later) > 2
+
+
 def test_optuna_counts_no_failures_and_takes_two_aims():
     config = search(search="optuna", space=RANGES, trials=8, minimise="latency_ms")
     source = Optuna(config)
