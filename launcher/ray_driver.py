@@ -114,8 +114,8 @@ def refuse_apart(job: str, config: Any, nodes: int) -> None:
 
 
 def _listen(job: jobs.Job, stop: Path, mirror: Mirror | None = None) -> list[int]:
-    """Take SIGUSR1 as the wish to stop, and where that is answered the first Ctrl-C too; every other one
-    raises KeyboardInterrupt. Returns the list of all that come.
+    """Take SIGUSR1 and SIGTERM as the wish to stop, and where that is answered the first Ctrl-C too; every
+    other one raises KeyboardInterrupt. Returns the list of all that come.
     """
     stop.unlink(missing_ok=True)
     if mirror:
@@ -137,7 +137,8 @@ def _listen(job: jobs.Job, stop: Path, mirror: Mirror | None = None) -> list[int
         preemption.tell(preemption.STEP if job.steps else "stopping where it can go on later")
         signal.raise_signal(signal.SIGUSR1)
 
-    signal.signal(signal.SIGUSR1, ask)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, ask)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background
         signal.signal(signal.SIGINT, interrupt)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -162,7 +163,7 @@ def _run(plan: Plan, config: Any, run: Path, mirror: Mirror | None) -> None:
 def connect(job: str, address: str = "") -> None:
     """Join the cluster at an address, else at $RAY_ADDRESS, else start one on this machine.
 
-    Raises ValueError where none answers.
+    Raises ValueError where none answers. SIGTERM then does what SIGUSR1 does: Ray's own end would abort.
     """
     if ray.is_initialized():
         return
@@ -174,6 +175,9 @@ def connect(job: str, address: str = "") -> None:
         raise ValueError(f"no Ray cluster answers at {address}") from None
     except ray.exceptions.AuthenticationError as error:
         raise ValueError(f"the Ray cluster at {address}: {line(error)}") from None
+    except SystemExit:  # of Ray's handler of SIGTERM
+        raise preemption.Stopped("stopped, as asked") from None
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGUSR1))
     head = ray.get_runtime_context().gcs_address
     threading.Thread(target=_end_without, args=(job, head), daemon=True).start()
 

@@ -1,7 +1,9 @@
 """What the driver does before a search begins, and when Ctrl-C comes."""
 
 import signal
+import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from launcher import ray_driver, runs
 from launcher.jobs import JOBS
 from launcher.ray_place import plan
 from launcher.settings import Launch
+from tests.unit.test_places import as_before
 from tune.settings import WorkersConfig
 
 HEAD = {"memory": 1e9}  # a cloud's, which runs no jobs
@@ -102,8 +105,7 @@ def test_what_nodes_that_share_no_folder_can_not_do_is_refused(student, teacher,
 @pytest.mark.parametrize(("job", "answers"), [("general", True), ("label", True), ("pregenerate", False)])
 def test_the_first_ctrl_c_is_a_wish_where_the_job_answers_it(tmp_path, monkeypatch, capfd, job, answers):
     monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "")
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
-    try:
+    with as_before():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupts = ray_driver._listen(JOBS[job], tmp_path / "stop")
         with nullcontext() if answers else pytest.raises(KeyboardInterrupt):
@@ -113,9 +115,6 @@ def test_the_first_ctrl_c_is_a_wish_where_the_job_answers_it(tmp_path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert len(interrupts) == 2
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("address", "cpus"), [("", 1), ("head:6379", None)])
@@ -143,13 +142,34 @@ def test_a_slice_takes_the_cpus_that_it_has_reserved(tmp_path, monkeypatch, want
     assert found == [taken]
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 @pytest.mark.parametrize(("job", "stops"), [("evaluate", True), ("general", False)])
-def test_a_job_that_keeps_nothing_stops_at_once(tmp_path, job, stops):
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
-    try:
+def test_a_job_that_keeps_nothing_stops_at_once(tmp_path, job, stops, number):
+    with as_before():
         ray_driver._listen(JOBS[job], tmp_path / "stop")
         with pytest.raises(Stopped) if stops else nullcontext():
-            signal.raise_signal(signal.SIGUSR1)
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+            signal.raise_signal(number)
+
+
+def test_after_ray_has_begun_sigterm_does_what_sigusr1_does(monkeypatch):
+    """Ray has a handler of its own, which aborts; Ray Tune has one of SIGUSR1, later."""
+    heard = []
+    context = SimpleNamespace(gcs_address="head:6379")
+    monkeypatch.setattr(ray_driver.ray, "init", lambda **_: signal.signal(signal.SIGTERM, pytest.fail))
+    monkeypatch.setattr(ray_driver.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray_driver, "_end_without", lambda *_: None)
+    with as_before():
+        ray_driver.connect("general", "head:6379")
+        signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+        signal.raise_signal(signal.SIGTERM)
+    assert heard == [signal.SIGUSR1]
+
+
+def test_a_wish_to_stop_while_ray_begins_is_heard(monkeypatch):
+    def init(**_):
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray_driver.ray, "init", init)
+    with as_before(), pytest.raises(Stopped, match="stopped, as asked"):
+        ray_driver.connect("general", "head:6379")
