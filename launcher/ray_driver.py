@@ -41,7 +41,7 @@ from launcher.ray_place import Plan
 from launcher.settings import from_yaml
 from tune.settings import WorkersConfig
 from tune.trial import each
-from tune.workers import cause, line, nodes, places, reserved, take_place, train, warn_of_idle_gpus
+from tune.workers import cause, fitting, line, nodes, places, reserved, take_place, train, warn_of_idle_gpus
 
 # Seconds that nodes have to join the cluster before a search begins; a cloud's install much.
 JOINING = 900.0
@@ -148,6 +148,8 @@ def _listen(job: jobs.Job, stop: Path, mirror: Mirror | None = None) -> list[int
 def _run(plan: Plan, config: Any, run: Path, mirror: Mirror | None) -> None:
     """Run the job on the cluster. Raises Stopped where it stopped as asked."""
     connect(plan.job, plan.address)
+    if not (plan.address or os.environ.get("RAY_ADDRESS")):
+        refuse_without_room(plan)
     if jobs.JOBS[plan.job].schedules:
         with room(plan.nodes, config.workers, run / STOP):
             _run_here(plan.job, run)
@@ -226,6 +228,15 @@ def room(wanted: int, workers: WorkersConfig, stop: Path) -> Iterator[None]:
         yield
     finally:
         request_resources(bundles=[])
+
+
+def refuse_without_room(plan: Plan) -> None:
+    """Refuse what a Ray of this machine alone never holds: it would be waited for. Raises ValueError."""
+    job = jobs.JOBS[plan.job]
+    if not job.schedules:  # a search looks itself
+        workers = plan.nodes * plan.processes if job.parallel else 1
+        what = f"{plan.job}, without an --address,"
+        fitting(nodes(), reserved(plan.cpus, plan.gpus), workers, what)
 
 
 def train_as_workers(plan: Plan, run: Path) -> None:

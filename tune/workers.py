@@ -126,20 +126,25 @@ def places(nodes: list[dict[str, float]], resources: dict[str, float]) -> list[i
     return [min(int(node.get(name, 0) / need + EDGE) for name, need in resources.items()) for node in nodes]
 
 
+def fitting(nodes: list[dict[str, float]], resources: dict[str, float], processes: int, what: str) -> int:
+    """How many processes the nodes hold. Raises ValueError where `what` needs more."""
+    found = places(nodes, resources)
+    if sum(found) < processes:
+        need = ", ".join(f"{value:g} {name}" for name, value in resources.items())
+        have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in resources) for node in nodes)
+        raise ValueError(
+            f"{what} needs {processes} x ({need}), and the cluster's nodes, with {have}, hold "
+            f"{' + '.join(map(str, found))} = {sum(found)} such processes; give fewer or smaller ones"
+        )
+    return sum(found)
+
+
 def trials_at_once(
     nodes: list[dict[str, float]], resources: dict[str, float], processes: int, wish: int
 ) -> int:
     """How many trials run at a time. Raises ValueError where the cluster can't hold one."""
-    held = places(nodes, resources)
-    if sum(held) < processes:
-        need = ", ".join(f"{value:g} {name}" for name, value in resources.items())
-        have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in resources) for node in nodes)
-        raise ValueError(
-            f"workers: a trial needs {processes} x ({need}), and the cluster's nodes, with {have}, hold "
-            f"{' + '.join(map(str, held))} = {sum(held)} such processes; give fewer or smaller ones"
-        )
-    fitting = sum(held) // processes
-    return min(wish, fitting) if wish else fitting
+    most = fitting(nodes, resources, processes, "workers: a trial") // processes
+    return min(wish, most) if wish else most
 
 
 def cause(error: BaseException) -> BaseException:

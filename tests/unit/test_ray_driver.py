@@ -1,5 +1,6 @@
 """What the driver does before a search begins, and when Ctrl-C comes."""
 
+import re
 import signal
 import sys
 from contextlib import nullcontext
@@ -76,6 +77,34 @@ def test_a_training_is_given_what_was_planned(tmp_path, monkeypatch):
     launch = Launch(run=str(tmp_path), on="ray", nodes=3, gpus_per_node=2, cpus_per_node=8, max_failures=7)
     ray_driver.train_as_workers(plan("general", launch, 2), tmp_path)
     assert given == {"workers": 6, "resources": {"CPU": 4, "GPU": 1}, "retries": 7, "spread": False}
+
+
+@pytest.mark.parametrize(
+    ("job", "nodes", "gpus", "said"),
+    [
+        ("general", 2, 0, ""),
+        ("general", 3, 0, "general, without an --address, needs 3 x (1 CPU), and"),
+        ("evaluate", 1, 1, "evaluate, without an --address, needs 1 x (1 CPU, 1 GPU), and"),
+        ("pregenerate", 3, 0, ""),  # one slice after another
+        ("tune", 3, 0, ""),
+    ],
+)
+@pytest.mark.parametrize("address", ["", "head:6379"])
+def test_what_a_ray_of_this_machine_never_holds_is_refused(
+    tmp_path, monkeypatch, job, nodes, gpus, said, address
+):
+    """Other clusters may grow."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_driver, "connect", lambda *_: None)
+    monkeypatch.setattr(ray_driver, "nodes", lambda: [NODE])
+    for name in ("train_as_workers", "run_tasks", "_run_here"):
+        monkeypatch.setattr(ray_driver, name, lambda *_: None)
+    monkeypatch.setattr(ray_driver, "room", lambda *_: nullcontext())
+    (tmp_path / "summary.json").write_text("{}")
+    launch = Launch(run=str(tmp_path), on="ray", nodes=nodes, gpus_per_node=gpus, address=address)
+    refused = said and not address
+    with pytest.raises(ValueError, match=re.escape(said)) if refused else nullcontext():
+        ray_driver._run(plan(job, launch, 1), SimpleNamespace(workers=None), tmp_path, None)
 
 
 @pytest.mark.parametrize(
