@@ -78,7 +78,10 @@ OPTIONS = {
     "time": (("slurm",), "Time limit, such as 4:00:00; a job that saves on the way is continued."),
     "partition": (("slurm",), "Slurm partition."),
     "environment": (("slurm",), "Bash lines for the nodes; see slurm/environment.example.sh."),
-    "sbatch": (("slurm",), "Further options of sbatch: '[--account=me, --constraint=a100]'."),
+    "sbatch": (
+        ("slurm",),
+        "Further options of sbatch, one with a comma in quotes: '[--account=me, \"--exclude=n1,n2\"]'.",
+    ),
     "address": (("ray",), "The cluster: HOST:PORT to join, http://HOST:8265 to submit; else $RAY_ADDRESS."),
     "storage": (
         ("ray",),

@@ -92,6 +92,11 @@ def _check(launch: Launch) -> None:
     if launch.environment and not Path(launch.environment).is_file():
         raise ValueError(f"--environment: no file {launch.environment}")
     for option in launch.sbatch:
+        if not option.startswith("-"):
+            raise ValueError(
+                f"--sbatch: {option} begins without -; give an option and its value as one item, and quote "
+                """one with a comma: '["--exclude=n1,n2"]'"""
+            )
         if option.startswith("--export") and not re.match("--export=ALL(,|$)", option):
             raise ValueError(
                 f"--sbatch: {option} would keep from the job what it is told by variables; begin it with "

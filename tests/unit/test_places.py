@@ -59,6 +59,16 @@ def test_an_export_without_our_variables_is_refused(capsys, option):
     assert f"{option} would keep from the job what it is told" in capsys.readouterr().err
 
 
+def test_an_option_that_yaml_cuts_at_its_comma_is_refused(capsys):
+    """sbatch would take what is left over for its script."""
+    words = ["general", *GENERAL, "--on=slurm", "--dry-run", "--sbatch"]
+    assert cli.main([*words, "[--exclude=n1,n2]"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("distillery general: error: --sbatch: n2 begins without -")
+    assert said.count("\n") == 1
+    assert " --exclude=n1,n2 " in printed(capsys, *words, '["--exclude=n1,n2"]')
+
+
 def test_a_dry_run_refuses_an_environment_file_that_is_absent(capsys):
     code = cli.main(["general", *GENERAL, "--on", "slurm", "--environment", "nowhere.sh", "--dry-run"])
     assert (code, "--environment: no file nowhere.sh" in capsys.readouterr().err) == (2, True)
