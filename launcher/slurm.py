@@ -97,6 +97,10 @@ def _check(launch: Launch) -> None:
                 f"--sbatch: {option} begins without -; give an option and its value as one item, and quote "
                 """one with a comma: '["--exclude=n1,n2"]'"""
             )
+        if re.match("--(ou|er)|-[oe]", option):
+            raise ValueError(
+                f"--sbatch: {option}: `distillery logs` shows the log in the run folder; leave it out"
+            )
         if option.startswith("--export") and not re.match("--export=ALL(,|$)", option):
             raise ValueError(
                 f"--sbatch: {option} would keep from the job what it is told by variables; begin it with "

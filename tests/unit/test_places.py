@@ -69,6 +69,14 @@ def test_an_option_that_yaml_cuts_at_its_comma_is_refused(capsys):
     assert " --exclude=n1,n2 " in printed(capsys, *words, '["--exclude=n1,n2"]')
 
 
+@pytest.mark.parametrize("option", ["--output=out", "--error=out", "-oout", "-e out"])
+def test_what_would_hide_the_log_is_refused(capsys, option):
+    words = ["general", *GENERAL, "--on=slurm", "--dry-run"]
+    assert cli.main([*words, f"--sbatch=[{option}]"]) == 2
+    assert f"{option}: `distillery logs` shows the log in the run folder" in capsys.readouterr().err
+    assert cli.main([*words, "--sbatch=[--open-mode=append, --exclusive, --extra=x]"]) == 0
+
+
 def test_a_dry_run_refuses_an_environment_file_that_is_absent(capsys):
     code = cli.main(["general", *GENERAL, "--on", "slurm", "--environment", "nowhere.sh", "--dry-run"])
     assert (code, "--environment: no file nowhere.sh" in capsys.readouterr().err) == (2, True)
