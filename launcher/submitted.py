@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +60,17 @@ def write(folder: Path, record: dict[str, str]) -> None:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """Where a run was submitted to; empty where it was not."""
+    """Where a run was submitted to; empty where it was not. Raises ValueError where that can't be told."""
     path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if {"place", "job", "run"} <= record.keys():
+            return record
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path} is damaged; remove it, and look after the job by its cluster's own commands")
 
 
 def state(folder: Path) -> str:
@@ -79,18 +89,26 @@ def state(folder: Path) -> str:
 
 def status(config: StatusConfig) -> int:
     """Print a line or two for each run; returns 2 where one is no run folder, or its cluster is gone."""
-    code = 0
-    for name in config.runs:
-        try:
-            folder = _run_folder(name)
-            print(f"{name}: {_in_words(folder)}")
-        except (ValueError, OSError) as error:
-            said = one_line(str(error).removeprefix(f"{name} "))
-            print(f"distillery status: error: {name}: {said}", file=sys.stderr)
-            code = 2
-            continue
+
+    def tell(name: str) -> None:
+        folder = _run_folder(name)
+        print(f"{name}: {_in_words(folder)}")
         if step := _last_step(folder):
             print(f"  {step}")
+
+    return _each("status", config.runs, tell)
+
+
+def _each(job: str, names: list[str], do: Callable[[str], None]) -> int:
+    """Do something with each run, whatever becomes of the others; returns 2 where one could not be."""
+    code = 0
+    for name in names:
+        try:
+            do(name)
+        except (ValueError, OSError) as error:
+            said = one_line(str(error).removeprefix(f"{name} "))
+            print(f"distillery {job}: error: {name}: {said}", file=sys.stderr)
+            code = 2
     return code
 
 
@@ -124,12 +142,10 @@ def _last_step(folder: Path) -> str:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in reversed(lines):
-        try:
+        with suppress(ValueError, KeyError, TypeError):  # a line of a killed process
             row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        figures = [f"{name} {row[name]:.4g}" for name in ("loss", "accuracy") if name in row]
-        return "  ".join([f"{row['stage']} step {row['step']}", *figures])
+            figures = [f"{name} {row[name]:.4g}" for name in ("loss", "accuracy") if name in row]
+            return "  ".join([f"{row['stage']} step {row['step']}", *figures])
     return ""
 
 
@@ -146,16 +162,18 @@ def logs(config: LogsConfig) -> int:
 
 
 def cancel(config: CancelConfig) -> int:
-    """End submitted jobs; what they have written stays."""
-    for name in config.runs:
+    """End submitted jobs; what they have written stays. Returns 2 where one could not be."""
+
+    def end(name: str) -> None:
         folder = _submitted(name)
         record = read(folder)
         if not state(folder):
             print(f"{name}: not running, nothing to cancel")
-            continue
+            return
         place(record["place"]).cancel(record)
         print(f"{name}: cancelled {record['place']} job {record['job']}")
-    return 0
+
+    return _each("cancel", config.runs, end)
 
 
 def _run_folder(name: str) -> Path:

@@ -512,6 +512,33 @@ def test_one_run_whose_cluster_has_gone_hides_no_other(capsys, run, monkeypatch,
     assert "error: nowhere: is no run folder" in said.err
 
 
+def test_one_run_that_can_not_be_cancelled_keeps_no_other(capsys, run, monkeypatch, tmp_path):
+    cancelled = []
+    monkeypatch.setattr(slurm, "cancel", lambda record: cancelled.append(record["job"]))
+    assert cli.main(["cancel", "nowhere", str(run)]) == 2
+    assert capsys.readouterr().err == (
+        "distillery cancel: error: nowhere: is no run folder (no config.yaml there)\n"
+    )
+    assert cancelled == ["7"]
+
+
+@pytest.mark.parametrize("record", ['{"place": "slurm"}', "[]", "half a li"])
+@pytest.mark.parametrize("name", ["status", "cancel", "logs"])
+def test_a_damaged_record_is_told(capsys, run, name, record):
+    (run / "place.json").write_text(record)
+    assert cli.main([name, str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"{run / 'place.json'} is damaged; remove it" in said
+    assert said.count("\n") == 1
+
+
+def test_the_status_passes_over_lines_that_tell_no_step(capsys, run):
+    row = {"stage": "general", "step": 12}
+    lines = [json.dumps(row), '{"loss": 0.5}', '{"stage": "general", "step": 13, "loss": null}', "5"]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    assert printed(capsys, "status", str(run)).endswith("  general step 12\n")
+
+
 def test_logs_are_followed_to_the_end(capsys, run, monkeypatch):
     states = ["running", "running", ""]
     said = ["a\n", "b\n", "c\n"]
