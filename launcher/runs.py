@@ -50,9 +50,19 @@ def refuse_other_run(folder: Path, name: str, config: Any, resume: bool) -> None
 def _what(recipe: str) -> Any:
     """Settings without those that may differ where a run goes on: how the work is shared out."""
     settings = yaml.safe_load(recipe)
-    if isinstance(settings, dict) and isinstance(engine := settings.get("engine"), dict):
-        settings["engine"] = {key: value for key, value in engine.items() if key not in HOW}
-    return settings
+    if not isinstance(settings, dict):
+        return settings
+    if isinstance(base := settings.get("base"), dict):  # of a search
+        return {**settings, "base": _without_how(base), "workers": None}
+    return _without_how(settings)
+
+
+def _without_how(settings: dict[str, Any]) -> dict[str, Any]:
+    """A training's settings without those of HOW."""
+    engine = settings.get("engine")
+    if not isinstance(engine, dict):
+        return settings
+    return {**settings, "engine": {key: value for key, value in engine.items() if key not in HOW}}
 
 
 def claim(folder: Path, name: str, config: Any, command: list[str] | None = None) -> None:

@@ -196,7 +196,7 @@ class Candidates(Searcher):
         self.next = max(record.trials, default=-1) + 1
         self.ready = record.unfinished
         self.running: dict[str, Trial] = {}  # by Ray Tune's name for them
-        self.measuring: tuple[Trial, TaskDistillConfig, ray.ObjectRef] | None = None
+        self.measuring: tuple[Trial, ray.ObjectRef] | None = None
         self.in_vain = 0
         self.over = False  # no more candidates
 
@@ -216,8 +216,10 @@ class Candidates(Searcher):
         change = last_change(self.record.run(trial), self.jobs.stop)
         if change and change["changes"] > trial.changes:  # the search was killed before it recorded it
             self.record.add(trial.number, "changed", **change)
+        run = self.record.run(trial)
+        self.jobs.begin(run, "task", with_values(self.config.base, trial.values))  # as it is to run now
         self._say(trial, "begins")
-        return {"run": str(self.record.run(trial))}
+        return {"run": str(run)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial has been measured on dev."""
@@ -272,7 +274,7 @@ class Candidates(Searcher):
         if self.measuring is None and not self._ask():
             return False
         assert self.measuring is not None
-        trial, settings, found = self.measuring
+        trial, found = self.measuring
         if not ray.wait([found], timeout=None if wait else 0)[0]:
             return True
         self.measuring = None
@@ -285,8 +287,6 @@ class Candidates(Searcher):
             self._refuse(trial, reason, shape)
             return True
         self.in_vain = 0
-        run = self.record.run(trial)
-        self.jobs.begin(run, "task", settings)
         self.ready.append(self.record.add(trial.number, "begun", values=trial.values, shape=shape))
         return True
 
@@ -313,7 +313,7 @@ class Candidates(Searcher):
             workers = self.config.workers
             task = _shape.options(num_cpus=workers.cpus, num_gpus=workers.gpus)
             folder = str(self.record.folder / "shapes")
-            self.measuring = trial, settings, task.remote(settings, folder, os.getcwd())
+            self.measuring = trial, task.remote(settings, folder, os.getcwd())
             return True
         return False
 
