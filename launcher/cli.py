@@ -125,6 +125,9 @@ def run(name: str, arguments: list[str]) -> int:
 
 def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
     """Refuses numbers that can't be. Raises ValueError."""
+    for option, least in (("gpus_per_node", 0), ("cpus_per_node", 0), ("max_failures", -1)):
+        if (value := getattr(launch, option)) < least:
+            raise ValueError(f"--{option.replace('_', '-')}: {value}; give {least} or more")
     processes = place(launch.on).processes(launch) if jobs.JOBS[name].parallel else 1
     if processes < 1 or launch.nodes < 1:
         raise ValueError(f"--processes: {processes}, --nodes: {launch.nodes}; give 1 or more")

@@ -91,7 +91,7 @@ OPTIONS = {
         ("local",),
         "How progress is told: a bar in a terminal and lines elsewhere (auto), lines, json or none.",
     ),
-    "max_failures": (("ray",), "How often lost workers are started anew, to continue."),
+    "max_failures": (("ray",), "How often lost workers are started anew, to continue; -1 is without end."),
 }
 
 

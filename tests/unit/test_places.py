@@ -314,9 +314,12 @@ def test_what_the_user_typed_is_in_no_ray_jobs_command():
         (["--time=1:00"], "--time is for --on slurm; this is --on local"),
         (["--on=slurm", "--address=x"], "--address is for --on ray; this is --on slurm"),
         (["--on=slurm", "--nodes=0"], "--nodes: 0; give 1 or more"),
+        (["--on=slurm", "--cpus-per-node=-2"], "--cpus-per-node: -2; give 0 or more"),
+        (["--on=ray", "--gpus-per-node=-1"], "--gpus-per-node: -1; give 0 or more"),
+        (["--on=ray", "--max-failures=-5"], "--max-failures: -5; give -1 or more"),
     ],
 )
-def test_an_option_that_nothing_would_read_is_refused(capsys, arguments, message):
+def test_an_option_that_can_not_be_is_refused(capsys, arguments, message):
     assert cli.main(["general", *GENERAL, *arguments, "--dry-run"]) == 2
     assert message in capsys.readouterr().err
 
