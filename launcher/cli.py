@@ -5,6 +5,7 @@ Settings are parsed once, here; the run folder keeps them, and every process sta
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -30,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"distillery {importlib.metadata.version('distillery')}")
         return 0
     try:
         name, rest = _job_and_words(arguments)
@@ -58,7 +62,8 @@ def usage() -> str:
         "usage: distillery JOB [--config RECIPE.yaml] [--setting VALUE ...] [--run FOLDER]\n\n"
         f"jobs:\n{listed}\n\n"
         "`distillery JOB --help` explains its settings. Recipes are in recipes/; "
-        "`distillery RECIPE.yaml ...` runs the job that one fits."
+        "`distillery RECIPE.yaml ...` runs the job that one fits, `distillery --version` "
+        "says which this is."
     )
 
 

@@ -154,6 +154,11 @@ def test_the_command_lists_its_jobs(capsys, arguments):
         assert job.help in out
 
 
+def test_the_command_tells_its_version(capsys):
+    said = printed(capsys, "--version")
+    assert f'version="{said.removeprefix("distillery ").strip()}",' in (ROOT / "setup.py").read_text()
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_lists_every_setting(capsys, name):
     with pytest.raises(SystemExit) as end:
