@@ -46,28 +46,32 @@ class ShardFolder:
         self.folder = folder.rstrip("/")
         self.config = config or StoreConfig()
         self.is_local = not is_url(folder)
-        content = self._manifest()
-        self.manifest: Manifest = parse_manifest(content, f"{self.folder}/{MANIFEST}")
-        self.identity = xxhash.xxh3_64_hexdigest(content)
+        self.manifest, self.identity = self._manifest()
 
-    def _manifest(self) -> bytes:
+    def _manifest(self) -> tuple[Manifest, str]:
+        """The manifest, and what tells its content from another's."""
+        place = f"{self.folder}/{MANIFEST}"
+
+        def parsed(content: bytes) -> tuple[Manifest, str]:
+            return parse_manifest(content, place), xxhash.xxh3_64_hexdigest(content)
+
         missing = (
             f"shards: {self.folder} has no {MANIFEST}; give the shards/ folder of a finished "
             "pregenerate run"
         )
         try:
             if self.is_local:
-                return (Path(self.folder) / MANIFEST).read_bytes()
+                return parsed(Path(place).read_bytes())
             files = self._files  # a URL that can't be opened is no failure to wait for
-            return self._retried(lambda: files.cat_file(f"{self._inside}/{MANIFEST}"))
+            return self._retried(lambda: parsed(files.cat_file(f"{self._inside}/{MANIFEST}")))
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(missing) from None
         except PermissionError:
-            raise ValueError(f"shards: {self.folder}/{MANIFEST} may not be read; {ALLOW}") from None
+            raise ValueError(f"shards: {place} may not be read; {ALLOW}") from None
         except ValueError:
             raise
         except Exception as error:  # each protocol's library has errors of its own
-            raise Outage(f"shards: {self.folder}/{MANIFEST} can't be read: {error}") from None
+            raise Outage(f"shards: {place} can't be read: {error}") from None
 
     def refuse_missing(self) -> None:
         """Raise ValueError where a local shard file is missing."""
