@@ -13,7 +13,7 @@ from data_pipeline.bucket import is_bucket
 from data_pipeline.untrusted import one_line
 from data_pipeline.whole import write_whole
 from launcher.jobs import again
-from launcher.places import place
+from launcher.places import PLACES, place
 from launcher.settings import job_of
 
 RECORD = "place.json"
@@ -66,9 +66,9 @@ def read(folder: Path) -> dict[str, str]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if {"place", "job", "run"} <= record.keys():
+        if {"job", "run"} <= record.keys() and record.get("place") in PLACES:
             return record
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         pass
     raise ValueError(f"{path} is damaged; remove it, and look after the job by its cluster's own commands")
 

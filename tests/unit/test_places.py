@@ -525,7 +525,10 @@ def test_one_run_that_can_not_be_cancelled_keeps_no_other(capsys, run, monkeypat
     assert cancelled == ["7"]
 
 
-@pytest.mark.parametrize("record", ['{"place": "slurm"}', "[]", "half a li"])
+DAMAGED = ['{"place": "slurm"}', '{"place": "moon", "job": "7", "run": "r"}', "[]", "half a li"]
+
+
+@pytest.mark.parametrize("record", DAMAGED)
 @pytest.mark.parametrize("name", ["status", "cancel", "logs"])
 def test_a_damaged_record_is_told(capsys, run, name, record):
     (run / "place.json").write_text(record)
