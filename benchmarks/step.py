@@ -268,10 +268,10 @@ class SyntheticSource:
     """The same ids as the original's."""
 
     steps_per_epoch = SCHEDULED_STEPS
-    identity: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self.identity: dict[str, str] = {}
 
     def micro_batches(self, step: int) -> list[Batch]:
         """One micro-batch, the whole step."""

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -71,7 +72,7 @@ class Encoded:
         """Tokens of every example."""
         return np.array([len(ids) for ids in self.ids])
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str]:
         """What tells it from other data, by the name of each part."""
         parts = {"tokens": self.ids, "labels": [self.labels]}
