@@ -125,10 +125,10 @@ def print_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]
     """Print a table, the first column words and the others numbers, with a note below."""
     table = Table(title=title, title_justify="left")
     for number, name in enumerate(heading):
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a log has no edge
     print(note)
 
 

@@ -273,7 +273,7 @@ def _dataset_rows(path: str, columns: list[str], task: TaskConfig | None) -> Ite
             f'task: {path} has no column "{missing[0]}"; it has {", ".join(rows.column_names)}'
         )
     classes = {column: _class_label(rows.features[column]) for column in columns}
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows.select_columns(columns), 1):
         empty = [column for column in columns if _is_nothing(row[column])]
         if empty:
             raise ValueError(f"task: {path} row {number} has nothing in the column '{empty[0]}'")

@@ -32,6 +32,7 @@ SPECIAL = {
 DESCRIBED = "tokenizer_config.json"
 ALIASES = {"cls_token": "bos_token", "sep_token": "eos_token"}
 FAST = "tokenizer.json"
+MERGES = "merges.txt"
 VOCABULARY_FILES = (
     FAST,
     "vocab.txt",
@@ -44,7 +45,7 @@ VOCABULARY_FILES = (
 )
 TOKENIZER_FILES = (
     *VOCABULARY_FILES,
-    "merges.txt",
+    MERGES,
     DESCRIBED,
     "special_tokens_map.json",
     "added_tokens.json",
@@ -108,8 +109,11 @@ def _read_tokenizer(path: Path) -> Tokenizer:
             return Tokenizer.from_file(str(path / FAST))
         except Exception as error:  # the library raises bare Exception on a malformed file
             raise ValueError(f"{path}/{FAST} can't be read: {error}") from None
-    if not any((path / name).is_file() for name in VOCABULARY_FILES):
+    found = [name for name in VOCABULARY_FILES if (path / name).is_file()]
+    if not found:
         raise ValueError(f"{path}: no {FAST} or vocabulary file there; give a model folder")
+    if found == ["vocab.json"] and not (path / MERGES).is_file():  # transformers then leaves letters
+        raise ValueError(f"{path}: vocab.json is there without {MERGES}; copy that beside it")
     from transformers import AutoTokenizer
 
     try:

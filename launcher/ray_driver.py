@@ -232,11 +232,12 @@ def room(wanted: int, workers: WorkersConfig, stop: Path) -> Iterator[None]:
 
 def refuse_without_room(plan: Plan) -> None:
     """Refuse what a Ray of this machine alone never holds: it would be waited for. Raises ValueError."""
-    job = jobs.JOBS[plan.job]
-    if not job.schedules:  # a search looks itself
+    job, what = jobs.JOBS[plan.job], f"{plan.job}, without an --address,"
+    if not job.schedules:  # a search looks for its trials' room itself
         workers = plan.nodes * plan.processes if job.parallel else 1
-        what = f"{plan.job}, without an --address,"
         fitting(nodes(), reserved(plan.cpus, plan.gpus), workers, what)
+    elif plan.nodes > 1:
+        raise ValueError(f"{what} has this machine alone, and --nodes is {plan.nodes}; give an --address")
 
 
 def train_as_workers(plan: Plan, run: Path) -> None:

@@ -86,7 +86,8 @@ def test_a_training_is_given_what_was_planned(tmp_path, monkeypatch):
         ("general", 3, 0, "general, without an --address, needs 3 x (1 CPU), and"),
         ("evaluate", 1, 1, "evaluate, without an --address, needs 1 x (1 CPU, 1 GPU), and"),
         ("pregenerate", 3, 0, ""),  # one slice after another
-        ("tune", 3, 0, ""),
+        ("tune", 1, 0, ""),
+        ("tune", 3, 0, "tune, without an --address, has this machine alone, and --nodes is 3;"),
     ],
 )
 @pytest.mark.parametrize("address", ["", "head:6379"])

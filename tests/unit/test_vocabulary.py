@@ -174,6 +174,16 @@ def test_files_that_describe_a_tokenizer_are_no_vocabulary(tiny_tokenizer, tmp_p
         load_vocabulary(str(tmp_path))
 
 
+def test_a_byte_pair_vocabulary_without_its_merges_is_refused(tmp_path):
+    names = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "ab": 7}
+    (tmp_path / "vocab.json").write_text(json.dumps(names))
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    with pytest.raises(ValueError, match=r"vocab\.json is there without merges\.txt; copy that beside it"):
+        load_vocabulary(str(tmp_path))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert load_vocabulary(str(tmp_path)).tokenizer.encode("ab", add_special_tokens=False).ids == [7]
+
+
 def test_a_vocabulary_of_special_tokens_alone_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"the vocabulary holds special tokens alone; save the tokenizer"):
         load_vocabulary(write_vocab_txt(tmp_path, tiny_tokens()[:5]))
