@@ -115,7 +115,7 @@ def run(name: str, arguments: list[str]) -> int:
         print(place(launch.on).describe(name, launch, processes))
         return 0
     if (Path(launch.run) / "summary.json").is_file():
-        runs.refuse_other_run(Path(launch.run), name, config, launch.resume)
+        runs.refuse_other_run(Path(launch.run), config, launch.resume)
         print(f"{launch.run} is finished; see {launch.run}/summary.json")
         return 0
     began = _begin(name, config, launch, processes)
@@ -170,7 +170,7 @@ def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
     if later:
         _check(name, config, launch, processes)  # every node refuses alike, and waits for nothing then
         node.wait_for_the_first(folder)
-    runs.refuse_other_run(folder, name, config, launch.resume)
+    runs.refuse_other_run(folder, config, launch.resume)
     if launch.on != "node" and (now := _at_work(folder)):
         raise ValueError(f"--run: {folder} is still at work ({now}); distillery cancel {folder} ends it")
     if not later:

@@ -62,7 +62,7 @@ def main(folder: str) -> int:
             mirror = Mirror(plan.run)
             mirror.bring_settings()
             run = mirror.folder
-        runs.refuse_other_run(run, plan.job, config, plan.resume)
+        runs.refuse_other_run(run, config, plan.resume)
         if (run / SUMMARY).is_file():
             print(f"{plan.run} is finished; see {plan.run}/{SUMMARY}")
             return 0

@@ -28,7 +28,7 @@ def refuse_other_job(folder: Path, name: str) -> None:
         raise ValueError(f"--resume: {folder} holds a run of the job {words[1]}; give another --run")
 
 
-def refuse_other_run(folder: Path, name: str, config: Any, resume: bool) -> None:
+def refuse_other_run(folder: Path, config: Any, resume: bool) -> None:
     """Refuse a folder that holds another run. Raises ValueError."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--run: {folder} is a file; give a folder")

@@ -258,13 +258,13 @@ def test_resuming_with_the_work_shared_out_otherwise(other_run, general):
     config, _ = parse(
         "general", ["--config", str(stored), "--engine.zero=2", "--engine.micro_batch_size=4"]
     )
-    runs.refuse_other_run(other_run, "general", config, resume=True)
+    runs.refuse_other_run(other_run, config, resume=True)
     runs.go_on(other_run, config)
     again, _ = parse("general", ["--config", str(stored)])
     assert (again.engine.zero, again.engine.micro_batch_size, again.seed) == (2, 4, 7)
     again.engine.precision = "bf16"
     with pytest.raises(ValueError, match="settings differ"):
-        runs.refuse_other_run(other_run, "general", again, resume=True)
+        runs.refuse_other_run(other_run, again, resume=True)
 
 
 @pytest.mark.usefixtures("other_run")

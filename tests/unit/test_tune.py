@@ -326,12 +326,12 @@ def test_a_search_goes_on_with_its_work_shared_out_otherwise(tmp_path):
     record.add(0, "begun", values={RATE: 1e-3}, shape=SHAPE)
     base = replace(BASE, engine=replace(BASE.engine, micro_batch_size=4))
     other = search(space=space, base=base, workers=WorkersConfig(processes=2, cpus=3))
-    runs.refuse_other_run(run, "tune", other, resume=True)
+    runs.refuse_other_run(run, other, resume=True)
     trial = Path(Candidates(other, record, JOBS).suggest("a")["run"])
     assert from_yaml("task", (trial / "config.yaml").read_text()).engine.micro_batch_size == 4
     for wrong in (replace(config, trials=3), search(space=space, base=replace(BASE, seed=1))):
         with pytest.raises(ValueError, match="settings differ"):
-            runs.refuse_other_run(run, "tune", wrong, resume=True)
+            runs.refuse_other_run(run, wrong, resume=True)
 
 
 # ---- what comes out
