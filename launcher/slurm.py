@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from launcher import submitted
@@ -140,14 +141,11 @@ def logs(record: dict[str, str], follow: bool) -> int:
 
 def _goes_on(record: dict[str, str]) -> bool:
     """Whether the queue has a job; a controller that is busy or restarted gets some minutes."""
-    for attempt in range(PATIENCE):
-        try:
+    for _ in range(PATIENCE - 1):
+        with suppress(ValueError):
             return bool(state(record)[0])
-        except ValueError:
-            if attempt == PATIENCE - 1:
-                raise
-            time.sleep(LOOK_EVERY)
-    raise AssertionError
+        time.sleep(LOOK_EVERY)
+    return bool(state(record)[0])
 
 
 def cancel(record: dict[str, str]) -> None:
