@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -90,7 +90,7 @@ def run(config: PregenerateConfig, folder: Path) -> dict[str, Any]:
     """Write this slice's shards, and the manifest if it is the last; returns counts for the summary."""
     shards = Path(config.shards) if config.shards else folder / "shards"
     (shards / RECORDS).mkdir(parents=True, exist_ok=True)
-    pieces = corpus_pieces(config.corpus, int(config.shard_mb * 1e6))
+    pieces = corpus_pieces(config.corpus, int(config.shard_mb * MB))
     _same_settings(config, pieces, shards)
     first, count = config.share
     mine = range(first - 1, len(pieces), count)
@@ -102,7 +102,7 @@ def run(config: PregenerateConfig, folder: Path) -> dict[str, Any]:
     counts = {
         "slice": config.slice,
         "pieces": len(mine),
-        "text_mb": round(sum(pieces[number].size for number in mine) / 1e6, 3),
+        "text_mb": round(sum(pieces[number].size for number in mine) / MB, 3),
         "making_s": round(seconds, 2),
     }
     if len(done) < len(pieces):
@@ -192,34 +192,25 @@ def _progress(pieces: list[CorpusPiece], todo: list[int]) -> Iterator[Any]:
     """
     done = multiprocessing.get_context("spawn").RawArray("q", len(pieces))
     total = sum(pieces[number].size for number in todo)
+    ended = threading.Event()
     with Progress("pregenerate", math.ceil(total / MB), unit="MB") as progress:
-        stop = _watch(progress, done)
+        thread = threading.Thread(target=_watch, args=(progress, done, ended), daemon=True)
+        thread.start()
         try:
             yield done
         finally:
-            stop()
+            ended.set()
+            thread.join()
             progress.reach(math.ceil(sum(done) / MB))
 
 
-def _watch(progress: Progress, done: Any) -> Callable[[], None]:
-    """Move it as the counters move; returns what ends that."""
-    ended = threading.Event()
+def _watch(progress: Progress, done: Any, ended: threading.Event) -> None:
+    """Move it as the counters move."""
     started = time.monotonic()
-
-    def watch() -> None:
-        while not ended.wait(0.5):
-            speed = sum(done) / MB / (time.monotonic() - started)
-            progress.describe(f"{speed:.1f} MB/s", {"mb_per_s": round(speed, 2)})
-            progress.reach(math.ceil(sum(done) / MB))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        ended.set()
-        thread.join()
-
-    return stop
+    while not ended.wait(0.5):
+        speed = sum(done) / MB / (time.monotonic() - started)
+        progress.describe(f"{speed:.1f} MB/s", {"mb_per_s": round(speed, 2)})
+        progress.reach(math.ceil(sum(done) / MB))
 
 
 @contextmanager
@@ -298,7 +289,7 @@ class _Maker:
         for document, length in self._tokenised(number, piece):
             window.append(document)
             size += length
-            if size >= self.config.shard_mb * 1e6 * SLACK:
+            if size >= self.config.shard_mb * MB * SLACK:
                 yield window
                 window, size = [], 0
         if window:
