@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -376,7 +377,7 @@ def checked_examples(path: str, task: TaskConfig, labels: list[str]) -> Examples
     examples = read_examples(path, task)
     for number, text in enumerate(examples.labels, 1):
         if task.kind == "regression":
-            _number(text, path, number)
+            _check_number(text, path, number)
             continue
         for label in labels_of(text, task):
             if label not in known:
@@ -387,14 +388,11 @@ def checked_examples(path: str, task: TaskConfig, labels: list[str]) -> Examples
     return examples
 
 
-def _number(label: str, path: str, number: int) -> float:
-    try:
-        value = float(label)
-    except ValueError:
-        value = float("nan")
-    if not abs(value) <= np.finfo(np.float32).max:
-        raise ValueError(f'task: {path} example {number} has "{label}" where a number is needed')
-    return value
+def _check_number(label: str, path: str, number: int) -> None:
+    with suppress(ValueError):
+        if abs(float(label)) <= np.finfo(np.float32).max:
+            return
+    raise ValueError(f'task: {path} example {number} has "{label}" where a number is needed')
 
 
 def encode_split(path: str, task: TaskConfig, vocabulary: Vocabulary, labels: list[str]) -> Encoded:
