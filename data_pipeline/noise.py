@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,12 +28,7 @@ class Tagged(NamedTuple):
     tag: str
 
 
-class Tagger(Protocol):
-    """Finds the words of a text and their parts of speech."""
-
-    def __call__(self, text: str) -> list[Tagged]:
-        """The words in order."""
-        ...
+Tagger = Callable[[str], list[Tagged]]  # finds the words of a text, in order
 
 
 def tagger(config: NoiseConfig, unit: str) -> Tagger:
