@@ -34,6 +34,8 @@ LONGEST_LINE = 4 << 20  # bytes
 MOST_WIDE = 1 << 16
 LONGEST_GRAM = 100
 LONGEST_WORD = 4096  # bytes; a binary file without a space within so many is none
+WINDOW = 5
+RUN = 1 << 18  # tokens that are counted together
 Vectors = dict[str, np.ndarray]
 
 
@@ -173,7 +175,7 @@ class _FastText:
     def _read(self, path: str, wanted: set[str] | None) -> None:
         with _open(path) as file:
             head = struct.unpack("<2i12id", file.read(64))
-            self.width, self.bucket, self.least, self.most = head[2], head[10], head[11], head[12]
+            self.bucket, self.least, self.most = head[10:13]
             size, self.count, _, _, pruned = struct.unpack("<iiiqq", file.read(28))
             if pruned > 0 or not 11 <= head[1] <= 12:
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
@@ -191,7 +193,7 @@ class _FastText:
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
             rows, width = struct.unpack("<qq", file.read(16))
             begin = file.tell()
-        if width != self.width or rows < self.count + grams:
+        if width != head[2] or rows < self.count + grams:
             raise struct.error
         if Path(path).stat().st_size < begin + 4 * rows * width:
             raise struct.error
@@ -240,12 +242,10 @@ def fasttext_hash(gram: bytes) -> int:
 # ---- vectors trained on a corpus
 
 
-def train_vectors(
-    tokenizer: Tokenizer, documents: Iterable[list[str]], size: int, window: int = 5
-) -> Vectors:
+def train_vectors(tokenizer: Tokenizer, documents: Iterable[list[str]], size: int) -> Vectors:
     """Vectors from documents of sentences: the largest singular vectors of their PPMI (Levy et al. 2015).
 
-    Positive pointwise mutual information of words within `window` places of one sentence, contexts
+    Positive pointwise mutual information of words within WINDOW places of one sentence, contexts
     smoothed by the power 0.75, factorised; rows are U sqrt(S). The same corpus gives the same vectors.
     """
     from sklearn.utils.extmath import randomized_svd  # a second, which every process of any job would pay
@@ -253,7 +253,7 @@ def train_vectors(
     words = known_words(tokenizer)
     counts = csr_matrix((len(words), len(words)), dtype=np.float64)
     for ids in _id_runs(tokenizer, documents):
-        counts = counts + _pairs(ids, len(words), window)
+        counts = counts + _pairs(ids, len(words))
     if not counts.nnz:
         raise ValueError("words.corpus: none of the task's words stand in it; is it of another language?")
     matrix = _ppmi(counts + counts.T)
@@ -263,27 +263,25 @@ def train_vectors(
     return {words[i]: vectors[i] for i in present if words[i] not in SPECIAL}
 
 
-def _id_runs(
-    tokenizer: Tokenizer, documents: Iterable[list[str]], tokens: int = 1 << 18
-) -> Iterator[np.ndarray]:
+def _id_runs(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Iterator[np.ndarray]:
     """The documents as runs of ids, a -1 after every sentence."""
     run: list[int] = []
     for document in documents:
         for encoding in tokenizer.encode_batch(document):
             run += [*encoding.ids, -1]
-        if len(run) >= tokens:
+        if len(run) >= RUN:
             yield np.array(run)
             run = []
     if run:
         yield np.array(run)
 
 
-def _pairs(ids: np.ndarray, size: int, window: int) -> csr_matrix:
+def _pairs(ids: np.ndarray, size: int) -> csr_matrix:
     """How often two words stand within the window, each pair of places counted once."""
     sentence = np.cumsum(ids == -1)
     unknown = SPECIAL.index("[UNK]")
     firsts, seconds = [], []
-    for distance in range(1, window + 1):
+    for distance in range(1, WINDOW + 1):
         a, b = ids[:-distance], ids[distance:]
         good = (sentence[:-distance] == sentence[distance:]) & (a > unknown) & (b > unknown)
         firsts.append(a[good])
