@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from data_pipeline.corpus import check_corpus, read_documents
 from data_pipeline.settings import VocabularyConfig, progress_mode
 from data_pipeline.whole import whole_folder
-from data_pipeline.words import CLS, MASK, PAD, SEPARATOR, SPECIAL, UNKNOWN
+from data_pipeline.words import CLS, NAMED, SEPARATOR, SPECIAL, UNKNOWN
 
 LONGEST = 512  # tokens of a sequence
 
@@ -61,12 +61,11 @@ def train(config: VocabularyConfig) -> Tokenizer:
 
 
 def _described(config: VocabularyConfig) -> dict[str, Any]:
-    tokens = {"pad": PAD, "unk": UNKNOWN, "cls": CLS, "sep": SEPARATOR, "mask": MASK}
     return {
         "tokenizer_class": "BertTokenizerFast",
         "do_lower_case": config.lower_case,
         "model_max_length": LONGEST,
-        **{f"{name}_token": token for name, token in tokens.items()},
+        **NAMED,
     }
 
 

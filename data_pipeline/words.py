@@ -15,7 +15,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from data_pipeline.settings import WordsConfig
 from data_pipeline.whole import whole_folder
 
-PAD, UNKNOWN, CLS, SEPARATOR, MASK = SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_, UNKNOWN, CLS, SEPARATOR, _ = SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# As a model folder calls them.
+NAMED = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
 WORD = r"\w+?(?=n't\b)|n't\b|'(?:s|m|re|ve|ll|d)\b|\w+|[^\w\s]"
 
 
@@ -43,9 +45,7 @@ def build_tokenizer(texts: Iterable[str], config: WordsConfig, more: Iterable[st
 
 def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer's files into `folder`, whole or not at all."""
-    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
-    described = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    described |= {f"{name}_token": token for name, token in names.items()}
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", **NAMED}
     with whole_folder(folder) as partial:
         tokenizer.save(str(partial / "tokenizer.json"))
         (partial / "tokenizer_config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
