@@ -310,20 +310,13 @@ def eager(settings: step.Settings, folder: Path) -> Iterator[None]:
     torch.manual_seed(0)
     kind = {"attn_implementation": "eager", "dtype": torch.bfloat16}
     teacher = AutoModel.from_pretrained(folder / "teacher", **kind).to(device).eval()
-    shape = settings.student
-    config = BertConfig(
-        vocab_size=settings.vocabulary,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate_size,
-    )
+    config = BertConfig(vocab_size=settings.vocabulary, **settings.student.named())
     config._attn_implementation = "eager"
     student = BertModel(config).to(device, torch.bfloat16).train()
-    projection = torch.nn.Linear(shape.hidden_size, settings.teacher.hidden_size)
+    projection = torch.nn.Linear(settings.student.hidden_size, settings.teacher.hidden_size)
     projection = projection.to(device, torch.bfloat16)
     optimizer = torch.optim.AdamW([*student.parameters(), *projection.parameters()], lr=5e-5, fused=True)
-    block = settings.teacher.layers // shape.layers
+    block = settings.teacher.layers // settings.student.layers
     mse = torch.nn.functional.mse_loss
     yield
 

@@ -22,14 +22,10 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.record import (
-    import_reference,
-    print_table,
-    reference_folder,
-    write_record,
-)
+from benchmarks.record import import_reference, print_table, reference_folder, write_record
 from benchmarks.sides import Steps, in_own_process, measure, synchronise
 
 if TYPE_CHECKING:  # torch is for the children: the parent only waits and must weigh nothing
@@ -62,6 +58,15 @@ class Shape:
     hidden_size: int
     heads: int
     intermediate_size: int
+
+    def named(self) -> dict[str, int]:
+        """It in the words of BERT's configuration, the original's and that of transformers."""
+        return {
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.intermediate_size,
+        }
 
 
 @dataclass(frozen=True)
@@ -187,24 +192,18 @@ def original(settings: Settings) -> Iterator[None]:
     and names that outlive the step: the pooled output among `outputs` keeps the teacher's whole
     graph until the next step has built another.
     """
-    import torch
-
-    assert settings.reference
-    names = ("transformer.modeling", "transformer.optimization")
-    modeling, optimization = import_reference(settings.reference, names, UNUSED)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    teacher = modeling.BertModel(original_config(modeling, settings, settings.teacher))
-    student = modeling.TinyBertForPreTraining(
-        original_config(modeling, settings, settings.student), fit_size=settings.teacher.hidden_size
+    modeling, optimization, device = original_code(settings)
+    teacher_config, student_config = (
+        modeling.BertConfig(settings.vocabulary, **shape.named())
+        for shape in (settings.teacher, settings.student)
     )
+    teacher = modeling.BertModel(teacher_config)
+    student = modeling.TinyBertForPreTraining(student_config, fit_size=settings.teacher.hidden_size)
     teacher.to(device)  # never put into eval mode
     student.to(device).train()
     optimizer = optimization.BertAdam(
         original_groups(student), lr=5e-5, warmup=0.1, t_total=SCHEDULED_STEPS
     )
-    block = settings.teacher.layers // settings.student.layers
-    mse = torch.nn.MSELoss()
     yield
 
     for step in count():
@@ -213,15 +212,7 @@ def original(settings: Settings) -> Iterator[None]:
         outputs = teacher(ids, segments, mask)  # hidden states, attention scores, pooled
         states = [state.detach() for state in outputs[0]]
         scores = [score.detach() for score in outputs[1]]
-
-        attention: Any = 0.0
-        hidden: Any = 0.0
-        for own, target in zip(own_scores, scores[block - 1 :: block], strict=True):
-            own = torch.where(own <= -1e2, torch.zeros_like(own), own)
-            target = torch.where(target <= -1e2, torch.zeros_like(target), target)
-            attention += mse(own, target)
-        for own, target in zip(own_states, states[::block], strict=True):
-            hidden += mse(own, target)
+        attention, hidden = original_losses(own_scores, own_states, scores, states)
         loss = attention + hidden
         loss.backward()
         for value in (attention, hidden, loss):  # for its running means
@@ -232,14 +223,34 @@ def original(settings: Settings) -> Iterator[None]:
         yield
 
 
-def original_config(modeling: Any, settings: Settings, shape: Shape) -> Any:
-    return modeling.BertConfig(
-        settings.vocabulary,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate_size,
-    )
+def original_code(settings: Settings) -> tuple[ModuleType, ModuleType, torch.device]:
+    """The original's modules of models and of the optimizer, and the device; torch is seeded."""
+    import torch
+
+    assert settings.reference
+    names = ("transformer.modeling", "transformer.optimization")
+    modeling, optimization = import_reference(settings.reference, names, UNUSED)
+    torch.manual_seed(0)
+    return modeling, optimization, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def original_losses(
+    own_scores: list[Tensor], own_states: list[Tensor], scores: list[Tensor], states: list[Tensor]
+) -> tuple[Any, Any]:
+    """The losses of attention scores and of hidden states, as both of the original's loops have them."""
+    import torch
+
+    block = len(scores) // len(own_scores)
+    mse = torch.nn.MSELoss()
+    attention: Any = 0.0
+    hidden: Any = 0.0
+    for own, target in zip(own_scores, scores[block - 1 :: block], strict=True):
+        own = torch.where(own <= -1e2, torch.zeros_like(own), own)
+        target = torch.where(target <= -1e2, torch.zeros_like(target), target)
+        attention += mse(own, target)
+    for own, target in zip(own_states, states[::block], strict=True):
+        hidden += mse(own, target)
+    return attention, hidden
 
 
 def original_groups(student: Any) -> list[dict[str, Any]]:
@@ -350,22 +361,15 @@ def quiet() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 
-def save_teacher(folder: Path, settings: Settings) -> None:
-    """Save a BERT of random weights, as a folder that users would name."""
+def save_teacher(folder: Path, settings: Settings, kind: str = "BertModel") -> None:
+    """Save a BERT of random weights, as a folder that users would name; a classifier has two classes."""
     import torch
-    from transformers import BertConfig, BertModel
+    import transformers
 
     quiet()
-    shape = settings.teacher
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=settings.vocabulary,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate_size,
-    )
-    BertModel(config).save_pretrained(folder)
+    config = transformers.BertConfig(vocab_size=settings.vocabulary, **settings.teacher.named())
+    getattr(transformers, kind)(config).save_pretrained(folder)
 
 
 # ----------------------------------------------------------------------------------- what it says

@@ -16,16 +16,16 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.record import import_reference, print_table
+from benchmarks.record import print_table
 from benchmarks.sides import Steps, in_own_process, measure, synchronise
 from benchmarks.step import (
     SCHEDULED_STEPS,
-    UNUSED,
     Settings,
     begin,
-    original_config,
+    original_code,
     original_groups,
-    quiet,
+    original_losses,
+    save_teacher,
 )
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def measure_task(settings: Settings) -> dict[str, list[float]]:
     """Seconds of the steps of both stages, by `{side}_{stage}_seconds`."""
     samples: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        in_own_process(save_teacher, Path(scratch) / "teacher", settings)
+        folder = Path(scratch)
+        in_own_process(save_teacher, folder / "teacher", settings, "BertForSequenceClassification")
         for stage in STAGES:
             sides: dict[str, Steps] = {}
             if settings.reference:
                 sides["original"] = partial(original, settings, stage)
-            sides["ours"] = partial(ours, settings, stage, Path(scratch))
+            sides["ours"] = partial(ours, settings, stage, folder)
             seconds, _ = measure(sides, settings.rounds)
             for name, values in seconds.items():
                 side = name.removesuffix("_seconds")
@@ -110,14 +111,12 @@ def original(settings: Settings, stage: str) -> Iterator[None]:
     """Steps of the loop in the original's task_distill.py, made of its own model and optimizer."""
     import torch
 
-    assert settings.reference
-    names = ("transformer.modeling", "transformer.optimization")
-    modeling, optimization = import_reference(settings.reference, names, UNUSED)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
+    modeling, optimization, device = original_code(settings)
     teacher, student = (
         modeling.TinyBertForSequenceClassification(
-            original_config(modeling, settings, shape), len(LABELS), settings.teacher.hidden_size
+            modeling.BertConfig(settings.vocabulary, **shape.named()),
+            len(LABELS),
+            settings.teacher.hidden_size,
         ).to(device)
         for shape in (settings.teacher, settings.student)
     )
@@ -126,8 +125,6 @@ def original(settings: Settings, stage: str) -> Iterator[None]:
     optimizer = optimization.BertAdam(
         original_groups(student), schedule=schedule, lr=5e-5, warmup=0.1, t_total=SCHEDULED_STEPS
     )
-    block = settings.teacher.layers // settings.student.layers
-    mse = torch.nn.MSELoss()
     data = examples(settings)
     yield
 
@@ -136,14 +133,8 @@ def original(settings: Settings, stage: str) -> Iterator[None]:
         logits, own_scores, own_states = student(ids, segments, mask, is_student=True)
         with torch.no_grad():
             targets, scores, states = teacher(ids, segments, mask)
-        loss: Any = 0.0
         if stage == "intermediate":
-            for own, target in zip(own_scores, scores[block - 1 :: block], strict=True):
-                own = torch.where(own <= -1e2, torch.zeros_like(own), own)
-                target = torch.where(target <= -1e2, torch.zeros_like(target), target)
-                loss += mse(own, target)
-            for own, target in zip(own_states, states[::block], strict=True):
-                loss += mse(own, target)
+            loss = sum(original_losses(own_scores, own_states, scores, states))
         else:
             own = torch.nn.functional.log_softmax(logits, dim=-1)
             loss = -(torch.nn.functional.softmax(targets, dim=-1) * own).mean()
@@ -211,22 +202,3 @@ def ours(settings: Settings, stage: str, folder: Path) -> Iterator[None]:
             trainer.train_step(number)
         synchronise()
         yield
-
-
-def save_teacher(folder: Path, settings: Settings) -> None:
-    """Save a BERT classifier of random weights, as a folder that users would name."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    quiet()
-    shape = settings.teacher
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=settings.vocabulary,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate_size,
-        num_labels=len(LABELS),
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
