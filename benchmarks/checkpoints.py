@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from benchmarks.record import print_table, take_turns, write_record
-from benchmarks.sides import in_own_process, synchronise
+from benchmarks.sides import in_own_process, seconds_of, synchronise
 from benchmarks.step import Settings, Shape, build_trainer, save_teacher
 from launcher.local import environment
 
@@ -124,17 +124,9 @@ def digests_alone(trainer: Trainer) -> dict[str, Callable[[], float]]:
     from distill.agreement import digest, weights_digest
 
     batches = [batch.to(trainer.engine.device) for batch in trainer.source.micro_batches(0)]
-
-    def seconds(work: Callable[[], object]) -> float:
-        synchronise()
-        begin = time.perf_counter()
-        work()
-        synchronise()
-        return time.perf_counter() - begin
-
     return {
-        "rows_alone": partial(seconds, lambda: [digest(batch) for batch in batches]),
-        "weights_alone": partial(seconds, lambda: weights_digest(trainer.engine.module).item()),
+        "rows_alone": partial(seconds_of, lambda: [digest(batch) for batch in batches]),
+        "weights_alone": partial(seconds_of, lambda: weights_digest(trainer.engine.module).item()),
     }
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import step
 from benchmarks.record import print_table, reference_folder, write_record
-from benchmarks.sides import Steps, in_own_process, measure, synchronise
+from benchmarks.sides import Steps, in_own_process, measure, seconds_of, synchronise
 
 if TYPE_CHECKING:
     import torch
@@ -116,19 +116,9 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     )
 
 
-def timed(function: Callable[[], object], repeats: int = REPEATS) -> float:
+def timed(function: Callable[[], object]) -> float:
     """Median seconds of a call, after three to warm up."""
-    import time
-
-    times = []
-    for turn in range(repeats + 3):
-        synchronise()
-        begin = time.perf_counter()
-        function()
-        synchronise()
-        if turn >= 3:
-            times.append(time.perf_counter() - begin)
-    return median(times)
+    return median([seconds_of(function) for _ in range(REPEATS + 3)][3:])
 
 
 # -------------------------------------------------------------------------------------- the kernels

@@ -129,3 +129,12 @@ def synchronise() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long a call takes, its work on the GPU included."""
+    synchronise()
+    begin = time.perf_counter()
+    work()
+    synchronise()
+    return time.perf_counter() - begin
