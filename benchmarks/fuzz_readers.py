@@ -26,6 +26,7 @@ from data_pipeline.store import ShardFolder
 from data_pipeline.tasks import Examples, encode_split, label_set, read_examples
 from data_pipeline.verify import verify
 from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.whole import CHECKSUMS, checksum
 from data_pipeline.word_vectors import first_vectors, read_vectors
 from data_pipeline.words import build_tokenizer, write_vocabulary
 from distill import predict
@@ -51,7 +52,7 @@ class Reader:
     make: Callable[[Path], object]
     read: Callable[[Path], object]
     files: str = "*"
-    seal: Callable[[Path], None] | None = None
+    seal: Callable[[Path], object] | None = None
 
 
 def _write_task(folder: Path, form: str) -> None:
@@ -221,7 +222,6 @@ def _make_checkpoints(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from data_pipeline.whole import CHECKSUMS
     from distill.checkpoints import ENGINE, STATE
 
     for step in (5, 10):
@@ -229,13 +229,10 @@ def _make_checkpoints(folder: Path) -> None:
         path.mkdir()
         state = json.dumps({"step": step, "best": {}, ENGINE: {"updates": step, "scale": {}}})
         save_file({"weight/w": torch.ones(3, 3)}, path / STATE, {"state": state})
-        (path / CHECKSUMS).write_text("{}")
         _seal_checkpoint(path)
 
 
 def _seal_checkpoint(path: Path) -> None:
-    from data_pipeline.whole import CHECKSUMS, checksum
-
     record = {file.name: checksum(file) for file in path.glob("*.safetensors")}
     (path / CHECKSUMS).write_text(json.dumps(record))
 
@@ -341,7 +338,7 @@ READERS = {
         _make_checkpoints,
         _read_checkpoints,
         "*.*",
-        lambda folder: [_seal_checkpoint(path) for path in folder.iterdir()] and None,
+        lambda folder: [_seal_checkpoint(path) for path in folder.iterdir()],
     ),
     "outputs": Reader(_make_outputs, _read_outputs, "*.*", _seal_outputs),
     "augmented": Reader(_make_augmented, _read_augmented),

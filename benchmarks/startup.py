@@ -126,19 +126,13 @@ def make_input(folder: Path, steps: int = STEPS) -> list[str]:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     from data_pipeline.grammar import write_task
+    from data_pipeline.words import SPECIAL
 
     write_task(folder, 2000, 10, 0)
     text = (folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     sentences = [line.split("\t")[0] for line in text]
     (folder / "corpus.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *sorted({w for s in sentences for w in s.split()}),
-    ]
+    words = [*SPECIAL, *sorted({w for s in sentences for w in s.split()})]
     torch.manual_seed(0)
     shape = BertConfig(
         vocab_size=len(words),
