@@ -34,6 +34,7 @@ from benchmarks.bad_machine import jump, jumped, jumping_clock, make_read_only, 
 from benchmarks.bad_storage import failing_storage
 from benchmarks.record import print_table, write_record
 from benchmarks.startup import COMMAND, SETTINGS, make_input
+from launcher.local import children, is_rank
 
 STEPS = 60
 PROCESSES = 2
@@ -138,19 +139,10 @@ def steps_done(run: Path) -> int:
 # ------------------------------------------------------------------------------------- the faults
 def ranks(process: int) -> list[int]:
     """The ranks among the processes below one."""
-    tasks = Path(f"/proc/{process}/task").glob("*/children")
-    below = [int(child) for task in tasks for child in read(task).split()]
-    own = [child for child in below if "launcher.rank" in read(Path(f"/proc/{child}/cmdline")).split("\0")]
+    below = children(process)
+    own = [child for child in below if is_rank(child)]
     inner = [rank for child in below for rank in ranks(child)]
     return inner or own  # torchrun's own words name the module too; its children are the ranks
-
-
-def read(path: Path) -> str:
-    """A file of /proc; empty where its process has ended."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def kill_all(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
@@ -195,23 +187,25 @@ def ask_to_stop(process: subprocess.Popen[bytes], run: Path, rng: random.Random)
 def damage_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """A node dies, and a bit of the newest checkpoint with it; there is an older one."""
     kill_all(process, run, rng)
-    saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
-    if len(saved) > 1:
-        file = rng.choice(sorted(saved[-1].glob("*.safetensors")))
+    if file := newest_file(run, rng):
         content = bytearray(file.read_bytes())
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         file.write_bytes(content)
-    return len(saved) > 1
+    return bool(file)
 
 
 def cut_checkpoint(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
     """A node dies, and a file of the newest checkpoint ends early; there is an older one."""
     kill_all(process, run, rng)
-    saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
-    if len(saved) > 1:
-        file = rng.choice(sorted(saved[-1].glob("*.safetensors")))
+    if file := newest_file(run, rng):
         os.truncate(file, rng.randrange(file.stat().st_size))
-    return len(saved) > 1
+    return bool(file)
+
+
+def newest_file(run: Path, rng: random.Random) -> Path | None:
+    """A file of a run's newest checkpoint, where there is an older one too."""
+    saved = sorted(run.glob("checkpoints/general/step-*[0-9]"))
+    return rng.choice(sorted(saved[-1].glob("*.safetensors"))) if len(saved) > 1 else None
 
 
 def fill_disk(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:

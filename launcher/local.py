@@ -193,7 +193,7 @@ def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen)
         return
     told: set[tuple[int, int]] = set()
     while child.poll() is None:
-        ranks = [process for process in (child.pid, *_children(child.pid)) if _is_listening_rank(process)]
+        ranks = [process for process in (child.pid, *children(child.pid)) if _is_listening_rank(process)]
         if asked.count(signal.SIGINT) > 1 and child.pid not in ranks:
             _end(child.pid)
         for rank, number in product(ranks, set(asked)):
@@ -215,7 +215,7 @@ def _is_of_our_group(process: int) -> bool:
 def _end(process: int) -> None:
     """End a process and all below it; stopped meanwhile, it neither starts more nor complains."""
     _send(process, signal.SIGSTOP)
-    for child in _children(process):
+    for child in children(process):
         _end(child)
     _send(process, signal.SIGKILL)
 
@@ -226,7 +226,7 @@ def _send(process: int, number: int) -> None:
         os.kill(process, number)
 
 
-def _children(process: int) -> list[int]:
+def children(process: int) -> list[int]:
     """A process's own children."""
     lists = Path(f"/proc/{process}/task").glob("*/children")
     return [int(number) for path in lists for number in _text(path).split()]
@@ -236,8 +236,12 @@ def _is_listening_rank(process: int) -> bool:
     """Whether a process is a rank that catches SIGUSR1."""
     caught = [line for line in _text(Path(f"/proc/{process}/status")).splitlines() if "SigCgt" in line]
     mask = int(caught[0].split()[1], 16) if caught else 0
-    rank = "launcher.rank" in _text(Path(f"/proc/{process}/cmdline")).split("\0")
-    return rank and bool(mask >> (signal.SIGUSR1 - 1) & 1)
+    return is_rank(process) and bool(mask >> (signal.SIGUSR1 - 1) & 1)
+
+
+def is_rank(process: int) -> bool:
+    """Whether a process is a rank, or a torchrun of ranks, whose own words name them too."""
+    return "launcher.rank" in _text(Path(f"/proc/{process}/cmdline")).split("\0")
 
 
 def _text(path: Path) -> str:
