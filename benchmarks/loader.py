@@ -221,33 +221,27 @@ def write_ours(folder: Path, rows: np.ndarray) -> None:
 def ours(folder: Path, batch: int) -> Epochs:
     """Batches of ids alone, which is what the other loaders make."""
     reader = CorpusReader(str(folder), batch, SEED)
-
-    def epoch(number: int) -> Iterator[Tensor]:
-        for step in range(number * reader.steps_per_epoch, (number + 1) * reader.steps_per_epoch):
-            yield torch.from_numpy(reader.step(step).ids)
-        _settle(reader)
-
-    return epoch
+    return _epochs(reader, lambda step: torch.from_numpy(reader.step(step).ids))
 
 
 def ours_training(folder: Path, batch: int) -> Epochs:
     """Batches as training gets them: ids, mask and segments."""
     reader = CorpusReader(str(folder), batch, SEED)
     source = CorpusSource(reader, batch)
+    return _epochs(reader, lambda step: source.micro_batches(step)[0].ids)
+
+
+def _epochs(reader: CorpusReader, batch_of: Callable[[int], Tensor]) -> Epochs:
+    """Epochs of a reader; what it reads ahead is waited for, so that it falls into no other's turn."""
+    steps = reader.steps_per_epoch
 
     def epoch(number: int) -> Iterator[Tensor]:
-        for step in range(number * reader.steps_per_epoch, (number + 1) * reader.steps_per_epoch):
-            yield source.micro_batches(step)[0].ids
-        _settle(reader)
+        yield from map(batch_of, range(number * steps, (number + 1) * steps))
+        for corpus in reader.corpora:
+            if corpus.ahead:
+                corpus.ahead[1].result()
 
     return epoch
-
-
-def _settle(reader: CorpusReader) -> None:
-    """Wait for what is read ahead, so that it falls into no other loader's turn."""
-    for corpus in reader.corpora:
-        if corpus.ahead:
-            corpus.ahead[1].result()
 
 
 # ---------------------------------------------------------------------------- the other loaders
