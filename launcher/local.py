@@ -138,7 +138,7 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
         if rendezvous == STANDALONE:
             rendezvous = (*STANDALONE, f"--rdzv-endpoint={scratch}/rendezvous")
             words |= ALONE
-        with _held():
+        with signals_held(*preemption.HELD):
             child = subprocess.Popen(
                 command(job, folder, processes, rendezvous), env=words, preexec_fn=_ignore_warnings
             )
@@ -163,14 +163,14 @@ def _exit_code(child: subprocess.Popen) -> int:
 
 
 @contextmanager
-def _held() -> Iterator[None]:
-    """Keep from torchrun, and from a rank until it listens, what would end them: they begin with it held.
+def signals_held(*signals: signal.Signals) -> Iterator[None]:
+    """Keep from processes that are started inside what would end them: they begin with these signals held.
 
     Slurm signals every process of a step, a terminal's Ctrl-C all in the foreground. A rank that listens
     takes what has waited; torchrun never does (it would kill the ranks after 30 s), and its ranks, outside
     the terminal, are told by us.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, preemption.HELD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

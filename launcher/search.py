@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import ray_place, runs
+from launcher.local import signals_held
 from tune.settings import TuneConfig
 
 
@@ -22,10 +23,6 @@ def run(config: TuneConfig, folder: Path) -> dict[str, Any]:
     from launcher import ray_driver
     from tune.search import Jobs, search
 
-    # Slurm signals every process of a step, and this would end Ray's: they begin with it held.
-    signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-    try:
+    with signals_held(signal.SIGUSR1):  # it would end Ray's processes
         ray_driver.connect("tune")
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     return search(config, folder, Jobs(begin=runs.begin, rank=ray_driver.rank, stop=ray_driver.STOP))
