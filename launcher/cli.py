@@ -35,11 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"distillery {importlib.metadata.version('distillery')}")
         return 0
+    name = ""
     try:
         name, rest = _job_and_words(arguments)
-    except (ValueError, OSError) as error:
-        return refuse(str(error))
-    try:
         code = run(name, rest)
         sys.stdout.flush()
         return code
@@ -84,7 +82,7 @@ def _job_and_words(arguments: list[str]) -> tuple[str, list[str]]:
     return job, rest
 
 
-def refuse(message: str, name: str = "") -> int:
+def refuse(message: str, name: str) -> int:
     """Print one line about the user's mistake; returns exit code 2."""
     print(f"distillery {name}".strip() + f": error: {one_line(message)}", file=sys.stderr)
     return 2
@@ -133,7 +131,8 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
     for option, least in (("gpus_per_node", 0), ("cpus_per_node", 0), ("max_failures", -1)):
         if (value := getattr(launch, option)) < least:
             raise ValueError(f"--{option.replace('_', '-')}: {value}; give {least} or more")
-    processes = place(launch.on).processes(launch) if jobs.JOBS[name].parallel else 1
+    job = jobs.JOBS[name]
+    processes = place(launch.on).processes(launch) if job.parallel else 1
     if processes < 1 or launch.nodes < 1:
         raise ValueError(f"--processes: {processes}, --nodes: {launch.nodes}; give 1 or more")
     if 0 < launch.gpus_per_node < processes:
@@ -141,11 +140,10 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
             f"--processes: {processes} on {launch.gpus_per_node} GPUs of a node; each needs its own: give "
             f"--processes {launch.gpus_per_node} or fewer"
         )
-    job = jobs.JOBS[name]
     on_each = job.parallel or hasattr(config, "slice") or (job.schedules and launch.on == "ray")
     if launch.nodes > 1 and not on_each:
         raise ValueError(f"--nodes: {launch.nodes}; the job {name} runs on one")
-    if launch.on == "node" and launch.nodes > 1 and not jobs.JOBS[name].parallel:
+    if launch.on == "node" and launch.nodes > 1 and not job.parallel:
         raise ValueError(
             f"{name} on {launch.nodes} nodes would do the same on each: give sbatch "
             f"--array=1-{launch.nodes} in place of --nodes={launch.nodes}"
