@@ -24,6 +24,7 @@ from data_pipeline.outage import Outage
 from data_pipeline.settings import StoreConfig
 from data_pipeline.shards import MANIFEST, Block, Manifest, Rows, parse_block, parse_manifest
 from data_pipeline.urls import file_system, is_url
+from data_pipeline.whole import beside
 
 T = TypeVar("T")
 
@@ -55,17 +56,17 @@ class ShardFolder:
         def parsed(content: bytes) -> tuple[Manifest, str]:
             return parse_manifest(content, place), xxhash.xxh3_64_hexdigest(content)
 
-        missing = (
-            f"shards: {self.folder} has no {MANIFEST}; give the shards/ folder of a finished "
-            "pregenerate run"
-        )
         try:
             if self.is_local:
                 return parsed(Path(place).read_bytes())
-            files = self._files  # a URL that can't be opened is no failure to wait for
-            return self._retried(lambda: parsed(files.cat_file(f"{self._inside}/{MANIFEST}")))
+            self._files, inside = file_system(self.folder)  # fails for good, and is not tried again
+            self._inside = inside.rstrip("/")
+            return self._retried(lambda: parsed(self._files.cat_file(f"{self._inside}/{MANIFEST}")))
         except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(missing) from None
+            raise ValueError(
+                f"shards: {self.folder} has no {MANIFEST}; give the shards/ folder of a finished "
+                "pregenerate run"
+            ) from None
         except PermissionError:
             raise ValueError(f"shards: {place} may not be read; {ALLOW}") from None
         except ValueError:
@@ -132,24 +133,9 @@ class ShardFolder:
 
     def sha256(self, shard: str) -> str:
         """The checksum of a whole shard file. Raises FileNotFoundError where it is missing."""
-        digest = hashlib.sha256()
         place = f"{self.folder}/{shard}"
         with open(place, "rb") if self.is_local else self._files.open(f"{self._inside}/{shard}") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        return digest.hexdigest()
-
-    @cached_property
-    def _opened(self):
-        return file_system(self.folder)
-
-    @property
-    def _files(self):
-        return self._opened[0]
-
-    @property
-    def _inside(self) -> str:
-        return self._opened[1].rstrip("/")
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @cached_property
     def _cache(self) -> BlockCache | None:
@@ -197,7 +183,7 @@ class BlockCache:
 
     def put(self, key: str, data: bytes) -> None:
         """Keep bytes under `key`."""
-        partial = self.folder / f"{key}.{os.getpid()}.{time.monotonic_ns()}.partial"
+        partial = beside(self.folder / key)
         self.folder.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
         os.replace(partial, self.folder / key)
