@@ -76,13 +76,13 @@ class Bucket:
     def _line(self, error: Exception) -> str:
         return f"{self.url}: {one_line(str(error))[:400]}"
 
-    def listed(self, under: str = "") -> dict[str, int]:
+    def listed(self) -> dict[str, int]:
         """Every file below, by its path from here, with its size."""
         from pyarrow.fs import FileSelector, FileType
 
         with self._told():
-            place = self._path(under) if under else self._root
-            found = self._files.get_file_info(FileSelector(place, recursive=True, allow_not_found=True))
+            everything = FileSelector(self._root, recursive=True, allow_not_found=True)
+            found = self._files.get_file_info(everything)
         names = {info.path.removeprefix(f"{self._root}/"): info for info in found}
         return {
             name: info.size for name, info in names.items() if info.type == FileType.File and _inside(name)
