@@ -49,11 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     readers = {options.only: READERS[options.only]} if options.only else READERS
     numbers = range(options.cases) if options.case is None else [options.case]
     with tempfile.TemporaryDirectory() as name:
-        made = make_all(Path(name), readers)
+        make_all(Path(name), readers)
         with bounded_memory():
             found = []
             for number in numbers:
-                found.append(outcome(Path(name), made, options.seed, number))
+                found.append(outcome(Path(name), readers, options.seed, number))
                 reader, what, told = found[-1]
                 if what == "failed" or options.case is not None:
                     print(f"case {number} ({reader}): {what}: {told}", file=sys.stderr)
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if figures["failed"] else 0
 
 
-def make_all(folder: Path, readers: dict[str, Reader]) -> dict[str, Reader]:
+def make_all(folder: Path, readers: dict[str, Reader]) -> None:
     """Write every reader's good files once, and read them: they are good."""
     for name, reader in readers.items():
         good = folder / name
@@ -88,7 +88,6 @@ def make_all(folder: Path, readers: dict[str, Reader]) -> dict[str, Reader]:
         reader.make(good)
         with contextlib.redirect_stderr(io.StringIO()):
             reader.read(good)
-    return readers
 
 
 def outcome(folder: Path, readers: dict[str, Reader], seed: int, number: int) -> tuple[str, str, str]:

@@ -79,7 +79,7 @@ def _gpus() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
 
 
-def versions(others: Iterable[str] = ()) -> dict[str, str]:
+def versions(others: Iterable[str]) -> dict[str, str]:
     """Versions of Python, of what computes and of `others`; packages not installed are left out."""
     found = {"python": platform.python_version()}
     for package in (*PACKAGES, *others):
@@ -144,7 +144,7 @@ def reference_folder(path: str, inside: str, file: str) -> Path:
     raise ValueError(f"--reference {path}: no {file} there; give a checkout or its folder {inside}")
 
 
-def import_reference(folder: Path, modules: Iterable[str], unused: Iterable[str] = ()) -> list[ModuleType]:
+def import_reference(folder: Path, modules: Iterable[str], unused: Iterable[str]) -> list[ModuleType]:
     """Import the original's modules as they lie in `folder`, which nothing edits.
 
     Args:

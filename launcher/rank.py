@@ -29,12 +29,8 @@ from launcher.settings import from_yaml
 LEASE = 100.0  # seconds: somewhat more than an NFS server keeps the lock of a node that has died
 # A disk that is full, over its quota, too large a file, read-only, or fails.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-NO_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "Cannot allocate memory",
-)  # torch's
+# torch's words.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "triton", "numpy")
 
 
