@@ -52,6 +52,7 @@ from distill.settings import (
     PretrainConfig,
     TaskDistillConfig,
     TextGcnConfig,
+    check_least,
 )
 from distill.student_checks import check_start, check_student, check_words, is_of_words
 from distill.task_checks import (
@@ -184,9 +185,7 @@ def check_text_gcn(config: TextGcnConfig) -> None:
     task = config.task
     if task.kind != "classification" or task.text_pair or task.more_dev:
         raise ValueError("task: textgcn takes single texts of one class each, and one dev file")
-    for name in ("hidden_size", "window", "least", "most", "epochs"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    check_least(config, ("hidden_size", "window", "least", "most", "epochs"))
     if not config.lr > 0 or not 0 <= config.dropout < 1:
         raise ValueError("textgcn: give lr above 0, and dropout from 0 to below 1")
     check_task(task, None, 1 << 20, 1)
@@ -198,18 +197,14 @@ def check_label(config: LabelConfig, processes: int) -> None:
         raise ValueError("teacher.outputs: the label job writes them; leave it out")
     if config.teacher.dropout:
         raise ValueError("teacher.dropout: outputs are computed without dropout; leave it out")
-    for name in ("batch_size", "rows_per_file"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    check_least(config, ("batch_size", "rows_per_file"))
     teacher = check_members(config.teacher, config.task)
     check_task(config.task, own_labels(teacher), positions(teacher), 1)
 
 
 def check_augment(config: AugmentConfig, processes: int) -> None:
     """Refuse an augmentation that can't work."""
-    for name in ("variants", "candidates", "batch_size", "examples_per_piece"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ValueError(f"{name}: {getattr(config, name)}; give 1 or more")
+    check_least(config, ("variants", "candidates", "batch_size", "examples_per_piece"))
     columns = [name for name in (config.text, config.text_pair, config.label, "origin") if name]
     if len(set(columns)) < len(columns):
         raise ValueError(f"columns: {', '.join(columns)}; give others (origin is the output's own)")
@@ -249,10 +244,9 @@ def check_evaluate(config: EvaluateConfig) -> None:
         raise ValueError("models: none given; set --models '{NAME: [FOLDER, ...]}'")
     if config.reference and config.reference not in config.models:
         raise ValueError(f"reference: {config.reference} is none of {', '.join(config.models)}")
+    check_latency_batches(config.latency_batches)
     check_submit(config)
-    for key in ("batch_size", "latency_repeats"):
-        if getattr(config, key) < 1:
-            raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
+    check_least(config, ("batch_size", "latency_repeats"))
     for name, paths in config.models.items():
         if not paths or Path(name).name != name:
             raise ValueError(f"models.{name}: give a plain name and one folder or more")
@@ -263,9 +257,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
 def check_export(config: ExportConfig) -> None:
     """Refuse a model that can't be exported."""
     refuse_missing("onnx", "onnxscript", "onnxruntime")
-    for key in ("batch_size", "latency_repeats"):
-        if getattr(config, key) < 1:
-            raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
+    check_least(config, ("batch_size", "latency_repeats"))
     if config.opset is not None and not 18 <= config.opset <= 20:
         raise ValueError(f"opset: {config.opset}; give 18 to 20")
     check_latency_batches(config.latency_batches)
@@ -314,9 +306,7 @@ def check_predict(config: PredictConfig) -> None:
             raise ValueError(
                 f"runtime: {config.model} has no {FILES[config.runtime]}; give the model/ of an export run"
             )
-    for key in ("batch_size", "window"):
-        if getattr(config, key) < 1:
-            raise ValueError(f"{key}: {getattr(config, key)}; give 1 or more")
+    check_least(config, ("batch_size", "window"))
     longest = positions(model)
     if config.max_length is not None and not 4 <= config.max_length <= longest:
         raise ValueError(f"max_length: {config.max_length}; the model takes 4 to {longest}")

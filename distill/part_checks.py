@@ -24,6 +24,7 @@ from distill.settings import (
     RecordConfig,
     StageConfig,
     TaskDistillConfig,
+    check_least,
 )
 from distill.student_checks import is_of_words
 from distill.trackers import check_trackers
@@ -148,8 +149,7 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
         )
     if stage.optimizer.name == "lamb" and engine.precision == "fp16":
         raise ValueError(f"{name}.optimizer: lamb does not run in fp16; give engine.precision bf16 or fp32")
-    if engine.skip_non_finite < 0:
-        raise ValueError(f"engine.skip_non_finite: {engine.skip_non_finite}; give 0 or more")
+    check_least(engine, ["skip_non_finite"], "engine.", least=0)
     if not 0 <= engine.patience <= LONGEST_PATIENCE:
         raise ValueError(f"engine.patience: {engine.patience}; give 1 to {LONGEST_PATIENCE}, or 0")
     micro_batch_size(stage.batch_size, engine, processes)
@@ -157,17 +157,14 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
 
 def check_schedule(name: str, schedule: ScheduleConfig) -> None:
     """Refuse a schedule that can't be."""
-    if schedule.cycles < 1:
-        raise ValueError(f"{name}.cycles: {schedule.cycles}; give 1 or more")
+    check_least(schedule, ["cycles"], f"{name}.")
     if not 0 <= schedule.warmup <= 1:
         raise ValueError(f"{name}.warmup: {schedule.warmup}; give a share, 0 to 1")
 
 
 def check_record(record: RecordConfig) -> None:
     """Refuse numbers of steps or checkpoints below 1, and trackers that are not installed."""
-    for name in ("log_every", "save_every", "keep"):
-        if getattr(record, name) < 1:
-            raise ValueError(f"record.{name}: {getattr(record, name)}; give 1 or more")
+    check_least(record, ("log_every", "save_every", "keep"), "record.")
     if record.profile < 0:
         raise ValueError(f"record.profile: {record.profile}; give a number of steps, 0 for none")
     check_trackers(record.trackers)

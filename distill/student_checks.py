@@ -12,11 +12,7 @@ from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
 from distill.custom import check_name, name_of
 from distill.model_facts import WORDS, has_weights, is_custom, model_config, of_words
-from distill.settings import (
-    EngineConfig,
-    StageConfig,
-    StudentConfig,
-)
+from distill.settings import EngineConfig, StageConfig, StudentConfig, check_least
 
 SHAPE = ("layers", "hidden_size", "heads", "intermediate_size")
 
@@ -50,9 +46,7 @@ def check_words(name: str, student: StudentConfig, stages: list[StageConfig], en
     words = student.words
     if words.vectors and words.corpus.files:
         raise ValueError(f"{name}.words: give vectors or corpus, not both")
-    for key in ("size", "least", "most"):
-        if getattr(words, key) < 1:
-            raise ValueError(f"{name}.words.{key}: {getattr(words, key)}; give 1 or more")
+    check_least(words, ("size", "least", "most"), f"{name}.words.")
     if words.vectors and not student.path:
         check_vectors(words.vectors)
     if words.corpus.files and not student.path:
@@ -100,9 +94,7 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
 
 
 def _check_shape(student: StudentConfig) -> None:
-    for name in SHAPE:
-        if getattr(student, name) < 1:
-            raise ValueError(f"student.{name}: {getattr(student, name)}; give 1 or more")
+    check_least(student, SHAPE, "student.")
     if student.hidden_size % student.heads:
         raise ValueError(
             f"student.heads: {student.heads} heads don't divide the width {student.hidden_size}; "

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.checks import check_task_distill
 from distill.part_checks import stages_of
-from distill.settings import TaskDistillConfig
+from distill.settings import TaskDistillConfig, check_least
 from distill.student_checks import unread
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.space import check_space, combinations, drawn, read_space, with_values
@@ -75,8 +75,7 @@ def check_search(config: TuneConfig) -> None:
                 raise ValueError(f"space.{key}: a range has no grid; give a list, or search: random")
     elif config.trials is None:
         raise ValueError(f"trials: none given; search: {config.search} needs a number")
-    if config.trials is not None and config.trials < 1:
-        raise ValueError(f"trials: {config.trials}; give 1 or more")
+    check_least(config, ["trials"])
 
 
 def check_population(config: TuneConfig) -> None:
@@ -131,8 +130,7 @@ def check_candidate(config: TaskDistillConfig, processes: int) -> None:
 def check_workers(workers: WorkersConfig) -> None:
     """Refuse numbers of workers that can't be."""
     for name, least in (("processes", 1), ("cpus", 1), ("gpus", 0), ("concurrent", 0), ("retries", -1)):
-        if getattr(workers, name) < least:
-            raise ValueError(f"workers.{name}: {getattr(workers, name)}; give {least} or more")
+        check_least(workers, [name], "workers.", least)
     if workers.processes > 1 and 0 < workers.gpus < 1:
         raise ValueError(
             f"workers.gpus: {workers.gpus}; the {workers.processes} processes of a trial need a whole one "
