@@ -26,8 +26,8 @@ from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Encoded, encode_dev, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.checks import check_export
-from distill.encoders import model_inputs
-from distill.export import TORCH, load, onnx_models, write_files
+from distill.encoders import load_classifier, model_inputs
+from distill.export import TORCH, onnx_models, write_files
 from distill.measure import dev_scores, predict
 from distill.model_facts import model_config, own_labels
 from distill.settings import ExportConfig
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "onnx").mkdir()
-        model = load(options.model)
+        model = load_classifier(options.model)
         write_files(model, Path(name), config)
         figures, samples = measure(
             {TORCH: model, **onnx_models(Path(name), model.config)}, config, options.rounds

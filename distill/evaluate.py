@@ -13,16 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from data_pipeline.model_folder import model_folder
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Encoded, encode_dev, encode_texts, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import write_whole
 from distill.charts import confusion_chart, standalone
 from distill.disagreements import answer_of, write_disagreements
-from distill.encoders import model_class
+from distill.encoders import load_classifier
 from distill.engine import start_processes
 from distill.measure import by_class, dev_scores, flops, latencies, parameter_count, predict
 from distill.model_facts import model_config, own_labels
@@ -34,18 +33,13 @@ NUMBERED = ("CoLA", "SST-2", "MRPC", "QQP", "WNLI")  # whose classes are numbers
 def run(config: EvaluateConfig, folder: Path) -> dict:
     """Measure every row; returns them as `rows`."""
     device = start_processes()
-    for each in config.classes:
-        model_class("classes", each)
     rows, timed, data, answers = [], {}, {}, {}
     for name, paths in config.models.items():
         scores = []
         for path in paths:
             labels = label_set(config.task, own_labels(model_config(path, name, config.classes)))
             dev = encode_dev(config.task, load_vocabulary(path), labels)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                model_folder(path), dtype=torch.float32
-            )
-            model = model.to(device).eval()
+            model = load_classifier(path, config.classes).to(device)
             logits = {split: predict(model, part, config.batch_size) for split, part in dev.items()}
             targets = {split: part.labels for split, part in dev.items()}
             scores.append(dev_scores(logits, targets, config.task))

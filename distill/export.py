@@ -17,15 +17,13 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from data_pipeline.model_folder import model_folder
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import encode_dev, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from data_pipeline.whole import write_whole
-from distill import nezha, word_students  # noqa: F401  (their model types become known)
-from distill.encoders import model_class, replace_folder
+from distill.encoders import load_classifier, replace_folder
 from distill.evaluate import add_latency, size, summarise
 from distill.measure import agreement, dev_scores, predict
 from distill.model_card import write_card
@@ -64,9 +62,7 @@ class OnnxModel:
 
 def run(config: ExportConfig, folder: Path) -> dict:
     """Write RUN/model; returns its files' sizes and, where there is a task, a row for each form of it."""
-    for each in config.classes:
-        model_class("classes", each)
-    model = load(config.model)
+    model = load_classifier(config.model, config.classes)
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "onnx").mkdir(parents=True)
@@ -92,13 +88,6 @@ def upload(folder: Path, name: str) -> None:
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by Distillery")
     except Exception as error:  # of the hub's answers, and of its network client
         raise ValueError(f"push_to_hub: {name} was not uploaded, {folder} is whole: {error}") from error
-
-
-def load(path: str) -> PreTrainedModel:
-    """A classifier on the CPU in fp32, in eval mode."""
-    return AutoModelForSequenceClassification.from_pretrained(
-        model_folder(path), dtype=torch.float32
-    ).eval()
 
 
 def write_files(model: PreTrainedModel, folder: Path, config: ExportConfig) -> float:

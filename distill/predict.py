@@ -74,22 +74,18 @@ def logits_of(forward: Forward, data: Encoded, batch_size: int) -> np.ndarray:
 
 def load(config: PredictConfig) -> Forward:
     """The model as a function of padded ids, mask and segments."""
-    folder = Path(model_folder(config.model))
     if config.runtime != "torch":
-        session = open_session(folder / FILES[config.runtime], usable_cores())
+        file = Path(model_folder(config.model)) / FILES[config.runtime]
+        session = open_session(file, usable_cores())
         return lambda padded: run_session(session, padded)
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    from distill.encoders import Batch, model_class, model_inputs
+    from distill.encoders import Batch, load_classifier, model_inputs
     from distill.products import speed_up_products
     from distill.read_places import reading
 
-    for each in config.classes:
-        model_class("classes", each)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    model = model.to(device).eval().requires_grad_(False)
+    model = load_classifier(config.model, config.classes).to(device).requires_grad_(False)
     speed_up_products(model)
 
     @torch.no_grad()

@@ -26,6 +26,7 @@ from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import encode_split, read_examples
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from distill import export, model_card, onnx_runtime
+from distill.encoders import load_classifier
 from distill.measure import agreement
 from distill.measure import predict as logits_of
 from distill.onnx_graph import program_difference
@@ -96,7 +97,7 @@ def test_the_labels_of_the_files_are_compared_with_the_models(run_folder, task):
     """Here by hand, from the files."""
     summary = json.loads((run_folder / "summary.json").read_text())
     path = run_folder / "model"
-    model = export.load(str(path))
+    model = load_classifier(str(path))
     dev = encode_split(task.dev, task, load_vocabulary(str(path)), LABELS)
     own = logits_of(model, dev).argmax(-1)
     shares = [
@@ -120,7 +121,7 @@ def spoil(folder: Path) -> None:
 
 
 def test_labels_that_int8_changes_are_told_in_one_line(run_folder, tmp_path, capsys):
-    model = export.load(str(run_folder / "model"))
+    model = load_classifier(str(run_folder / "model"))
     config = ExportConfig(str(run_folder / "model"))
     shutil.copytree(run_folder / "model" / "onnx", tmp_path / "onnx")
     spoil(tmp_path)
@@ -307,7 +308,7 @@ def test_a_program_of_torch_export_answers_as_the_model(tmp_path, tiny_tokenizer
     assert files == {"model.onnx", "model.pt2"}
     graph = onnx.load(tmp_path / "model" / "onnx" / "model.onnx")
     assert [entry.version for entry in graph.opset_import if not entry.domain] == [18]
-    model = export.load(str(tmp_path / "bert"))
+    model = load_classifier(str(tmp_path / "bert"))
     (tmp_path / "model" / "model.pt2").rename(tmp_path / "model.pt2")
     assert program_difference(model, tmp_path / "model.pt2", seed=1) < 1
     with torch.no_grad():
@@ -417,7 +418,7 @@ def test_a_graph_that_answers_otherwise_is_not_kept(run_folder, tmp_path, tiny_t
     monkeypatch.setattr(export, "write_graph", lambda model, file, opset: file.write_bytes(graph))
     (tmp_path / "onnx").mkdir()
     with pytest.raises(RuntimeError, match="differ from torch's"):
-        export.write_files(export.load(str(other)), tmp_path, ExportConfig(str(other)))
+        export.write_files(load_classifier(str(other)), tmp_path, ExportConfig(str(other)))
     assert not list((tmp_path / "onnx").iterdir())
 
 
@@ -611,7 +612,7 @@ def test_a_closed_pipe_and_an_interrupt_end_quietly(run_folder):
 
 def test_the_benchmark_lets_every_form_answer_the_same(run_folder, task):
     config = ExportConfig(str(run_folder / "model"), task)
-    model = export.load(config.model)
+    model = load_classifier(config.model)
     forms = {export.TORCH: model, **export.onnx_models(run_folder / "model", model.config)}
     figures, samples = benchmark.measure(forms, config, rounds=3)
     assert figures["torch_accuracy"] == figures["onnx_accuracy"]
