@@ -23,7 +23,7 @@ from distill.charts import confusion_chart, standalone
 from distill.disagreements import answer_of, write_disagreements
 from distill.encoders import load_classifier
 from distill.engine import start_processes
-from distill.measure import by_class, dev_scores, flops, latencies, parameter_count, predict
+from distill.measure import by_class, dev_scores, flops, latencies, predict, size
 from distill.model_facts import model_config, own_labels
 from distill.settings import EvaluateConfig
 
@@ -91,12 +91,6 @@ def summarise(scores: list[dict[str, float]], selection: str) -> dict:
         "seeds": len(values),
         "scores": scores,
     }
-
-
-def size(model: torch.nn.Module) -> dict:
-    """Parameters, and megabytes in fp32."""
-    count = parameter_count(model)
-    return {"parameters": count, "megabytes": round(count * 4 / 1e6, 1)}
 
 
 def add_latency(

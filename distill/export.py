@@ -24,8 +24,8 @@ from data_pipeline.tasks import encode_dev, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
 from data_pipeline.whole import write_whole
 from distill.encoders import load_classifier, replace_folder
-from distill.evaluate import add_latency, size, summarise
-from distill.measure import agreement, dev_scores, predict
+from distill.evaluate import add_latency, summarise
+from distill.measure import agreement, dev_scores, predict, size
 from distill.model_card import write_card
 from distill.model_facts import model_config, own_labels
 from distill.onnx_graph import (

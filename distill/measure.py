@@ -134,9 +134,10 @@ def _correlation(kind: Callable[..., Any], values: np.ndarray, labels: np.ndarra
     return found if math.isfinite(found) else 0.0
 
 
-def parameter_count(model: torch.nn.Module) -> int:
-    """Weights of a model, shared ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def size(model: torch.nn.Module) -> dict[str, Any]:
+    """Parameters of a model, shared ones counted once, and megabytes in fp32."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": count, "megabytes": round(count * 4 / 1e6, 1)}
 
 
 def by_class(logits: Tensor, targets: np.ndarray, labels: list[str]) -> dict[str, Any]:

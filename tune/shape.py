@@ -14,7 +14,7 @@ import xxhash
 from data_pipeline.tasks import encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import write_whole
-from distill.measure import flops, latencies, parameter_count
+from distill.measure import flops, latencies, size
 from distill.model_facts import model_config, own_labels
 from distill.settings import TaskDistillConfig
 from distill.student import build_student
@@ -57,10 +57,5 @@ def _measure(config: TaskDistillConfig, vocabulary: Path) -> dict[str, Any]:
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     dev = encode_split(task.dev, task, load_vocabulary(tokenizer), labels)
     times = latencies({"student": model}, {"student": dev}, REPEATS)["student"]
-    count = parameter_count(model)
-    return {
-        "parameters": count,
-        "megabytes": round(count * 4 / 1e6, 1),
-        "flops": flops(model, dev),
-        "latency_ms": round(statistics.median(times), 3),
-    }
+    latency = round(statistics.median(times), 3)
+    return {**size(model), "flops": flops(model, dev), "latency_ms": latency}

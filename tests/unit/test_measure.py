@@ -12,7 +12,7 @@ from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Encoded, encode_split
 from data_pipeline.vocabulary import load_vocabulary
 from distill.encoders import build_classifier, model_inputs, read_config
-from distill.measure import latencies, parameter_count, predict, task_metrics
+from distill.measure import latencies, predict, size, task_metrics
 from distill.sources import task_batch
 
 LABELS = np.random.default_rng(0).integers(0, 2, 50)
@@ -106,7 +106,7 @@ def test_segments_go_to_the_models_that_have_them(data, family, types):
 
 def test_shared_weights_count_once():
     layer = nn.Linear(3, 4)
-    assert parameter_count(nn.Sequential(layer, layer)) == 16
+    assert size(nn.Sequential(layer, layer))["parameters"] == 16
 
 
 @pytest.mark.parametrize("repeats", [1, 3, 20])
