@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ def run(config: FinetuneConfig, folder: Path) -> dict:
     own = kept_labels(task, model_config(config.model, "model")) if config.model else None
     labels = label_set(task, own)
     if config.shape:
-        model, tokenizer = build_student(config.shape, config.model, task, labels, folder, config.dropout)
+        student = replace(config.shape, dropout=config.dropout)
+        model, tokenizer = build_student(student, config.model, task, labels, folder)
     else:
         assert config.model is not None
         shape = with_dropout(read_config(config.model), config.dropout)

@@ -19,14 +19,7 @@ from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, build_tokenizer, known_words, write_vocabulary
 from distill.candidates import whole_entries
-from distill.encoders import (
-    build_classifier,
-    model_class,
-    read_config,
-    set_labels,
-    student_shape,
-    with_dropout,
-)
+from distill.encoders import build_classifier, model_class, read_config, set_labels, student_shape
 from distill.engine import barrier, rank
 from distill.inherit import inherit
 from distill.model_facts import model_config, of_words
@@ -37,12 +30,7 @@ LENGTH = 5.0  # of a mean vector that is not from a file; what GloVe's have
 
 
 def build_student(
-    config: StudentConfig,
-    base: str | None,
-    task: TaskConfig,
-    labels: list[str],
-    folder: Path,
-    dropout: float | None = None,
+    config: StudentConfig, base: str | None, task: TaskConfig, labels: list[str], folder: Path
 ) -> tuple[PreTrainedModel, str]:
     """The model in fp32, and the folder of its tokenizer.
 
@@ -53,7 +41,6 @@ def build_student(
         task: The data; word-level students take their words from its training file.
         labels: The labels in output order; none for regression.
         folder: The run folder: a new vocabulary is written into it.
-        dropout: Of a transformer, instead of the configuration's.
     """
     if config.cls:
         source = config.path or base
@@ -63,14 +50,19 @@ def build_student(
         source = base or config.path
         assert source is not None
         shape = student_shape(config, read_config(source))
-        if dropout is not None:
-            shape = with_dropout(shape, dropout)
         model = build_classifier(config.path, shape, labels, task.kind)
         if config.start == "teacher":
             inherit(model.base_model, source)
         return model, config.path or source
     vocabulary = folder / "vocabulary"
-    vectors_file = folder / "vocabulary" / "vectors.npy"
+    return _of_words(config, base, task, labels, vocabulary), str(vocabulary)
+
+
+def _of_words(
+    config: StudentConfig, base: str | None, task: TaskConfig, labels: list[str], vocabulary: Path
+) -> PreTrainedModel:
+    """A student of words with a vocabulary of its own, written beside its vectors. Every rank calls."""
+    vectors_file = vocabulary / "vectors.npy"
     if rank() == 0 and not vectors_file.is_file():
         with torch.random.fork_rng(devices=[]):  # a resumed run finds them made
             tokenizer, vectors = _words(config.words, base, task)
@@ -93,7 +85,7 @@ def build_student(
     model.freeze()
     with torch.no_grad():
         model.embeddings.weight.copy_(torch.from_numpy(vectors))
-    return model, str(vocabulary)
+    return model
 
 
 def _own(config: StudentConfig, source: str, labels: list[str], kind: str) -> PreTrainedModel:
