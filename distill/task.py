@@ -10,8 +10,7 @@ first (RUN/outputs), or taken from a label run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,6 @@ from transformers import PreTrainedModel
 
 from data_pipeline.tasks import Encoded, encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
-from distill.attention import Collector
 from distill.custom import load
 from distill.encoders import StoredTeacher, Teacher, listen, read_config, saved_projections
 from distill.engine import rank, start_processes, world_size
@@ -55,14 +53,8 @@ def run(config: TaskDistillConfig, folder: Path, on_measure: OnMeasure | None = 
     dev = encode_dev(task, vocabulary, labels)
     teacher, train, scores = _teacher(config, folder, device, train, dev)
     gate(scores, task, labels, teacher.precision)
-
-    def measure(model: PreTrainedModel) -> dict[str, float]:
-        return measure_dev(model, dev, task)
-
-    stages = _Stages(config, folder, teacher, student, tokenizer, train, measure, on_measure)
-    steps = 0
-    for name, stage in stages_of(config).items():
-        steps += stages.run(name, stage)
+    stages = _Stages(config, folder, teacher, student, tokenizer, train, dev, on_measure)
+    steps = sum(stages.run(name, stage) for name, stage in stages_of(config).items())
     return {
         "steps": steps,
         "best": stages.best,
@@ -92,25 +84,22 @@ def _teacher(
     return StoredTeacher(live), replace(train, teacher=found["train"].read()), scores
 
 
+@dataclass
 class _Stages:
     """Runs the stages one after another on the same student."""
 
-    def __init__(
-        self,
-        config: TaskDistillConfig,
-        folder: Path,
-        teacher: Teacher | StoredTeacher,
-        student: PreTrainedModel,
-        tokenizer: str,
-        train: Encoded,
-        measure: Callable[[PreTrainedModel], dict[str, float]],
-        on_measure: OnMeasure | None,
-    ):
-        self.config, self.folder, self.teacher, self.train = config, folder, teacher, train
-        self.student, self.tokenizer, self.measure = student, tokenizer, measure
-        self.on_measure = on_measure
-        self.collector: Collector = listen(student)
-        self.projections = saved_projections(config.student.path)
+    config: TaskDistillConfig
+    folder: Path
+    teacher: Teacher | StoredTeacher
+    student: PreTrainedModel
+    tokenizer: str
+    train: Encoded
+    dev: dict[str, Encoded]
+    on_measure: OnMeasure | None
+
+    def __post_init__(self) -> None:
+        self.collector = listen(self.student)
+        self.projections = saved_projections(self.config.student.path)
         self.best: dict[str, float] = {}
         self.random = torch.get_rng_state()
 
@@ -147,7 +136,7 @@ class _Stages:
             record=config.record,
             seed=config.seed,
             folder=self.folder,
-            evaluate=(lambda: self.measure(self.student)) if answers else None,
+            evaluate=(lambda: measure_dev(self.student, self.dev, config.task)) if answers else None,
             on_best=save,
             best_folder=target,
             selection=config.task.selection,
