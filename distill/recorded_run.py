@@ -43,7 +43,7 @@ def read_run(path: Path, name: str, with_parts: bool = True) -> RecordedRun:
     """A run folder and the runs inside it."""
     files = [path / n for n in ("summary.json", "metrics.jsonl", "config.yaml", "command.txt")]
     date = max((f.stat().st_mtime for f in files if f.is_file()), default=path.stat().st_mtime)
-    summary = _read_json(path / "summary.json")
+    summary = read_json(path / "summary.json")
     metrics, notes = read_metrics(path / "metrics.jsonl")
     return RecordedRun(
         name=name,
@@ -51,10 +51,10 @@ def read_run(path: Path, name: str, with_parts: bool = True) -> RecordedRun:
         metrics=metrics,
         config=_read_text(path / "config.yaml"),
         command=_read_text(path / "command.txt").strip(),
-        versions=_read_json(path / "versions.json") or {},
+        versions=read_json(path / "versions.json") or {},
         written=_finished(summary or {}, datetime.fromtimestamp(date, UTC)),
         notes=notes,
-        disagreements=_read_json(path / "disagreements.json") or {},
+        disagreements=read_json(path / "disagreements.json") or {},
         spent=spent(path),
         parts=[read_run(p, p.name, False) for p in parts_of(path)] if with_parts else [],
     )
@@ -97,7 +97,8 @@ def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _read_json(path: Path) -> Row | None:
+def read_json(path: Path) -> Row | None:
+    """An object in a file of its own; None where there is no file."""
     if not path.is_file():
         return None
     value = _object(_read_text(path))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.whole import write_whole
-from tune.result import metric_lines
+from distill.recorded_run import read_metrics
 
 CHANGE = "changed.json"  # the record's line of the change, in the trial's folder once it is done
 WAIT = 10.0  # seconds for a donor's checkpoint of what it was last measured with
@@ -84,7 +84,7 @@ def _lay_out(run: Path, place: Path) -> bool:
     except OSError:
         return False
     steps = {stage: int(path.name.removeprefix("step-")) for stage, path in newest.items()}
-    rows = metric_lines(place / "metrics.jsonl")
+    rows, _ = read_metrics(place / "metrics.jsonl")
     return all(row["step"] <= steps.get(row["stage"], 0) for row in rows if row["split"] == "dev")
 
 

@@ -5,7 +5,6 @@ Read from RUN/trials.jsonl and the trials' own folders alone. Imports no torch a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import StatisticsError, correlation
@@ -14,6 +13,7 @@ from typing import Any
 from data_pipeline.whole import write_whole
 from distill.charts import front
 from distill.legs import spent
+from distill.recorded_run import read_metrics
 from tune.record import Record, Trial
 from tune.settings import TuneConfig, WorkersConfig
 
@@ -155,7 +155,7 @@ def _told(trial: Trial, cost: dict[str, Any]) -> dict[str, Any]:
 def _cost(run: Path, workers: WorkersConfig) -> dict[str, Any]:
     """What a trial took: training steps, seconds, and its processes' hours."""
     steps: dict[str, int] = {}
-    for row in metric_lines(run / "metrics.jsonl"):
+    for row in read_metrics(run / "metrics.jsonl")[0]:
         steps[row["stage"]] = max(row["step"], steps.get(row["stage"], 0))
     seconds = spent(run).get("wall_s", 0.0)
     hours = seconds * workers.processes / 3600
@@ -165,15 +165,3 @@ def _cost(run: Path, workers: WorkersConfig) -> dict[str, Any]:
         "cpu_hours": round(hours * workers.cpus, 4),
         "gpu_hours": round(hours * workers.gpus, 4),
     }
-
-
-def metric_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, without a half-written last one."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def read_summary(run: Path) -> dict[str, Any] | None:
-    """A run's summary; None where it has not finished."""
-    path = run / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

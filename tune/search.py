@@ -29,13 +29,14 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from distill.preemption import Stopped
+from distill.recorded_run import read_json
 from distill.settings import LabelConfig, TaskDistillConfig
 from tune.checks import check_candidate, over_budget
 from tune.handover import last_change, offer
 from tune.population import check_room, replaced_by
 from tune.proposals import proposals
 from tune.record import ENDED, Record, Trial
-from tune.result import read_summary, result
+from tune.result import result
 from tune.settings import EDGE, SchedulerConfig, TuneConfig
 from tune.space import Values, fingerprint, with_values
 from tune.trial import CHANGES, SHARE, WAITS, Jobs, each, train_in, trial
@@ -253,7 +254,8 @@ class Candidates(Searcher):
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)
         run = self.record.run(trial)
-        if summary := read_summary(run):  # one that was stopped, or failed, may be resumed by hand
+        if summary := read_json(run / "summary.json"):
+            # One that was stopped, or failed, may be resumed by hand.
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
             self._end(trial, "finished", score=summary["best"][self.score])
         elif error:

@@ -17,10 +17,10 @@ from ray.train._internal.session import get_session
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from data_pipeline.whole import write_whole
+from distill.recorded_run import read_json
 from distill.run_folder import held
 from distill.settings import TaskDistillConfig
 from tune.handover import close, last_change, take_over
-from tune.result import read_summary
 from tune.settings import WorkersConfig
 from tune.space import with_values
 from tune.workers import Rank, line, reserved, train
@@ -68,7 +68,7 @@ def trial(
     except Exception as error:
         write_whole(run / "error.txt", f"{traceback.format_exc()}\n{line(error)}\n")
         raise
-    if (summary := read_summary(run)) and told:
+    if (summary := read_json(run / "summary.json")) and told:
         ray.tune.report({SHARE: 1.0, CHANGES: changes, **summary["best"]})
 
 
