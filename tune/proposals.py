@@ -7,26 +7,25 @@ Optuna is told again what the earlier candidates scored.
 from __future__ import annotations
 
 import random
-from typing import Any, Protocol
+from typing import Any
 
 from tune.record import Trial
 from tune.settings import TuneConfig
 from tune.space import Domain, Values, combinations, drawn, read_space, varies
 
 
-class Proposals(Protocol):
+class Proposals:
     """Where candidates come from."""
 
     def ask(self, number: int) -> Values | None:
         """Candidate `number`, from 0 on; None where there are no more."""
-        ...
+        raise NotImplementedError
 
     def tell(self, trial: Trial) -> None:
-        """A candidate has ended."""
-        ...
+        """A candidate has ended, of which Optuna alone takes note."""
 
 
-class Grid:
+class Grid(Proposals):
     """Every combination.
 
     Where trials are stopped early, in an order drawn from the seed: a trial is compared with those before
@@ -41,11 +40,8 @@ class Grid:
     def ask(self, number: int) -> Values | None:
         return self.candidates[number] if number < len(self.candidates) else None
 
-    def tell(self, trial: Trial) -> None:
-        pass
 
-
-class Draws:
+class Draws(Proposals):
     """Random ones."""
 
     def __init__(self, config: TuneConfig):
@@ -54,11 +50,8 @@ class Draws:
     def ask(self, number: int) -> Values:
         return drawn(self.domains, self.config.base, self.config.seed, number)
 
-    def tell(self, trial: Trial) -> None:
-        pass
 
-
-class Optuna:
+class Optuna(Proposals):
     """A tree-structured Parzen estimator, or NSGA-II where a cost is made small too.
 
     Of a trial that was stopped early the last score counts; one that failed or was refused does not count.
