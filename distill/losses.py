@@ -133,19 +133,14 @@ def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Te
     return _SoftTargets.apply(student, teacher.detach(), temperature)
 
 
-def regression_loss(student: Tensor, target: Tensor) -> Tensor:
-    """Squared error of one number a row, summed. Both (batch,)."""
-    return (student.float() - target.float()).square().sum()
-
-
 def label_loss(student: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits (batch, classes) with class indices (batch,), summed."""
     return functional.cross_entropy(student.float(), labels, reduction="sum")
 
 
-def logit_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error of logits (batch, outputs), summed (Ba and Caruana 2014; Tang et al. 2019, eq. 6)."""
-    return (student.float() - teacher.float()).square().sum()
+def squared_error(student: Tensor, target: Tensor) -> Tensor:
+    """Squared error of logits (Ba and Caruana 2014; Tang et al. 2019, eq. 6) or of a regression, summed."""
+    return (student.float() - target.float()).square().sum()
 
 
 def soft_multi_label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

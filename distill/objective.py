@@ -21,11 +21,10 @@ from distill.layer_map import LayerMap
 from distill.losses import (
     attention_score_loss,
     label_loss,
-    logit_error,
     multi_label_loss,
-    regression_loss,
     soft_multi_label_loss,
     soft_target_loss,
+    squared_error,
 )
 from distill.projection import HiddenProjection
 from distill.relations import relation_loss
@@ -144,26 +143,7 @@ class Objective(nn.Module):
             terms["relation"] = self._relation(own, signal, batch) / counts[1]
         if self.config.hidden:
             terms["hidden"] = self._hidden(own, signal, batch) / counts[1]
-        if self.config.logits:
-            assert own.logits is not None
-            assert signal.logits is not None
-            # Of masked tokens, of which short rows may have none, or of rows.
-            rows = counts[0] if batch.masked is None else counts[3].clamp(min=1)
-            terms["logits"] = self._logits(own.logits, signal.logits) / rows
-        if self.config.logits_mse:
-            assert own.logits is not None
-            assert signal.logits is not None
-            terms["logits_mse"] = logit_error(own.logits, signal.logits) / counts[0]
-        if self.config.labels:
-            assert own.logits is not None
-            assert batch.labels is not None
-            terms["labels"] = self._labels(own.logits, batch.labels) / counts[0]
-        if self.config.mlm:
-            assert own.logits is not None
-            assert batch.labels is not None
-            terms["mlm"] = label_loss(own.logits, batch.labels) / counts[3].clamp(
-                min=1
-            )  # of short rows none
+        terms |= self._answers(own.logits, signal.logits, batch, counts)
         weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
         for (name, term), weight in zip(self.custom.items(), self.config.custom.values(), strict=True):
             weighted[name] = weight * _custom(name, term, own, signal, batch) / counts[0]
@@ -207,9 +187,31 @@ class Objective(nn.Module):
             total = total + projection(own.hidden[student], signal.hidden[teacher], mask)
         return total
 
+    def _answers(
+        self, own: Tensor | None, teacher: Tensor | None, batch: Batch, counts: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms of the student's logits, beside the teacher's and the labels."""
+        terms, config, masked = {}, self.config, counts[3].clamp(min=1)  # short rows may have none
+        if config.logits or config.logits_mse:
+            assert own is not None
+            assert teacher is not None
+            if config.logits:
+                rows = counts[0] if batch.masked is None else masked
+                terms["logits"] = self._logits(own, teacher) / rows
+            if config.logits_mse:
+                terms["logits_mse"] = squared_error(own, teacher) / counts[0]
+        if config.labels or config.mlm:
+            assert own is not None
+            assert batch.labels is not None
+            if config.labels:
+                terms["labels"] = self._labels(own, batch.labels) / counts[0]
+            if config.mlm:
+                terms["mlm"] = label_loss(own, batch.labels) / masked
+        return terms
+
     def _logits(self, own: Tensor, teacher: Tensor) -> Tensor:
         if own.shape[-1] == 1:
-            return regression_loss(own[:, 0], teacher[:, 0])
+            return squared_error(own, teacher)
         if self.student.config.problem_type == "multi_label_classification":
             return soft_multi_label_loss(own, teacher, self.config.temperature)
         return soft_target_loss(own, teacher, self.config.temperature)
@@ -218,5 +220,5 @@ class Objective(nn.Module):
         if labels.dim() == 2:
             return multi_label_loss(own, labels)
         if own.shape[-1] == 1:
-            return regression_loss(own[:, 0], labels)
+            return squared_error(own[:, 0], labels)
         return label_loss(own, labels)

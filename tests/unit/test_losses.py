@@ -12,8 +12,8 @@ from distill.attention import Heads
 from distill.losses import (
     attention_score_loss,
     label_loss,
-    regression_loss,
     soft_target_loss,
+    squared_error,
 )
 
 # (length, student's head size, teacher's): both sides of length = the sum of the head sizes
@@ -219,6 +219,6 @@ def test_label_loss_is_the_sum_of_surprises():
     torch.testing.assert_close(label_loss(logits, labels), expected.float())
 
 
-def test_regression_loss_is_the_sum_of_squared_errors():
+def test_squared_error_is_the_sum_over_all():
     values, targets = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, -2.0, 1.0])
-    assert regression_loss(values, targets) == 1.25
+    assert squared_error(values, targets) == 1.25
