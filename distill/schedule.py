@@ -25,7 +25,7 @@ class ScheduleConfig:
 
 def factor(config: ScheduleConfig, step: int, total: int) -> float:
     """The rate's factor at `step` of `total`, from 0 to 1. With warm-up, step 0 has rate 0."""
-    progress = step / max(1, total)
+    progress = step / total
     if config.name == "cyclic":
         triangle = 1 - abs(2 * (progress * config.cycles % 1) - 1)
         return 0.01 + 0.99 * triangle
@@ -33,7 +33,7 @@ def factor(config: ScheduleConfig, step: int, total: int) -> float:
         return progress / config.warmup
     if config.name == "constant":
         return 1.0
-    if config.name == "linear":  # to 0 at the end, as a share of what follows the warm-up
-        return max(0.0, (1 - progress) / (1 - config.warmup)) if config.warmup < 1 else 0.0
-    rest = (progress - config.warmup) / max(1e-9, 1 - config.warmup)
-    return 0.5 * (1 + math.cos(math.pi * rest))
+    rest = max(1e-9, 1 - config.warmup)  # what follows the warm-up
+    if config.name == "linear":
+        return (1 - progress) / rest
+    return 0.5 * (1 + math.cos(math.pi * ((progress - config.warmup) / rest)))

@@ -88,11 +88,6 @@ class TaskSource:
     width: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.data) < self.batch_size:
-            raise ValueError(
-                f"batch_size: {self.batch_size} is more than the {len(self.data)} training "
-                "examples; give a smaller one"
-            )
         self.steps_per_epoch = len(self.data) // self.batch_size
         self.identity = self.data.identity
         self._steps = lru_cache(maxsize=1)(self._epoch_steps)

@@ -163,8 +163,3 @@ def test_a_task_batch_can_keep_a_width():
     wide = TaskSource(data, 8, 2, seed=3, rank=1, world=2, width=16).micro_batches(1)
     assert {batch.ids.shape for batch in wide} == {(2, 16)}
     assert rows_of(wide) == rows_of(task_source(data, 8, 2, 1, 2).micro_batches(1))
-
-
-def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ValueError, match="9 is more than the 8 training examples"):
-        task_source(some_task(8), 9, 9)
