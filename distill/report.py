@@ -43,18 +43,16 @@ STAGES = ("pretrain", "finetune", "general", "intermediate", "prediction")
 SPEEDS = {"lr", "sequences_per_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_mb"}
 NOT_A_METRIC = {"stage", "split", "step", "epoch", "time", "rows_digest", *SPEEDS}
 
-
-COSTS = {
+COSTS = {  # what is said where the table has any of these columns
     ("speed", "mfu"): "Sequences/s and MFU are medians over the logged training steps.",
-    (
-        "mfu",
-    ): "MFU (model FLOPs utilisation) is the share that teacher and student take of the matrix products "
-    "per second that the machine reached when the stage began.",
+    ("mfu",): (
+        "MFU (model FLOPs utilisation) is the share that teacher and student take of the matrix products "
+        "per second that the machine reached when the stage began."
+    ),
     ("memory",): "Peak MB is the GPU's memory, without one the first process's.",
-    (
-        "cpu_wh",
-        "gpu_wh",
-    ): "Energy is that of the first node's whole CPU packages and GPUs, other programs included.",
+    ("cpu_wh", "gpu_wh"): (
+        "Energy is that of the first node's whole CPU packages and GPUs, other programs included."
+    ),
 }
 
 
@@ -423,10 +421,10 @@ def render(runs: list[RecordedRun]) -> str:
         _classes(runs),
         _disagreements(folders),
         _notes(folders),
+        _stages(folders),
+        _cost(folders),
+        _reproduce(folders),
     ]
-    body.append(_stages(folders))
-    body.append(_cost(folders))
-    body.append(_reproduce(folders))
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

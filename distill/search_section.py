@@ -4,6 +4,7 @@ Reads `search` of a run's summary.json, as the job `tune` writes it. Pure functi
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -36,7 +37,8 @@ def search_section(search: Row, run: str = "") -> str:
     scores = [value for value in (number_of(trial.get("score")) for trial in trials) if value is not None]
     factor = percent_factor(metric, scores)
     rows = [{**trial, "score": _times(trial.get("score"), factor)} for trial in trials]
-    said = ", ".join(f"{sum(row.get('status') == s for row in rows)} {s}" for s in _statuses(rows))
+    counts = Counter(str(row.get("status")) for row in rows)
+    said = ", ".join(f"{number} {status}" for status, number in counts.items())
     best = f"The best: <b>{escape(str(search.get('best')))}</b> ({escape(metric)} on dev)."
     front = front_chart(rows, search.get("front") or [], against, metric)
     whose = f": {run}" if run else ""
@@ -46,10 +48,6 @@ def search_section(search: Row, run: str = "") -> str:
         f'<div class="charts">{front}</div>{parallel_chart(rows, metric)}{_table(rows, metric)}'
         f"{_rank_table(ranked, any(row.get('status') == 'stopped' for row in rows), whose)}</section>"
     )
-
-
-def _statuses(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(str(row.get("status")) for row in rows))
 
 
 def _times(value: Any, factor: float) -> float | None:
