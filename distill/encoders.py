@@ -120,11 +120,7 @@ def run_encoder(
     logits = getattr(output, "logits", None)
     if batch.masked is not None and logits is not None:
         logits = logits[0]
-    return Signal(
-        logits,
-        {layer: output.hidden_states[layer] for layer in hidden},
-        layers,
-    )
+    return Signal(logits, {layer: output.hidden_states[layer] for layer in hidden}, layers)
 
 
 def listen(model: PreTrainedModel) -> Collector:

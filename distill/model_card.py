@@ -58,7 +58,7 @@ def write_card(config: ExportConfig, model: PretrainedConfig, rows: list[dict[st
         pipeline_tag=TASK,
         tags=["onnx", "knowledge-distillation" if teacher else TASK],
         model_name=name,
-        eval_results=_results(config, rows) or None,
+        eval_results=_results(config, rows) if rows else None,
     )
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(said) + "\n"
 
@@ -103,8 +103,6 @@ def _task_name(config: ExportConfig) -> str:
 
 def _results(config: ExportConfig, rows: list[dict[str, Any]]) -> list[EvalResult]:
     """The first row's figures as the hub's metadata has them."""
-    if not rows:
-        return []
     name = _task_name(config)
     return [
         EvalResult(

@@ -12,7 +12,7 @@ from torch import nn
 from distill.fused import apex
 from distill.settings import OptimizerConfig
 
-NO_DECAY = ("LayerNorm.weight", "layernorm.weight", "layer_norm.weight", "norm.weight")
+NO_DECAY = ("LayerNorm.weight", "norm.weight")
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@ def reading(model: PreTrainedModel, places: Tensor | None, hidden: bool = False)
             (1, places, ...). None: what the model's own head reads.
         hidden: The hidden states of every token are wanted too.
     """
-    unknown = places is None and not _reads_first(model)  # it may be no encoder at all: an exported file
+    # What reads something else than the first token may be no encoder at all: an exported file.
+    unknown = places is None and not is_part(model, "ForSequenceClassification")
     end = None if hidden or unknown else _end(model)
     if places is None and end is None:
         yield
@@ -59,10 +60,6 @@ def _end(model: PreTrainedModel) -> nn.Module | None:
     if not is_part(body, "Model") or body.config.chunk_size_feed_forward:
         return None
     return body.encoder.layer[-1].attention.output
-
-
-def _reads_first(model: PreTrainedModel) -> bool:
-    return is_part(model, "ForSequenceClassification")
 
 
 def is_part(module: nn.Module, part: str) -> bool:

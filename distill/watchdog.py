@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-EXIT_CODE = 1
 LOOKS = 4  # intervals without a beat after which a rank is silent
 SILENCE = 45.0  # seconds without an answer after which the store is unreachable
 
@@ -151,6 +150,6 @@ def end_process(stage: str, folder: Path) -> Callable[[str], None]:
             print(f"distillery: error: {line}", file=sys.stderr, flush=True)
             with suppress(OSError):
                 (folder / "error.txt").write_text(line + "\n", encoding="utf-8")
-        os._exit(EXIT_CODE)
+        os._exit(1)
 
     return end

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
@@ -208,11 +209,7 @@ class WholeState:
         for name in ("loss_scale_config", "loss_scaler"):
             if hasattr(self.optimizer, name):
                 return getattr(self.optimizer, name)
-        return _NoScale()
-
-
-class _NoScale:
-    pass
+        return SimpleNamespace()
 
 
 def _pieces(flat: Tensor, like: list[nn.Parameter]) -> list[Tensor]:
