@@ -53,11 +53,10 @@ class Collector:
         """Whether the layer that runs next is wanted."""
         return self.passed + 1 in self.wanted
 
-    def take(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+    def take(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
         """One more layer has run."""
         self.passed += 1
         if self.passed in self.wanted:
-            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
             shared = query.shape[1] // key.shape[1]  # heads that attend to the same keys, as in Llama
             if shared > 1:
                 key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
@@ -72,19 +71,18 @@ def _capturing_sdpa(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    size = query.shape[-1]
+    if kwargs.get("scaling") is None:
+        kwargs["scaling"] = size**-0.5
     collector = getattr(module, "distillery_collector", None)
     if collector is not None and collector.wanted:
-        collector.take(query, key, value, kwargs.get("scaling"))
-    size = query.shape[-1]
+        collector.take(query, key, value, kwargs["scaling"])
     if _fits_one_pass(module, query, attention_mask) and not kwargs.get("dropout"):
         rows = (part.transpose(1, 2).flatten(2).contiguous() for part in (query, key, value))
         keys = None if attention_mask is None else attention_mask[:, 0, 0].contiguous()
-        scaling = kwargs.get("scaling")
-        output = attend(*rows, keys, size**-0.5 if scaling is None else scaling, query.shape[1])
+        output = attend(*rows, keys, kwargs["scaling"], query.shape[1])
         return output.unflatten(-1, (-1, size)), None
     if _is_slow(query):
-        if kwargs.get("scaling") is None:
-            kwargs["scaling"] = size**-0.5
         query, key, value = (pad(part, (0, -size % MULTIPLE)) for part in (query, key, value))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output[..., :size], None
