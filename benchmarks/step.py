@@ -326,7 +326,6 @@ def _general_config(settings: Settings, teacher: Path) -> GeneralConfig:
 
 
 def _objective(config: GeneralConfig) -> Objective:
-    from distill.attention import install
     from distill.encoders import build_backbone, read_config
     from distill.layer_map import layer_map
     from distill.objective import Objective
@@ -335,7 +334,7 @@ def _objective(config: GeneralConfig) -> Objective:
     teacher = read_config(config.teacher.path)
     spec = config.stage.objective.layer_map
     layers = layer_map(spec, config.student.layers, teacher.num_hidden_layers)
-    return Objective(student, install(student), config.stage.objective, layers, teacher.hidden_size)
+    return Objective(student, config.stage.objective, layers, teacher.hidden_size)
 
 
 def begin() -> torch.device:

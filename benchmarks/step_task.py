@@ -162,7 +162,6 @@ def _padded(data: Encoded, step: int, batch: int) -> tuple[Any, Any, Any]:
 # ------------------------------------------------------------------------------------------- ours
 def ours(settings: Settings, stage: str, folder: Path) -> Iterator[None]:
     """Turns of our trainer, made of what `distillery task` is made of, by its defaults."""
-    from distill.attention import install
     from distill.encoders import Teacher, build_classifier, read_config, student_shape
     from distill.layer_map import layer_map
     from distill.objective import Objective
@@ -185,7 +184,7 @@ def ours(settings: Settings, stage: str, folder: Path) -> Iterator[None]:
     layers = layer_map(objective_config.layer_map, config.student.layers, base.num_hidden_layers)
     trainer = Trainer(
         name=stage,
-        objective=Objective(student, install(student), objective_config, layers, base.hidden_size),
+        objective=Objective(student, objective_config, layers, base.hidden_size),
         teacher=Teacher(config.teacher, device),
         source=TaskSource(examples(settings), settings.batch, settings.batch, config.seed),
         stage=settings_of_stage,

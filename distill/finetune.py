@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.tasks import encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
-from distill.encoders import build_classifier, listen, read_config, with_dropout
+from distill.encoders import build_classifier, read_config, with_dropout
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student
 from distill.measure import measure_dev
@@ -43,7 +43,7 @@ def run(config: FinetuneConfig, folder: Path) -> dict:
     micro = micro_batch_size(stage.batch_size, config.engine, world_size())
     trainer = Trainer(
         name="finetune",
-        objective=Objective(model, listen(model), stage.objective, [], 0),
+        objective=Objective(model, stage.objective, [], 0),
         teacher=None,
         source=TaskSource(train, stage.batch_size, micro, config.seed, rank(), world_size()),
         stage=stage,

@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from data_pipeline.masking import DynamicMasking
 from data_pipeline.stream import CorpusReader, Damage
 from data_pipeline.vocabulary import load_vocabulary
-from distill.attention import install
 from distill.encoders import Teacher, build_backbone, read_config, save_model, saved_projections
 from distill.engine import barrier, rank, start_processes, world_size
 from distill.layer_map import layer_map
@@ -38,7 +37,7 @@ def run(config: GeneralConfig, folder: Path) -> dict:
         student.config.num_hidden_layers,
         teacher_config.num_hidden_layers,
     )
-    objective = Objective(student, install(student), stage.objective, layers, teacher_config.hidden_size)
+    objective = Objective(student, stage.objective, layers, teacher_config.hidden_size)
     start_projections(objective, saved_projections(config.student.path))
     damage = DamageRecord(folder)
     reader = corpus_reader(config, damage)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.attention import Collector
 from distill.custom import load, name_of
-from distill.encoders import Batch, Signal, run_encoder
+from distill.encoders import Batch, Signal, listen, run_encoder
 from distill.layer_map import LayerMap
 from distill.losses import (
     attention_score_loss,
@@ -76,23 +75,17 @@ class Objective(nn.Module):
 
     Args:
         student: A Hugging Face encoder, bare or with a classifier.
-        collector: What the student reports its queries and keys to.
         config: Weights and kinds of the terms.
         layers: The layer map.
         teacher_width: Width of the teacher's hidden states, for the projections.
     """
 
     def __init__(
-        self,
-        student: PreTrainedModel,
-        collector: Collector,
-        config: ObjectiveConfig,
-        layers: LayerMap,
-        teacher_width: int,
+        self, student: PreTrainedModel, config: ObjectiveConfig, layers: LayerMap, teacher_width: int
     ):
         super().__init__()
         self.student = student
-        self.collector = collector
+        self.collector = listen(student)
         self.config = config
         self.layers = layers
         self.teacher_width = teacher_width

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from data_pipeline.masking import DynamicMasking
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import load_vocabulary
-from distill.encoders import build_backbone, listen, read_config, with_dropout
+from distill.encoders import build_backbone, read_config, with_dropout
 from distill.engine import start_processes, world_size
 from distill.general import DamageRecord, corpus_reader, train_over_corpus
 from distill.model_facts import has_weights
@@ -32,7 +32,7 @@ def run(config: PretrainConfig, folder: Path) -> dict:
     masking = DynamicMasking(config.masking, load_vocabulary(config.model), config.seed)
     trainer = Trainer(
         name="pretrain",
-        objective=Objective(model, listen(model), config.stage.objective, [], 0),
+        objective=Objective(model, config.stage.objective, [], 0),
         teacher=None,
         source=MaskedSource(CorpusSource(reader, micro, config.pad_to_longest), masking),
         stage=config.stage,

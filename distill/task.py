@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from data_pipeline.tasks import Encoded, encode_dev, encode_split, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.custom import load
-from distill.encoders import StoredTeacher, Teacher, listen, read_config, saved_projections
+from distill.encoders import StoredTeacher, Teacher, read_config, saved_projections
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student, start_projections
 from distill.label import gate, stored_scores, write_outputs
@@ -98,7 +98,6 @@ class _Stages:
     on_measure: OnMeasure | None
 
     def __post_init__(self) -> None:
-        self.collector = listen(self.student)
         self.projections = saved_projections(self.config.student.path)
         self.best: dict[str, float] = {}
         self.random = torch.get_rng_state()
@@ -113,7 +112,7 @@ class _Stages:
             layers = layer_map(stage.objective.layer_map, own, teacher.num_hidden_layers)
             width = teacher.hidden_size
         torch.set_rng_state(self.random)  # new projections are the same after a resume
-        objective = Objective(self.student, self.collector, stage.objective, layers, width)
+        objective = Objective(self.student, stage.objective, layers, width)
         start_projections(objective, self.projections)
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
         pads_to = config.task.max_length if stage.objective.normalise == "all" else None

@@ -16,7 +16,6 @@ from data_pipeline.settings import TaskConfig
 from data_pipeline.stream import CorpusReader
 from data_pipeline.tasks import encode_split
 from data_pipeline.vocabulary import load_vocabulary
-from distill.attention import install
 from distill.encoders import Teacher, build_classifier, read_config, save_model, student_shape
 from distill.engine import rank, start_processes, world_size
 from distill.objective import Objective, count
@@ -55,7 +54,7 @@ def trainer_of(case: str, zero: int, micro: int | None, paths: dict[str, str], f
     """A trainer as the jobs build it, over this process's share."""
     torch.manual_seed(rank())  # only rank 0's weights may count
     student = build_student(paths)
-    objective = Objective(student, install(student), OBJECTIVES[case], LAYERS, 32)
+    objective = Objective(student, OBJECTIVES[case], LAYERS, 32)
     return Trainer(
         name=case,
         objective=objective,
@@ -216,7 +215,7 @@ def test_gradients_are_those_of_the_whole_batch_without_an_engine(alone, paths, 
     """One process, one batch, plain autograd."""
     torch.manual_seed(0)
     student = build_student(paths)
-    objective = Objective(student, install(student), OBJECTIVES[case], LAYERS, 32).train()
+    objective = Objective(student, OBJECTIVES[case], LAYERS, 32).train()
     (batch,) = source_of(case, paths, BATCH).micro_batches(0)
     teacher = Teacher(TeacherConfig(paths["teacher"], precision="fp32"), torch.device("cpu"))
     signal = teacher.signal(batch, {0, 2, 4}, {2, 4})

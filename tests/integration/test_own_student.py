@@ -124,9 +124,8 @@ def test_a_term_is_a_sum_so_that_micro_batches_change_nothing(teacher):
     student = BertForSequenceClassification.from_pretrained(teacher).eval()
     names = {"my_student.confident": 2.0, "my_student.SentenceVectors": 1.0}
     config = ObjectiveConfig(custom=names, custom_layers=True)
-    from distill.encoders import listen
 
-    objective = Objective(student, listen(student), config, [(0, 0), (4, 4)], 24)
+    objective = Objective(student, config, [(0, 0), (4, 4)], 24)
     assert len(list(objective.custom_modules.parameters())) == 2
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 50, (6, 7), generator=generator)
@@ -167,11 +166,8 @@ def test_a_term_is_a_sum_so_that_micro_batches_change_nothing(teacher):
 )
 def test_a_term_that_does_not_work_is_named(teacher, term, message):
     student = BertForSequenceClassification.from_pretrained(teacher).eval()
-    from distill.encoders import listen
 
-    objective = Objective(
-        student, listen(student), ObjectiveConfig(custom={"my_student.confident": 1.0}), [], 0
-    )
+    objective = Objective(student, ObjectiveConfig(custom={"my_student.confident": 1.0}), [], 0)
     objective.custom["my_student.confident"] = term
     ids = torch.ones(2, 3, dtype=torch.long)
     batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids))

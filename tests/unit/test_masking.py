@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from data_pipeline.masking import DynamicMasking, continuing
 from data_pipeline.settings import MaskingConfig
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
-from distill.attention import install
 from distill.encoders import Batch, model_inputs, run_encoder
 from distill.objective import Objective, count
 from distill.settings import ObjectiveConfig
@@ -80,7 +79,7 @@ def a_model():
 def test_the_term_is_the_mean_cross_entropy_of_masked_tokens():
     model, batch = a_model(), a_batch()
     batch.masked, batch.labels = torch.tensor([2, 10, 19]), torch.tensor([7, 8, 9])
-    objective = Objective(model, install(model), ObjectiveConfig(mlm=1.0), [], 0)
+    objective = Objective(model, ObjectiveConfig(mlm=1.0), [], 0)
     counts = count(batch, "valid")
     assert counts.tolist()[3] == 3
     with torch.no_grad():
@@ -95,7 +94,7 @@ def test_the_term_is_the_mean_cross_entropy_of_masked_tokens():
 def test_a_step_without_a_masked_token_has_no_loss():
     model, batch = a_model(), a_batch()
     batch.masked, batch.labels = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
-    objective = Objective(model, install(model), ObjectiveConfig(mlm=1.0), [], 0)
+    objective = Objective(model, ObjectiveConfig(mlm=1.0), [], 0)
     terms = objective(batch, run_encoder(model, objective.collector, batch), count(batch, "valid"))
     terms["loss"].backward()
     assert terms["mlm"].item() == 0

@@ -87,7 +87,7 @@ class Pair:
         self.teacher_collector = install(self.teacher)
         student = encoder("bert", 2, 24, head=True)
         config = ObjectiveConfig(**config)
-        self.objective = Objective(student, install(student), config, list(layers), 32)
+        self.objective = Objective(student, config, list(layers), 32)
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
@@ -238,7 +238,7 @@ def test_an_equal_student_has_nothing_to_learn():
     teacher = encoder("bert", 3, 32)
     student, collector = copy.deepcopy(teacher), install(teacher)
     config = ObjectiveConfig(attention=1.0, hidden=1.0)
-    objective = Objective(student, install(student), config, [(0, 0), (1, 1), (2, 2), (3, 3)], 32)
+    objective = Objective(student, config, [(0, 0), (1, 1), (2, 2), (3, 3)], 32)
     for projection in objective.projections:
         nn.init.eye_(projection.weight)
     batch = batch_of(LENGTHS)
