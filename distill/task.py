@@ -104,16 +104,7 @@ class _Stages:
 
     def run(self, name: str, stage: StageConfig) -> int:
         """Run one stage; returns its steps."""
-        config = self.config
-        layers, width = [], 0
-        if compares_layers(stage):
-            teacher = read_config(config.teacher.path)
-            own = self.student.config.num_hidden_layers
-            layers = layer_map(stage.objective.layer_map, own, teacher.num_hidden_layers)
-            width = teacher.hidden_size
-        torch.set_rng_state(self.random)  # new projections are the same after a resume
-        objective = Objective(self.student, stage.objective, layers, width)
-        start_projections(objective, self.projections)
+        config, objective = self.config, self._objective(stage)
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
         pads_to = config.task.max_length if stage.objective.normalise == "all" else None
         answers = any(getattr(stage.objective, term) for term in ("logits", "logits_mse", "labels"))
@@ -149,6 +140,18 @@ class _Stages:
         self.projections = trainer.engine.full_state(objective.projections) or self.projections
         trainer.engine.close()
         return trainer.total
+
+    def _objective(self, stage: StageConfig) -> Objective:
+        layers, width = [], 0
+        if compares_layers(stage):
+            teacher = read_config(self.config.teacher.path)
+            own = self.student.config.num_hidden_layers
+            layers = layer_map(stage.objective.layer_map, own, teacher.num_hidden_layers)
+            width = teacher.hidden_size
+        torch.set_rng_state(self.random)  # new projections are the same after a resume
+        objective = Objective(self.student, stage.objective, layers, width)
+        start_projections(objective, self.projections)
+        return objective
 
     def _tell(self, name: str) -> OnMeasure | None:
         """Tell of a stage's measurements with the share of all stages that is done, by their epochs."""
