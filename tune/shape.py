@@ -28,25 +28,19 @@ def shape_of(config: TaskDistillConfig, folder: Path) -> dict[str, Any]:
     Returns parameters, megabytes (fp32), flops (of a dev example of median length) and latency_ms (the
     median of single dev examples).
     """
-    file = folder / f"{_fingerprint(config)}.json"
+    task, student = asdict(config.task), asdict(config.student)
+    of_words = _digest(student["words"], config.teacher.path, task)  # one vocabulary for all of these words
+    del student["dropout"]  # which costs nothing
+    file = folder / f"{_digest(student, config.teacher.path, task)}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["shape"]
     folder.mkdir(parents=True, exist_ok=True)
-    found = _measure(config, folder / "vocabularies" / _words(config))
+    found = _measure(config, folder / "vocabularies" / of_words)
     write_whole(file, json.dumps({"student": asdict(config.student), "shape": found}, indent=2) + "\n")
     return found
 
 
-def _fingerprint(config: TaskDistillConfig) -> str:
-    """Of what decides the costs."""
-    student = {name: value for name, value in asdict(config.student).items() if name != "dropout"}
-    parts = [student, config.teacher.path, asdict(config.task)]
-    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
-
-
-def _words(config: TaskDistillConfig) -> str:
-    """Of what decides the vocabulary of a student of words, which is made once for all of its kind."""
-    parts = [asdict(config.student.words), config.teacher.path, asdict(config.task)]
+def _digest(*parts: Any) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
