@@ -15,6 +15,17 @@ def number_of(value: Any) -> float | None:
     return float(value) if plain and math.isfinite(value) else None
 
 
+def numbers_of(rows: Sequence[Row], key: str) -> list[float]:
+    """The finite numbers of a column."""
+    return [number for row in rows if (number := number_of(row.get(key))) is not None]
+
+
+def scaled(value: Any, factor: float) -> float | None:
+    """A number so many times as large, or None for anything else."""
+    number = number_of(value)
+    return None if number is None else number * factor
+
+
 def percent_factor(name: str, values: Sequence[float]) -> float:
     """100 for scores logged as fractions, 1 for losses and for scores already in percent."""
     fractions = all(abs(value) <= 1 for value in values)
@@ -82,7 +93,7 @@ def _kind(column: Column) -> str:
 
 
 def _best(column: Column, rows: Sequence[Row]) -> float | None:
-    values = [v for v in (number_of(row.get(column.key)) for row in rows) if v is not None]
+    values = numbers_of(rows, column.key)
     return column.best(values) if column.best and len(set(values)) > 1 else None
 
 

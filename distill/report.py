@@ -32,7 +32,9 @@ from distill.html_table import (
     html_table,
     millions,
     number_of,
+    numbers_of,
     percent_factor,
+    scaled,
     short,
 )
 from distill.recorded_run import RecordedRun, is_run, parts_of, read_run
@@ -140,12 +142,10 @@ def _result_rows(runs: Sequence[RecordedRun]) -> list[Row]:
         sources = [run] if own else run.parts
         for source in sources:
             rows += [{**row, "run": run.name} for row in (source.summary or {}).get("rows") or []]
-    means = [m for m in (number_of(row.get("accuracy_mean")) for row in rows) if m is not None]
-    factor = percent_factor("", means)
+    factor = percent_factor("", numbers_of(rows, "accuracy_mean"))
     for row in rows:
         for key in ("accuracy_mean", "accuracy_sd"):
-            value = number_of(row.get(key))
-            row[key] = value * factor if value is not None else None
+            row[key] = scaled(row.get(key), factor)
     return rows
 
 
@@ -355,18 +355,13 @@ def _cost_row(name: str, run: RecordedRun) -> Row:
     best = {k: number_of(v) for k, v in (summary.get("best") or {}).items() if k not in NOT_A_METRIC}
     scores = ", ".join(f"{k} {short(v * percent_factor(k, [v]))}" for k, v in best.items() if v is not None)
     speed, mfu = (_median(run, key) for key in ("sequences_per_s", "mfu"))
-    memory = max(_known(run, "peak_memory_mb"), default=None)
-    measured = {"speed": speed, "mfu": None if mfu is None else 100 * mfu, "memory": memory}
+    memory = max(numbers_of(run.metrics, "peak_memory_mb"), default=None)
+    measured = {"speed": speed, "mfu": scaled(mfu, 100), "memory": memory}
     return {**summary, "name": name, "scores": scores or None, **measured}
 
 
-def _known(run: RecordedRun, key: str) -> list[float]:
-    found = [number_of(row.get(key)) for row in run.metrics]
-    return [value for value in found if value is not None]
-
-
 def _median(run: RecordedRun, key: str) -> float | None:
-    known = _known(run, key)
+    known = numbers_of(run.metrics, key)
     return statistics.median(known) if known else None
 
 

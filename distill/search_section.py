@@ -18,7 +18,9 @@ from distill.html_table import (
     html_table,
     millions,
     number_of,
+    numbers_of,
     percent_factor,
+    scaled,
     short,
 )
 
@@ -34,9 +36,8 @@ def search_section(search: Row, run: str = "") -> str:
     """The section of one search; of several, `run` says whose."""
     trials = [trial for trial in search.get("trials") or [] if isinstance(trial, dict)]
     metric, against = str(search.get("metric")), str(search.get("against"))
-    scores = [value for value in (number_of(trial.get("score")) for trial in trials) if value is not None]
-    factor = percent_factor(metric, scores)
-    rows = [{**trial, "score": _times(trial.get("score"), factor)} for trial in trials]
+    factor = percent_factor(metric, numbers_of(trials, "score"))
+    rows = [{**trial, "score": scaled(trial.get("score"), factor)} for trial in trials]
     counts = Counter(str(row.get("status")) for row in rows)
     said = ", ".join(f"{number} {status}" for status, number in counts.items())
     best = f"The best: <b>{escape(str(search.get('best')))}</b> ({escape(metric)} on dev)."
@@ -48,11 +49,6 @@ def search_section(search: Row, run: str = "") -> str:
         f'<div class="charts">{front}</div>{parallel_chart(rows, metric)}{_table(rows, metric)}'
         f"{_rank_table(ranked, any(row.get('status') == 'stopped' for row in rows), whose)}</section>"
     )
-
-
-def _times(value: Any, factor: float) -> float | None:
-    number = number_of(value)
-    return None if number is None else number * factor
 
 
 def front_chart(rows: Sequence[Row], front: Sequence[str], against: str, metric: str) -> str:
@@ -166,7 +162,7 @@ def _table(rows: Sequence[Row], metric: str) -> str:
         Column("gpu_hours", "GPU-hours", short),
         Column("reason", "Why"),
     ]
-    total = sum(number_of(row.get("steps")) or 0 for row in rows)
+    total = sum(numbers_of(rows, "steps"))
     note = (
         f'<p class="note">{total:,.0f} training steps in all. The score of a trial that ended early is its '
         "last. Latency is that of the untrained student, on what a trial's process has.</p>"
