@@ -42,7 +42,7 @@ class CorpusConfig:
     Args:
         files: Paths, glob patterns or URLs of .txt, .jsonl (both also as .gz, .bz2, .xz, .zst), .parquet,
             Wikipedia's .xml.bz2 dumps; folders saved by `datasets`; or hub:NAME[,CONFIG[,SPLIT]], a
-            data set that `datasets` streams.
+            data set that `datasets` streams (with its commas in quotes). What is named twice is read once.
         documents: In .txt files: `blank_line` (one sentence a line, a blank line between
             documents) or `line` (each line is a document, cut into sentences here).
         text_field: In jsonl, parquet and `datasets`: the field that holds a document's text.

@@ -117,6 +117,8 @@ def _rows(path: str, columns: list[str], header: bool, task: TaskConfig | None) 
     if _is_data_set(path):
         return _dataset_rows(path, columns, task)
     if not is_url(path):
+        if (Path(path) / "dataset_dict.json").is_file():
+            raise ValueError(f"task: {path} holds several splits; give the folder of one, as {path}/train")
         if Path(path).is_dir():
             raise ValueError(f"task: {path} is a folder; give a file")
         if not Path(path).is_file():
@@ -220,7 +222,8 @@ def _place(column: str, names: list[str], named: str, header: bool) -> int:
             raise ValueError(f'{named} has no header, so "{column}" must be a column number')
         return int(column)
     if column not in names:
-        raise ValueError(f'{named} has no column "{column}"; it has {", ".join(names)}')
+        bare = "; if that is no header, give header false" if column.isdecimal() else ""
+        raise ValueError(f'{named} has no column "{column}"; it has {", ".join(names)}{bare}')
     if names.count(column) > 1:
         raise ValueError(f'{named} has several columns "{column}"; give each a name of its own')
     return names.index(column)
@@ -340,13 +343,14 @@ def _names(value: list, task: TaskConfig, named: str) -> list[str]:
 def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[str]:
     """The labels in output order: the task's, else the model's, else the training file's.
 
-    Those of a data set are its classes in its own order; those of another file are sorted.
+    Those of a data set are its classes in its own order; those of another file are sorted. A task's labels
+    may be the numbers of a model's named classes.
 
     Raises ValueError where the model's own labels disagree with the task's.
     """
     if task.kind == "regression":
         return []
-    if task.labels and model_labels and task.labels != model_labels:
+    if task.labels and model_labels and task.labels not in (model_labels, _numbers_of(model_labels)):
         raise ValueError(
             f"task.labels: {task.labels} is not the order that the model was trained with, "
             f"{model_labels}; use the model's"
@@ -362,6 +366,11 @@ def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[s
     if classes := _is_data_set(task.train) and _class_label(_data_set(task.train).features[task.label]):
         return [name.strip() for name in classes.names]
     return sorted({label for text in found for label in labels_of(text, task)})
+
+
+def _numbers_of(names: list[str]) -> list[str]:
+    """The numbers that stand for named classes, 0 first; none where a name is a number itself."""
+    return [] if any(map(str.isdecimal, names)) else [str(number) for number in range(len(names))]
 
 
 def labels_of(text: str, task: TaskConfig) -> list[str]:
@@ -381,9 +390,10 @@ def checked_examples(path: str, task: TaskConfig, labels: list[str]) -> Examples
             continue
         for label in labels_of(text, task):
             if label not in known:
+                numbers = f" '[{', '.join(counted)}]'" if label in (counted := _numbers_of(labels)) else ""
                 raise ValueError(
                     f'task: {path} example {number} has the label "{label}", which is none of '
-                    f"{', '.join(labels)}; correct the file or set --task.labels"
+                    f"{', '.join(labels)}; correct the file or set --task.labels{numbers}"
                 )
     return examples
 

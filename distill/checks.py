@@ -52,6 +52,7 @@ from distill.settings import (
     PretrainConfig,
     TaskDistillConfig,
     TextGcnConfig,
+    check_dropout,
     check_least,
 )
 from distill.student_checks import check_start, check_student, check_words, is_of_words
@@ -64,6 +65,7 @@ from distill.task_checks import (
     check_path_head,
     check_submit,
     check_task,
+    is_plain,
     kept_labels,
     warn_of_outputs,
 )
@@ -119,8 +121,7 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
         raise ValueError(
             f"model: {config.model} holds no weights in safetensors; give shape to start from random ones"
         )
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout: {config.dropout}; give 0 or more, below 1")
+    check_dropout("dropout", config.dropout)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("mlm",))
@@ -141,6 +142,7 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
         check_words("shape", shape, [config.stage], config.engine)
         if shape.dropout:
             raise ValueError("shape.dropout: of a fine-tuning it is --dropout; leave it out")
+    check_dropout("dropout", config.dropout)
     check_pair((shape.path if shape else None) or config.model or "", model, config.task.text_pair)
     check_stage("stage", config.stage, config.engine, processes)
     check_record(config.record)
@@ -248,7 +250,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
     check_submit(config)
     check_least(config, ("batch_size", "latency_repeats"))
     for name, paths in config.models.items():
-        if not paths or Path(name).name != name:
+        if not paths or not is_plain(name):
             raise ValueError(f"models.{name}: give a plain name and one folder or more")
         for path in paths:
             check_measured(f"models.{name}", path, config.task, config.classes)

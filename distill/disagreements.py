@@ -22,9 +22,13 @@ def answer_of(values: list[float], labels: list[str], task: TaskConfig) -> str:
     if task.kind == "regression":
         return f"{values[0]:.3f}"
     if task.kind == "multi_label":
-        chosen = [label for label, value in zip(labels, values, strict=True) if value > 0]
-        return task.separator.join(chosen)
+        return task.separator.join(chosen(values, labels))
     return labels[max(range(len(values)), key=values.__getitem__)]
+
+
+def chosen(values: list[float], labels: list[str]) -> list[str]:
+    """Of several labels those that hold."""
+    return [label for label, value in zip(labels, values, strict=True) if value > 0]
 
 
 def write_disagreements(

@@ -30,6 +30,7 @@ from distill.custom import Named, load, name_of
 from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
 from distill.int8 import check_int8, has_int8, quantise
+from distill.layer_map import layer_map
 from distill.products import speed_up_products
 from distill.read_places import reading
 from distill.settings import StudentConfig, TeacherConfig
@@ -277,9 +278,16 @@ def student_shape(student: StudentConfig, base: PretrainedConfig) -> PretrainedC
         if hasattr(base, "pooler_hidden_size"):  # DeBERTa's
             shape["pooler_hidden_size"] = student.hidden_size
         if kinds := getattr(base, "layer_types", None):  # ModernBERT's: which layers look how far
-            shape["layer_types"] = (kinds * student.layers)[: student.layers]
+            shape["layer_types"] = _kinds(kinds, student.layers)
         config = type(base)(**{**base.to_dict(), **shape})
     return with_dropout(config, student.dropout)
+
+
+def _kinds(kinds: list[str], layers: int) -> list[str]:
+    """Kinds of the student's layers: those of the teacher's that they learn from, or are taken from."""
+    if layers > len(kinds):  # a student that is compared with none
+        return (kinds * layers)[:layers]
+    return [kinds[teacher - 1] for _, teacher in layer_map("uniform", layers, len(kinds))[1:]]
 
 
 def with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:

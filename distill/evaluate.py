@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from data_pipeline.progress import tracked
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Encoded, encode_dev, encode_texts, label_set
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import write_whole
 from distill.charts import confusion_chart, standalone
-from distill.disagreements import answer_of, write_disagreements
+from distill.disagreements import answer_of, chosen, write_disagreements
 from distill.encoders import load_classifier
 from distill.engine import start_processes
 from distill.measure import by_class, dev_scores, flops, latencies, predict, size
@@ -33,21 +35,24 @@ NUMBERED = ("CoLA", "SST-2", "MRPC", "QQP", "WNLI")  # whose classes are numbers
 def run(config: EvaluateConfig, folder: Path) -> dict:
     """Measure every row; returns them as `rows`."""
     device = start_processes()
-    rows, timed, data, answers = [], {}, {}, {}
-    for name, paths in config.models.items():
-        scores = []
-        for path in paths:
-            labels = label_set(config.task, own_labels(model_config(path, name, config.classes)))
-            dev = encode_dev(config.task, load_vocabulary(path), labels)
-            model = load_classifier(path, config.classes).to(device)
-            logits = {split: predict(model, part, config.batch_size) for split, part in dev.items()}
-            targets = {split: part.labels for split, part in dev.items()}
-            scores.append(dev_scores(logits, targets, config.task))
-            if name not in timed:
-                timed[name], data[name] = model, dev["dev"]
-                answers[name] = logits["dev"], labels
-                first = _of_first(config, folder, name, path, model, logits["dev"], dev["dev"], labels)
-        rows.append({"name": name, **summarise(scores, config.task.selection), **first})
+    timed, data, answers, first = {}, {}, {}, {}
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in config.models}
+    folders = [(name, path) for name, paths in config.models.items() for path in paths]
+    for name, path in tracked(folders, "evaluate", "model"):
+        labels = label_set(config.task, own_labels(model_config(path, name, config.classes)))
+        dev = encode_dev(config.task, load_vocabulary(path), labels)
+        model = load_classifier(path, config.classes).to(device)
+        logits = {split: predict(model, part, config.batch_size) for split, part in dev.items()}
+        targets = {split: part.labels for split, part in dev.items()}
+        scores[name].append(dev_scores(logits, targets, config.task))
+        if name not in timed:
+            timed[name], data[name] = model, dev["dev"]
+            answers[name] = logits["dev"], labels
+            first[name] = _of_first(config, folder, name, path, model, logits["dev"], dev["dev"], labels)
+    rows = [
+        {"name": name, **summarise(scores[name], config.task.selection), **first[name]}
+        for name in config.models
+    ]
     reference = config.reference or rows[0]["name"]
     if len(answers) > 1:
         write_disagreements(folder, config.task, answers, reference)
@@ -111,11 +116,13 @@ def add_latency(
 
 
 def _write_predictions(path: Path, logits: torch.Tensor, labels: list[str], task: TaskConfig) -> None:
-    """One JSON line an example: its logits and, for classification, the label they give."""
+    """One JSON line an example: its logits and, but for regression, the label or labels they give."""
     lines = []
     for values in logits.tolist():
-        line = {"logits": values}
-        if labels:
+        line: dict[str, Any] = {"logits": values}
+        if task.kind == "multi_label":
+            line["labels"] = chosen(values, labels)
+        elif labels:
             line["label"] = answer_of(values, labels, task)
         lines.append(json.dumps(line, ensure_ascii=False))
     write_whole(path, "\n".join(lines) + "\n")

@@ -19,6 +19,7 @@ from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from data_pipeline.progress import Progress
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import encode_dev, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
@@ -68,10 +69,15 @@ def run(config: ExportConfig, folder: Path) -> dict:
     (partial / "onnx").mkdir(parents=True)
     model.save_pretrained(partial)
     copy_tokenizer(config.model, partial)
-    difference = write_files(model, partial, config)
-    forms = onnx_models(partial, model.config)
-    rows = measure({TORCH: model, **forms}, config.task, config) if config.task else []
-    alike = int8_agreement(model, partial, rows, config)
+    with Progress("export", 2, unit="part") as progress:
+        difference = write_files(model, partial, config)
+        forms = onnx_models(partial, model.config)
+        progress.describe("files written")
+        progress.advance()
+        rows = measure({TORCH: model, **forms}, config.task, config) if config.task else []
+        alike = int8_agreement(model, partial, rows, config)
+        progress.describe("files measured")
+        progress.advance()
     write_whole(partial / "README.md", write_card(config, model.config, rows, folder))
     replace_folder(partial, folder / "model")
     if config.push_to_hub:

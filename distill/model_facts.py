@@ -53,7 +53,8 @@ def model_config(path: str, name: str, classes: Iterable[Named] = (), any_kind: 
         if key not in config:
             raise ValueError(
                 f"{name}: {path} is of type {config.get('model_type')}, without {key}; give an encoder "
-                "such as BERT, RoBERTa, ELECTRA or ALBERT, or name the class of your own by --classes"
+                "such as BERT, RoBERTa, ELECTRA or ALBERT; a class of your own is named by --shape.cls "
+                "(finetune), --student.cls (task) or --classes (evaluate, export, predict)"
             )
     return config
 

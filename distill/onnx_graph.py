@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from distill.encoders import Batch, model_inputs
 from distill.model_facts import positions
-from distill.onnx_runtime import INPUTS, open_session, run_session
+from distill.onnx_runtime import open_session, run_session
 from distill.word_students import PaddedLstm, WordModelForSequenceClassification
 
 OPSET = 20
@@ -168,7 +168,7 @@ def write_program(model: PreTrainedModel, file: Path) -> None:
     """Write a transformer as a program of torch.export, with any batch size and length from 2."""
     example = model_inputs(model, random_batch(model, 2, 7, np.random.default_rng(0)))
     axes = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
-    sizes = {name: axes if name in example else None for name in INPUTS.values()}
+    sizes = dict.fromkeys(example, axes)
     with torch.no_grad(), _quiet():
         program = torch.export.export(_Logits(model).eval(), (), kwargs=example, dynamic_shapes=sizes)
         torch.export.save(program, file)

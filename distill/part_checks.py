@@ -20,6 +20,7 @@ from distill.settings import (
     EngineConfig,
     GeneralConfig,
     ObjectiveConfig,
+    OptimizerConfig,
     PretrainConfig,
     RecordConfig,
     StageConfig,
@@ -119,6 +120,13 @@ def compares_layers(stage: StageConfig) -> bool:
     return any(getattr(objective, term) for term in LAYERS) or objective.custom_layers
 
 
+def compares_answers(stage: StageConfig) -> bool:
+    """Whether a stage trains the student's answers, so that these are measured on dev."""
+    objective = stage.objective
+    answers = objective.logits or objective.logits_mse or objective.labels
+    return bool(answers or (objective.custom and not objective.custom_layers))
+
+
 def runs_beside(config: TaskDistillConfig) -> bool:
     """Whether the teacher gives its logits while the student trains; otherwise they are stored."""
     if config.teacher.ensemble or config.teacher.outputs:
@@ -135,24 +143,33 @@ def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: 
         raise ValueError(f"{name}: epochs must be above 0 and batch_size 1 or more")
     if stage.evaluate_every is not None and stage.evaluate_every < 1:
         raise ValueError(f"{name}.evaluate_every: {stage.evaluate_every}; give 1 or more, or null")
-    if not stage.optimizer.lr > 0:
-        raise ValueError(f"{name}.optimizer.lr: {stage.optimizer.lr}; give a number above 0")
     check_schedule(f"{name}.schedule", stage.schedule)
-    if stage.optimizer.name == "bert_adam" and (engine.zero or engine.precision not in ("auto", "fp32")):
-        raise ValueError(f"{name}.optimizer: bert_adam runs with engine.zero 0 in fp32 only")
-    if stage.optimizer.name == "lamb" and engine.zero:
-        raise ValueError(f"{name}.optimizer: lamb sees whole tensors; give engine.zero 0, or adamw")
-    if stage.optimizer.name == "lamb" and not stage.optimizer.weight_decay > 0:
-        raise ValueError(
-            f"{name}.optimizer.weight_decay: {stage.optimizer.weight_decay}, where lamb is plain Adam; "
-            "give a small one, such as 0.01, or adamw"
-        )
-    if stage.optimizer.name == "lamb" and engine.precision == "fp16":
-        raise ValueError(f"{name}.optimizer: lamb does not run in fp16; give engine.precision bf16 or fp32")
+    check_optimizer(f"{name}.optimizer", stage.optimizer, engine)
     check_least(engine, ["skip_non_finite"], "engine.", least=0)
     if not 0 <= engine.patience <= LONGEST_PATIENCE:
         raise ValueError(f"engine.patience: {engine.patience}; give 1 to {LONGEST_PATIENCE}, or 0")
     micro_batch_size(stage.batch_size, engine, processes)
+
+
+def check_optimizer(name: str, optimizer: OptimizerConfig, engine: EngineConfig) -> None:
+    """Refuse numbers that can't be, and what an optimizer can't do under the engine's settings."""
+    if not 0 < optimizer.lr < math.inf:
+        raise ValueError(f"{name}.lr: {optimizer.lr}; give a number above 0")
+    for setting in ("beta1", "beta2"):
+        if not 0 <= (value := getattr(optimizer, setting)) < 1:
+            raise ValueError(f"{name}.{setting}: {value}; give 0 or more, below 1")
+    check_least(optimizer, ("weight_decay", "eps", "clip"), f"{name}.", least=0)
+    if optimizer.name == "bert_adam" and (engine.zero or engine.precision not in ("auto", "fp32")):
+        raise ValueError(f"{name}: bert_adam runs with engine.zero 0 in fp32 only")
+    if optimizer.name == "lamb" and engine.zero:
+        raise ValueError(f"{name}: lamb sees whole tensors; give engine.zero 0, or adamw")
+    if optimizer.name == "lamb" and not optimizer.weight_decay > 0:
+        raise ValueError(
+            f"{name}.weight_decay: {optimizer.weight_decay}, where lamb is plain Adam; "
+            "give a small one, such as 0.01, or adamw"
+        )
+    if optimizer.name == "lamb" and engine.precision == "fp16":
+        raise ValueError(f"{name}: lamb does not run in fp16; give engine.precision bf16 or fp32")
 
 
 def check_schedule(name: str, schedule: ScheduleConfig) -> None:
@@ -251,7 +268,7 @@ def micro_batch_size(batch_size: int, config: EngineConfig, world: int) -> int:
     if batch_size % world:
         raise ValueError(f"batch_size: {batch_size} can't be shared by {world} processes; give a multiple")
     share = batch_size // world
-    size = min(config.micro_batch_size or share, share)
+    size = share if config.micro_batch_size is None else min(config.micro_batch_size, share)
     if size < 1 or share % size:
         raise ValueError(f"engine.micro_batch_size: {size} does not divide a process's share, {share}")
     return size

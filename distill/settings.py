@@ -21,6 +21,12 @@ def check_least(settings: object, names: Iterable[str], prefix: str = "", least:
             raise ValueError(f"{prefix}{name}: {value}; give {least} or more")
 
 
+def check_dropout(name: str, dropout: float) -> None:
+    """Refuse a share that can't be. Raises ValueError."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{name}: {dropout}; give 0 or more, below 1")
+
+
 @dataclass
 class StudentConfig:
     """The student: a trained one, or a shape that starts from random weights.

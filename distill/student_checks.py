@@ -12,7 +12,7 @@ from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
 from distill.custom import check_name, name_of
 from distill.model_facts import WORDS, has_weights, is_custom, model_config, of_words
-from distill.settings import EngineConfig, StageConfig, StudentConfig, check_least
+from distill.settings import EngineConfig, StageConfig, StudentConfig, check_dropout, check_least
 
 SHAPE = ("layers", "hidden_size", "heads", "intermediate_size")
 
@@ -65,6 +65,7 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
     if student.cls or student.arguments:
         return check_own(student, teacher)
     check_start(student, teacher)
+    check_dropout("student.dropout", student.dropout)
     if student.path:
         shape = model_config(student.path, "student.path")
         if not by_layers:
@@ -100,8 +101,6 @@ def _check_shape(student: StudentConfig) -> None:
             f"student.heads: {student.heads} heads don't divide the width {student.hidden_size}; "
             "change student.heads or student.hidden_size"
         )
-    if not 0 <= student.dropout < 1:
-        raise ValueError(f"student.dropout: {student.dropout}; give 0 or more, below 1")
 
 
 def check_own(student: StudentConfig, teacher: str) -> dict:

@@ -28,7 +28,7 @@ from distill.measure import measure_dev
 from distill.model_facts import model_config, own_labels
 from distill.objective import Objective
 from distill.outputs import splits
-from distill.part_checks import compares_layers, micro_batch_size, runs_beside, stages_of
+from distill.part_checks import compares_answers, compares_layers, micro_batch_size, runs_beside, stages_of
 from distill.settings import StageConfig, TaskDistillConfig
 from distill.sources import TaskSource
 from distill.student import build_student
@@ -107,8 +107,7 @@ class _Stages:
         config, objective = self.config, self._objective(stage)
         micro = micro_batch_size(stage.batch_size, config.engine, world_size())
         pads_to = config.task.max_length if stage.objective.normalise == "all" else None
-        answers = any(getattr(stage.objective, term) for term in ("logits", "logits_mse", "labels"))
-        answers = answers or bool(stage.objective.custom and not stage.objective.custom_layers)
+        answers = compares_answers(stage)
         target = self.folder / "student"
 
         def save() -> None:

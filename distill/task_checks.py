@@ -59,10 +59,15 @@ def check_latency_batches(batches: list[int]) -> None:
         raise ValueError(f"latency_batches: {batches}; give sizes of 1 or more")
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name may be a part of a file's."""
+    return Path(name).name == name and bool(name.strip("."))
+
+
 def check_submit(config: EvaluateConfig) -> None:
     """Refuse files to answer that can't be used."""
     for name, path in config.submit.items():
-        if Path(name).name != name:
+        if not is_plain(name):
             raise ValueError(f"submit.{name}: give a plain name")
         read_examples(path, config.task, labelled=False)
 

@@ -351,6 +351,9 @@ class WordModelForSequenceClassification(PreTrainedModel):
         **_: Any,
     ) -> SequenceClassifierOutput:
         """Logits of padded ids (batch, length); mask and segments of the same shape."""
+        if not torch.compiler.is_exporting() and not input_ids.shape[1]:  # a tokenizer's of no text
+            input_ids = input_ids.new_zeros(len(input_ids), 1, dtype=torch.long)
+            attention_mask = token_type_ids = torch.zeros_like(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if not self.config.pair:
             return SequenceClassifierOutput(logits=self._classify(self._encode(input_ids, mask)))

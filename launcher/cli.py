@@ -143,6 +143,8 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
     on_each = job.parallel or hasattr(config, "slice") or (job.schedules and launch.on == "ray")
     if launch.nodes > 1 and not on_each:
         raise ValueError(f"--nodes: {launch.nodes}; the job {name} runs on one")
+    if launch.nodes > 1 and (own := getattr(config, "slice", "1/1")) != "1/1":
+        raise ValueError(f"--slice: {own}, and each of {launch.nodes} nodes makes a slice; leave one out")
     if launch.on == "node" and launch.nodes > 1 and not job.parallel:
         raise ValueError(
             f"{name} on {launch.nodes} nodes would do the same on each: give sbatch "

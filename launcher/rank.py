@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import traceback
+import warnings
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -199,6 +200,8 @@ def _hardware() -> str:
 
 def quiet() -> None:
     """Leave the terminal to our own progress; read when the libraries are imported."""
+    # torch's, once for each of DeepSpeed's collectives.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path, PurePath
-from types import FunctionType
-from typing import Any, get_type_hints
+from types import FunctionType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
@@ -104,8 +104,8 @@ class Recipe(ActionConfigFile):
     """A recipe on the command line; what is wrong in it is told with its name."""
 
     def __call__(self, parser, cfg, values, option_string=None):
-        if Path(values).is_file():
-            read_recipe(values)
+        if Path(values).is_file() and isinstance(content := read_recipe(values), dict):
+            _refuse_nothing(parser.settings, content, f"--config {values}: ")
         try:
             super().__call__(parser, cfg, values, option_string)
         except (ArgumentError, TypeError, UnicodeDecodeError) as error:
@@ -115,22 +115,29 @@ class Recipe(ActionConfigFile):
                     "keeps the settings"
                 ) from None
             raise ValueError(
-                f"--config {values}: {error}; give a YAML file of this job's settings"
+                f"--config {values}: {plainly(str(error))}; give a YAML file of this job's settings"
             ) from None
+
+
+class _Parser(ArgumentParser):
+    """One that knows what its settings make."""
+
+    settings: type
 
 
 def parser(name: str, launch: bool = True) -> ArgumentParser:
     """The command-line parser of a job."""
     job = JOBS[name]
-    result = ArgumentParser(
+    result = _Parser(
         prog=f"distillery {name}",
         description=job.help,
         exit_on_error=False,
         default_env=False,
         allow_abbrev=False,
     )
+    result.settings = load(job.config)
     result.add_argument("--config", action=Recipe, help="A recipe: YAML of the settings.")
-    result.add_class_arguments(load(job.config), fail_untyped=True)
+    result.add_class_arguments(result.settings, fail_untyped=True)
     for action in result._actions:  # a bare `--flag` is true, as users expect
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
@@ -185,17 +192,36 @@ UNION = re.compile(
     r'Parser key "([^"]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:'
     r".*Given value: (.*)", re.DOTALL
 )  # fmt: skip
+TEXT = re.compile(r"""Parser key "([^"]+)": Expected a <class 'str'>. Got value: (.*)""", re.DOTALL)
 
 
 def plainly(message: str) -> str:
-    """jsonargparse's words for a value that is of none of several types, shorter."""
-    found = UNION.search(" ".join(message.split()))
-    if not found:
+    """jsonargparse's words for a value of a wrong type, shorter; of a number or truth in a text's place."""
+    message = " ".join(message.split())
+    if found := TEXT.search(message):
+        key, value = found.groups()
+        return f"{key}: {value} is no text to YAML; put it in quotes"
+    if not (found := UNION.search(message)):
         return message
     key, types, value = found.groups()
     for raw, plain in (("typing.", ""), ("<class 'NoneType'>", "null"), ("<class '", ""), ("'>", "")):
         types = types.replace(raw, plain)
-    return f"{key}: {value} is none of {types}"
+    quotes = "; put words such as 0, no and 1.5 in quotes, for YAML takes them for others"
+    return f"{key}: {value} is none of {types}{quotes if 'str' in types else ''}"
+
+
+def _refuse_nothing(kind: Any, values: dict[str, Any], at: str) -> None:
+    """Refuse null where a value is needed: what stands before a colon alone. Raises ValueError."""
+    kinds = get_type_hints(kind)
+    for name, value in values.items():
+        hint = kinds.get(name, Any)
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        group = next(filter(is_dataclass, options), None)
+        if value is None and not {Any, type(None)}.intersection(options):
+            what = "settings below it" if group else "a value"
+            raise ValueError(f"{at}{name}: nothing stands there; give {what}, or leave the line out")
+        if group and isinstance(value, dict):
+            _refuse_nothing(group, value, f"{at}{name}.")
 
 
 def given(arguments: list[str]) -> Iterator[tuple[str, str]]:
@@ -325,9 +351,20 @@ def _settings_of(config: str) -> set[str]:
 
 
 def _build(name: str, command: ArgumentParser, values: Namespace) -> Any:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            values[key] = _with_text_names(key, value)
     built = command.instantiate(values)
     config = load(JOBS[name].config)
     return config(**{field.name: built[field.name] for field in fields(config)})
+
+
+def _with_text_names(key: str, values: dict[Any, Any]) -> dict[str, Any]:
+    """A mapping by names as they were typed: YAML takes 2 for a number. Raises ValueError for others."""
+    for name in values:
+        if not isinstance(name, str) and type(name) is not int:
+            raise ValueError(f"{key}: {name!r} is no text to YAML; put the name in quotes")
+    return {str(name): value for name, value in values.items()}
 
 
 def from_yaml(name: str, text: str) -> Any:

@@ -8,7 +8,7 @@ from itertools import islice, product
 from typing import Any
 
 from distill.checks import check_task_distill
-from distill.part_checks import stages_of
+from distill.part_checks import compares_answers, stages_of
 from distill.settings import TaskDistillConfig, check_least
 from distill.student_checks import unread
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
@@ -120,8 +120,7 @@ def check_candidates(config: TuneConfig) -> None:
 def check_candidate(config: TaskDistillConfig, processes: int) -> None:
     """Refuse what can't be trained, or would have no score to be compared by."""
     check_task_distill(config, processes)
-    objective = list(stages_of(config).values())[-1].objective
-    if not (objective.logits or objective.logits_mse or objective.labels):
+    if not compares_answers(list(stages_of(config).values())[-1]):
         raise ValueError(
             "prediction: the last stage compares neither logits nor labels, so nothing is measured on dev"
         )

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -175,9 +175,11 @@ def with_values(base: TaskDistillConfig, values: Values) -> TaskDistillConfig:
     for key, value in values.items():
         *path, last = key.split(".")
         value_of(base, key)
-        place = content
+        kind, place = type(base), content
         for name in path:
-            place = place[name]
+            kind, place = get_type_hints(kind)[name], place[name]
+        if value is None and type(None) not in get_args(get_type_hints(kind)[last]):
+            raise ValueError(f"space.{key}: null is none of its values; leave it out")
         place[last] = list(value) if isinstance(value, tuple) else value
     try:
         built = _parser().instantiate(_parser().parse_object(content))

@@ -169,6 +169,46 @@ def test_a_setting_of_a_wrong_type_in_a_recipe(refused, general, tmp_path):
     refused("general", flags, "recipe.yaml", "stage.epochs", "many", "give a YAML file")
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("stage:\n  epochs:\n", "stage.epochs: nothing stands there; give a value, or leave the line out"),
+        ("stage:\n  objective:\n", "stage.objective: nothing stands there; give settings below it"),
+        ("seed: ~\n", "seed: nothing stands there; give a value"),
+        ("record: {trackers: }\n", "record.trackers: nothing stands there; give a value"),
+        ("task: {labels: [0, 1]}\n", "task.labels: [0, 1] is none of list[str], null; put words such as 0"),
+        ("task: {text: 1}\n", "task.text: 1 is no text to YAML; put it in quotes"),
+    ],
+)
+def test_a_recipe_that_says_nothing_or_no_text(refused, finetune, tmp_path, content, says):
+    (tmp_path / "recipe.yaml").write_text(content, encoding="utf-8")
+    refused("finetune", {"config": tmp_path / "recipe.yaml", **finetune}, "recipe.yaml: ", says)
+
+
+def test_null_in_a_recipe_where_it_may_stand(finetune, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("stage: {evaluate_every: }\nshape: ~\n", encoding="utf-8")
+    config, _ = parse("finetune", argv({"config": tmp_path / "recipe.yaml", **finetune}))
+    assert (config.stage.evaluate_every, config.shape) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b"])
+def test_a_row_whose_name_is_no_files(refused, evaluate, name):
+    models = json.dumps({name: next(iter(json.loads(evaluate["models"]).values()))})
+    refused("evaluate", {**evaluate, "models": models}, f"models.{name}: give a plain name")
+
+
+def test_a_row_whose_name_is_a_number(evaluate):
+    folders = json.dumps(next(iter(json.loads(evaluate["models"]).values())))
+    config, _ = parse("evaluate", argv({**evaluate, "models": f"{{4: {folders}}}"}))
+    jobs.check("evaluate", config, 1)
+    assert [*config.models] == ["4"]
+
+
+def test_a_row_whose_name_yaml_takes_for_a_truth(refused, evaluate):
+    flags = {**evaluate, "models": "{no: [x]}"}
+    refused("evaluate", flags, "models: False is no text to YAML; put the name in quotes")
+
+
 def test_a_setting_that_must_be_given(refused, general):
     refused("general", {**general, "shards": None}, "required: shards", "general --help")
 
@@ -526,7 +566,40 @@ def test_a_model_that_is_no_encoder_we_know(refused, general, tiny_model, tmp_pa
     folder = copy(tiny_model, tmp_path / "model")
     (folder / "config.json").write_text('{"model_type": "distilbert", "n_layers": 6}', encoding="utf-8")
     flags = {**general, "teacher.path": folder}
-    refused("general", flags, "distilbert", "num_hidden_layers", "give ")
+    refused("general", flags, "distilbert", "num_hidden_layers", "give ", "--student.cls (task)")
+
+
+def test_a_trained_student_with_an_impossible_dropout(refused, task, tiny_model):
+    flags = {**task, "student.path": tiny_model, "student.dropout": 2}
+    refused("task", flags, "student.dropout: 2.0; give 0 or more, below 1")
+
+
+def test_a_column_number_where_a_header_is_meant_to_be(refused, finetune):
+    refused(
+        "finetune", {**finetune, "task.text": "1"}, "it has sentence, label; if that is no header, give"
+    )
+
+
+def test_a_saved_data_set_of_several_splits(refused, finetune, tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    flags = {**finetune, "task.train": tmp_path / "saved"}
+    refused("finetune", flags, "saved holds several splits; give the folder of one, as ", "saved/train")
+
+
+def test_numbers_of_a_models_named_classes_are_pointed_out(refused, finetune, classifier, tmp_path):
+    text = "sentence\tlabel\n" + "the soup was bland\t0\n" * 9
+    (tmp_path / "numbers.tsv").write_text(text)
+    models = json.dumps({"teacher": [str(classifier)]})
+    files = {"task.train": tmp_path / "numbers.tsv", "task.dev": tmp_path / "numbers.tsv"}
+    refused("evaluate", {"models": models, **files}, 'has the label "0"', "or set --task.labels '[0, 1]'")
+    config, _ = parse("evaluate", argv({"models": models, **files, "task.labels": "[0, 1]"}))
+    jobs.check("evaluate", config, 1)
+
+
+def test_slices_of_slices(refused, pregenerate):
+    flags = {**pregenerate, "on": "slurm", "nodes": 3, "slice": "1/3"}
+    refused("pregenerate", flags, "--slice: 1/3, and each of 3 nodes makes a slice; leave one out")
 
 
 def test_a_teacher_that_does_not_exist(refused, general, tmp_path):
@@ -865,6 +938,11 @@ def test_outputs_are_what_label_writes(refused, task):
             {"stage.optimizer.name": "lamb", "stage.optimizer.weight_decay": 0},
             "stage.optimizer.weight_decay: 0.0, where lamb is plain Adam; give a small one",
         ),
+        ({"stage.optimizer.lr": ".inf"}, "stage.optimizer.lr: inf; give a number above 0"),
+        ({"stage.optimizer.beta1": 1}, "stage.optimizer.beta1: 1.0; give 0 or more, below 1"),
+        ({"stage.optimizer.clip": -1}, "stage.optimizer.clip: -1.0; give 0 or more"),
+        ({"dropout": 1.5}, "dropout: 1.5; give 0 or more, below 1"),
+        ({"engine.micro_batch_size": 0}, "engine.micro_batch_size: 0 does not divide"),
     ],
 )
 def test_a_task_that_does_not_fit_itself(refused, finetune, flags, says):

@@ -19,7 +19,13 @@ import onnx
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from benchmarks import export as benchmark
 from data_pipeline.settings import TaskConfig
@@ -29,7 +35,7 @@ from distill import export, model_card, onnx_runtime
 from distill.encoders import load_classifier
 from distill.measure import agreement
 from distill.measure import predict as logits_of
-from distill.onnx_graph import program_difference
+from distill.onnx_graph import program_difference, write_program
 from distill.settings import ExportConfig
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 from launcher import cli, jobs, runs
@@ -314,6 +320,22 @@ def test_a_program_of_torch_export_answers_as_the_model(tmp_path, tiny_tokenizer
     with torch.no_grad():
         model.classifier.bias.add_(torch.tensor([0.0, 0.1]))
     assert program_difference(model, tmp_path / "model.pt2", seed=1) > 1
+
+
+def test_a_program_of_a_family_without_segments(tmp_path):
+    torch.manual_seed(0)
+    shape = RobertaConfig(
+        vocab_size=50,
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=130,
+        type_vocab_size=1,
+    )
+    model = RobertaForSequenceClassification(shape).eval()
+    write_program(model, tmp_path / "model.pt2")
+    assert program_difference(model, tmp_path / "model.pt2", seed=1) < 1
 
 
 def test_a_model_of_words_has_no_such_program(run_folder):

@@ -75,6 +75,11 @@ def test_patterns_expand_in_order_and_files_follow_each_other(tmp_path):
         (tmp_path / f"{name}.txt").write_text(name, encoding="utf-8")
     config = CorpusConfig(files=[str(tmp_path / "c.txt"), str(tmp_path / "[ab].txt")])
     assert list(read_documents(config)) == [["c"], ["a"], ["b"]]
+    config.files += [
+        str(tmp_path / "*.txt"),
+        str(tmp_path / "b.txt"),
+    ]  # what is named again is not read again
+    assert list(read_documents(config)) == [["c"], ["a"], ["b"]]
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):

@@ -1,6 +1,7 @@
 """Teachers and students: shapes, dropout, precision, and folders that other tools can load."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,7 @@ from distill.encoders import (
     with_dropout,
 )
 from distill.general import start_projections
+from distill.layer_map import layer_map
 from distill.model_facts import positions
 from distill.settings import StudentConfig, TeacherConfig
 
@@ -115,6 +117,14 @@ def test_a_new_student_of_every_family_is_saved_and_loads(family, tiny_tokenizer
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
     assert loaded.config.num_hidden_layers == 2
     assert torch.equal(loaded(**INPUTS).logits, model(**INPUTS).logits)
+
+
+@pytest.mark.parametrize(("layers", "taken"), [(4, [5, 10, 16, 21]), (22, range(22))])
+def test_a_students_layers_look_as_far_as_those_they_learn_from(layers, taken):
+    base = AutoConfig.for_model("modernbert", **{**NUMBERS, "num_hidden_layers": 22})
+    shape = student_shape(replace(SMALL, layers=layers), base)
+    assert [teacher - 1 for _, teacher in layer_map("uniform", layers, 22)[1:]] == list(taken)
+    assert shape.layer_types == [base.layer_types[layer] for layer in taken]
 
 
 def test_shaping_a_student_leaves_the_teachers_configuration_alone(tiny_model):

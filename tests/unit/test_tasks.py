@@ -237,6 +237,14 @@ def test_another_order_than_the_models_is_refused():
         label_set(task("unread.tsv", labels=["b", "a"]), ["a", "b"])
 
 
+def test_a_task_may_number_the_models_named_classes():
+    numbers = task("unread.tsv", labels=["0", "1"])
+    assert label_set(numbers, ["negative", "positive"]) == ["0", "1"]
+    for others in (["1", "0"], ["a", "b", "c"], ["0", "b"]):
+        with pytest.raises(ValueError, match="use the model's"):
+            label_set(numbers, others)
+
+
 def test_regression_has_no_labels():
     assert label_set(task("unread.tsv", kind="regression")) == []
 

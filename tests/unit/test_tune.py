@@ -139,6 +139,7 @@ def test_a_candidate_is_the_base_with_its_values_and_nothing_else():
             },
             "wait for one another",
         ),
+        ({"student.layers": [None, 2]}, r"space\.student\.layers: null is none of its values"),
     ],
 )
 def test_a_space_that_can_not_be_is_refused(space, said):

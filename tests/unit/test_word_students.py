@@ -108,6 +108,14 @@ def test_a_text_without_words_has_an_answer(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
+def test_no_place_at_all_is_a_text_without_words(kind):
+    model = student(kind)
+    nothing = torch.zeros(2, 0)  # as tokenizers give it, of floats
+    torch.testing.assert_close(model(nothing, nothing).logits, model(*padded([[], []], 1)).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
 def test_a_folder_reloads_and_predicts_the_same(kind, tmp_path):
     model = student(kind, frozen=True).float()
     model.save_pretrained(tmp_path)
