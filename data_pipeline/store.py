@@ -90,8 +90,8 @@ class ShardFolder:
         place = f"{self.folder}/{block.shard}"
         try:
             if self.is_local:
-                return parse_block(self._local(block), block, self.manifest)
-            return self._retried(lambda: parse_block(self._remote(block), block, self.manifest))
+                return self._local(block)
+            return self._retried(lambda: self._remote(block))
         except FileNotFoundError:
             raise DamagedBlock(f"shards: {place} is missing; {REMEDY}") from None
         except ValueError as error:
@@ -104,28 +104,27 @@ class ShardFolder:
             tries = 1 if self.is_local else 1 + self.config.retries
             raise Outage(f"shards: {place} can't be read in {tries} attempts: {error}") from None
 
-    def _local(self, block: Block) -> bytes:
+    def _local(self, block: Block) -> Rows:
         with open(f"{self.folder}/{block.shard}", "rb") as file:
             file.seek(block.offset)
-            return file.read(block.size)
+            return parse_block(file.read(block.size), block, self.manifest)
 
-    def _remote(self, block: Block) -> bytes:
+    def _remote(self, block: Block) -> Rows:
         with suppress(ValueError, OSError):  # what is damaged or can't be read here is fetched again
             if self._cache and (kept := self._cache.get(self._key(block))) is not None:
-                parse_block(kept, block, self.manifest)
-                return kept
+                return parse_block(kept, block, self.manifest)
         begin, end = block.offset, block.offset + block.size
         data = self._files.cat_file(f"{self._inside}/{block.shard}", start=begin, end=end)
         if len(data) > block.size:
             raise OSError(f"the server of {self.folder} answers byte ranges with whole files; use another")
-        parse_block(data, block, self.manifest)
+        rows = parse_block(data, block, self.manifest)
         if self._cache:
             try:
                 self._cache.put(self._key(block), data)
             except OSError as error:  # a full disk stops no training
                 print(f"warning: {self.config.cache} keeps nothing more: {error}", file=sys.stderr)
                 self._cache = None
-        return data
+        return rows
 
     def _key(self, block: Block) -> str:
         name = f"{self.folder}/{block.shard}@{block.offset}:{block.xxh3}"
