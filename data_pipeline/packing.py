@@ -78,26 +78,26 @@ def _pair_rows(
             target = room
             if rng.random() < config.short_probability:
                 target = int(rng.integers(2, room + 1))
-            chunk, taken = _take_chunk(document, position, target)
+            chunk = _take_chunk(document, position, target)
             first_end = int(rng.integers(1, len(chunk))) if len(chunk) > 1 else 1
             first = [token for sentence in chunk[:first_end] for token in sentence]
             if not contiguous and (len(chunk) == 1 or rng.random() < 0.5):
                 other = _other_document(index, ends, rng)
                 second = _random_segment(documents[other], target - len(first), rng)
-                taken = first_end  # sentences that the random segment displaced are used again
+                position += first_end  # sentences that the random segment displaced are used again
             else:
                 second = [token for sentence in chunk[first_end:] for token in sentence]
-            position += taken
+                position += len(chunk)
             yield _join(*_truncate(first, second, room, rng), vocabulary)
 
 
-def _take_chunk(document: Document, position: int, target: int) -> tuple[Document, int]:
-    """Sentences from `position` on until they reach `target` tokens, and how many they are."""
+def _take_chunk(document: Document, position: int, target: int) -> Document:
+    """Sentences from `position` on until they reach `target` tokens."""
     length, end = 0, position
     while end < len(document) and length < target:
         length += len(document[end])
         end += 1
-    return document[position:end], end - position
+    return document[position:end]
 
 
 def _other_document(index: int, ends: np.ndarray, rng: np.random.Generator) -> int:
