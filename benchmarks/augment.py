@@ -119,11 +119,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    path = options.reference
     settings = Settings(
         data=Path(options.data),
         model=Path(options.model),
-        reference=None if path is None else reference_folder(path, "TinyBERT", f"{SCRIPT}.py"),
+        reference=reference_folder(options.reference, f"{SCRIPT}.py"),
         rounds=options.rounds,
         part=options.part,
     )

@@ -78,9 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not torch.cuda.is_available():
             raise ValueError("benchmarks.gpu needs a GPU; benchmarks.step measures on a CPU")
-        folder = options.reference and reference_folder(
-            options.reference, "TinyBERT", "transformer/modeling.py"
-        )
+        folder = reference_folder(options.reference, "transformer/modeling.py")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -88,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures = {"bf16_tflops": ceilings.flops / 1e12, "copy_gb_s": ceilings.bandwidth / 1e9}
     figures |= measure_kernels(torch.device("cuda"), ceilings)
     torch.cuda.empty_cache()  # steps are measured in processes of their own
-    settings = step.Settings(reference=folder or None, rounds=options.rounds, batch=options.batch)
+    settings = step.Settings(reference=folder, rounds=options.rounds, batch=options.batch)
     samples: dict[str, list[float]] = {}
     for name, shape in SHAPES.items():
         found, seconds = measure_step(name, replace(settings, student=shape, teacher=TEACHER), ceilings)

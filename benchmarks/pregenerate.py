@@ -136,10 +136,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    path = options.reference
     return Settings(
         corpus=Path(options.corpus).resolve(),
-        reference=None if path is None else reference_folder(path, "TinyBERT", f"{SCRIPT}.py"),
+        reference=reference_folder(options.reference, f"{SCRIPT}.py"),
         rounds=options.rounds,
         workers=options.workers,
         tokenizer=str(Path(model_folder(options.tokenizer)).resolve()),

@@ -133,15 +133,17 @@ def print_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]
 
 
 # ------------------------------------------------------------------------- the original's code
-def reference_folder(path: str, inside: str, file: str) -> Path:
-    """The folder that holds `file`: `path`, or `path`/`inside` where `path` is a whole checkout.
+def reference_folder(path: str | None, file: str) -> Path | None:
+    """The folder that holds the original's `file`: `path`, or its TinyBERT where that is a whole checkout.
 
-    Raises ValueError where neither holds it.
+    None where there is no path. Raises ValueError where neither holds it.
     """
-    for folder in (Path(path), Path(path) / inside):
+    if path is None:
+        return None
+    for folder in (Path(path), Path(path) / "TinyBERT"):
         if (folder / file).is_file():
             return folder.resolve()
-    raise ValueError(f"--reference {path}: no {file} there; give a checkout or its folder {inside}")
+    raise ValueError(f"--reference {path}: no {file} there; give a checkout or its folder TinyBERT")
 
 
 def import_reference(folder: Path, modules: Iterable[str], unused: Iterable[str]) -> list[ModuleType]:

@@ -78,7 +78,7 @@ class Settings:
         rounds: Steps of each side that count; one before them warms up.
         batch: Sequences of a step.
         length: Tokens of a sequence; none is padding.
-        teacher_precision: Of our teacher: auto, fp32 or bf16.
+        teacher_precision: Of our teacher: auto, fp32, bf16 or int8.
         student_dropout: Of our student.
         vocabulary: Tokens that both models know.
         teacher: The teacher's shape.
@@ -161,9 +161,8 @@ def _positive(text: str) -> int:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    path = options.reference
     return Settings(
-        reference=None if path is None else reference_folder(path, "TinyBERT", "transformer/modeling.py"),
+        reference=reference_folder(options.reference, "transformer/modeling.py"),
         rounds=options.rounds,
         batch=options.batch,
         length=options.length,

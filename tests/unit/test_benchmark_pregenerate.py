@@ -131,7 +131,7 @@ def test_the_rows_of_each_side_are_read_from_what_it_wrote(tmp_path):
 
 
 def test_the_original_runs_unedited_and_its_numbers_are_kept(checkout, corpus, tokenizer, tmp_path):
-    reference = record.reference_folder(str(checkout), "TinyBERT", "pregenerate_training_data.py")
+    reference = record.reference_folder(str(checkout), "pregenerate_training_data.py")
     settings = Settings(corpus, reference=reference, tokenizer=str(tokenizer))
     command = pregenerate.original(settings, corpus, tmp_path)
     run = pregenerate.run_command("original", command, tmp_path / "log.txt")

@@ -149,8 +149,8 @@ def test_a_missing_module_is_stood_in_for_and_old_numpy_names_are_there(tmp_path
 def test_a_checkout_and_its_folder_are_the_same_reference(checkout):
     inside, file = "TinyBERT", "transformer/modeling.py"
     expected = (checkout / inside).resolve()
-    assert record.reference_folder(str(checkout), inside, file) == expected
-    assert record.reference_folder(str(checkout / inside), inside, file) == expected
+    assert record.reference_folder(str(checkout), file) == expected
+    assert record.reference_folder(str(checkout / inside), file) == expected
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
@@ -207,7 +207,7 @@ def test_both_sides_see_the_same_ids_which_change_from_step_to_step():
 
 @pytest.mark.slow
 def test_both_sides_step_in_processes_of_their_own(checkout):
-    reference = record.reference_folder(str(checkout), "TinyBERT", "transformer/modeling.py")
+    reference = record.reference_folder(str(checkout), "transformer/modeling.py")
     samples, memory = step.measure_general(tiny(reference=reference))
     assert {name: len(values) for name, values in samples.items()} == {
         "original_seconds": 2,
@@ -230,7 +230,7 @@ def test_a_side_that_fails_says_why(checkout):
 
 @pytest.mark.slow
 def test_task_steps_of_both_sides_and_stages_are_measured(checkout):
-    reference = record.reference_folder(str(checkout), "TinyBERT", "transformer/modeling.py")
+    reference = record.reference_folder(str(checkout), "transformer/modeling.py")
     samples = step_task.measure_task(tiny(reference=reference, rounds=1))
     names = {f"{side}_{stage}_seconds" for side in ("original", "ours") for stage in step_task.STAGES}
     assert samples.keys() == names
