@@ -106,7 +106,7 @@ def measure_ceilings(device: torch.device) -> Ceilings:
 
     from distill.accounting import matrix_ceiling
 
-    source = torch.empty(1 << (28 if device.type == "cuda" else 20), device=device)
+    source = torch.empty(1 << 28, device=device)
     target = torch.empty_like(source)
     seconds = timed(lambda: target.copy_(source))
     return Ceilings(
