@@ -1,4 +1,4 @@
-"""Variants of a task's training texts: settings, the words of a text, the draws, the files. No torch.
+"""Variants of a task's training texts: the words of a text, the draws, the files. No torch.
 
 RUN/pieces/000000.jsonl   the variants of some hundreds of examples; a killed run redoes missing ones
 RUN/augmented.jsonl       every example, followed by its variants, duplicates left out
