@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.record import memory_mb, take_turns
 from launcher.local import environment
@@ -27,7 +28,7 @@ def measure(sides: Mapping[str, Steps], rounds: int) -> tuple[dict[str, list[flo
     environment that `distillery` gives its processes.
     """
     with ExitStack() as stack:
-        stack.callback(_restore, dict(os.environ))
+        stack.enter_context(patch.dict(os.environ))  # put back in the end
         running: dict[str, _Side] = {}
         for name, steps in sides.items():
             if name.startswith("ours"):
@@ -38,11 +39,6 @@ def measure(sides: Mapping[str, Steps], rounds: int) -> tuple[dict[str, list[flo
         seconds = take_turns(turns, rounds)
         memory = {f"{name}_{key}": mb for name, side in running.items() for key, mb in side.end().items()}
     return {f"{name}_seconds": values for name, values in seconds.items()}, memory
-
-
-def _restore(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 class _Side:

@@ -54,7 +54,9 @@ def words_of(text: str, encoding: Encoding, unit: str) -> list[Word]:
         encoding: Its tokens, without special ones.
         unit: As in the settings.
     """
-    spans = _jieba_spans(text) if unit == "chinese_word" else None
+    spans = None
+    if unit == "chinese_word":  # where each word begins
+        spans = np.cumsum([0, *map(len, segmenter().cut(text))])
     offsets = encoding.offsets  # all are copied each time they are asked for
     tokens: dict[int, list[int]] = {}
     for token, (own, (begin, end)) in enumerate(zip(encoding.word_ids, offsets, strict=True)):
@@ -69,11 +71,6 @@ def words_of(text: str, encoding: Encoding, unit: str) -> list[Word]:
         if word.of(text).isalpha() and word.of(text).lower() not in STOP_WORDS:
             found.append(word)
     return found
-
-
-def _jieba_spans(text: str) -> np.ndarray:
-    """Where each Chinese word begins."""
-    return np.cumsum([0, *(len(word) for word in segmenter().cut(text))])
 
 
 def replaced_variants(

@@ -42,7 +42,7 @@ from data_pipeline.shards import (
     write_shard,
 )
 from data_pipeline.tokenising import SentenceTokenizer
-from data_pipeline.vocabulary import Vocabulary, load_vocabulary
+from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import beside, write_whole
 
 BATCH_SENTENCES = 2_000
@@ -97,8 +97,8 @@ def run(config: PregenerateConfig, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     _make(config, pieces, [number for number in mine if not _record_path(shards, number).is_file()], shards)
     seconds = time.monotonic() - started
-    records = [_read_record(shards, number) for number in range(len(pieces))]
-    done = [record for record in records if record]
+    paths = [_record_path(shards, number) for number in range(len(pieces))]
+    done = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
     counts = {
         "slice": config.slice,
         "pieces": len(mine),
@@ -253,7 +253,7 @@ class _Maker:
 
     def __init__(self, config: PregenerateConfig, shards: Path, done: Any):
         self.config, self.shards, self.done = config, shards, done
-        self.vocabulary: Vocabulary = load_vocabulary(config.tokenizer)
+        self.vocabulary = load_vocabulary(config.tokenizer)
         masking = config.packing.masking
         self.tokenise = SentenceTokenizer(self.vocabulary, masking.unit if masking.active else "token")
 
@@ -318,11 +318,6 @@ class _Maker:
 
 def _record_path(shards: Path, number: int) -> Path:
     return shards / RECORDS / f"{number:06d}.json"
-
-
-def _read_record(shards: Path, number: int) -> dict[str, Any] | None:
-    path = _record_path(shards, number)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _manifest(config: PregenerateConfig, records: list[dict[str, Any]]) -> Manifest:

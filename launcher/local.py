@@ -140,7 +140,9 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
             words |= ALONE
         with signals_held(*preemption.HELD):
             child = subprocess.Popen(
-                command(job, folder, processes, rendezvous), env=words, preexec_fn=_ignore_warnings
+                command(job, folder, processes, rendezvous),
+                env=words,
+                preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
             )
         threading.Thread(target=_pass_on, args=(asked, news, child), daemon=True).start()
         code = _exit_code(child)
@@ -175,10 +177,6 @@ def signals_held(*signals: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _ignore_warnings() -> None:
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen) -> None:

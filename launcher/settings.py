@@ -340,14 +340,14 @@ def job_of(recipe: str) -> str:
     """The job that a recipe is for, told by its settings' names. Raises ValueError where none fits."""
     content = read_recipe(recipe)
     if isinstance(content, dict):
-        fitting = [name for name, job in JOBS.items() if content.keys() <= _settings_of(job.config)]
+        fitting = [
+            name
+            for name, job in JOBS.items()
+            if content.keys() <= {field.name for field in fields(load(job.config))}
+        ]
         if len(fitting) == 1:
             return fitting[0]
     raise ValueError(f"{recipe}: its settings are not those of one job; give --config {recipe} to one")
-
-
-def _settings_of(config: str) -> set[str]:
-    return {field.name for field in fields(load(config))}
 
 
 def _build(name: str, command: ArgumentParser, values: Namespace) -> Any:
