@@ -38,7 +38,7 @@ DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
 }
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError)
 HUB = "hub:"
-LONGEST_DOCUMENT = 1 << 20  # bytes; a longer one is cut, so that memory stays bounded
+LONGEST_DOCUMENT = 1 << 20  # characters; a longer one is cut, so that memory stays bounded
 LONGEST_LINE = 64 << 20  # bytes
 ROWS = 1000  # rows of a table that are read together
 TO_THE_END = 1 << 62
