@@ -124,10 +124,8 @@ def own_part(config: Any, launch: Launch, environment: Mapping[str, str]) -> tup
     slices = last - first + 1
     if slices != int(environment.get("SLURM_ARRAY_TASK_COUNT", slices)):
         raise ValueError(f"an array with gaps leaves slices unmade; submit it with --array=1-{slices}")
-    part = f"{number - first + 1}/{slices}"
-    shards = config.shards or f"{launch.run}/shards"
-    folder = f"{launch.run}/slice-{part.replace('/', '-of-')}"
-    return replace(config, slice=part, shards=shards), replace(launch, run=folder)
+    config, folder = runs.as_slice(config, launch.run, number - first + 1, slices)
+    return config, replace(launch, run=folder)
 
 
 def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:

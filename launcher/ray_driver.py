@@ -322,13 +322,12 @@ def run_tasks(plan: Plan, config: Any, run: Path) -> None:
 def _slice(job: str, run: str, home: str, cpus: int, number: int, slices: int) -> None:
     """Slice `number` of the job in a folder of its own; where there is one only, the job itself."""
     take_place(home)
-    folder = Path(run)
     if slices == 1:
-        _run_here(job, folder, cpus)
+        _run_here(job, Path(run), cpus)
         return
-    config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
-    config = replace(config, slice=f"{number}/{slices}", shards=config.shards or f"{run}/shards")
-    own = folder / f"slice-{number}-of-{slices}"
+    whole = from_yaml(job, Path(run, "config.yaml").read_text(encoding="utf-8"))
+    config, place = runs.as_slice(whole, run, number, slices)
+    own = Path(place)
     if not (own / "config.yaml").is_file():
         runs.begin(own, job, config)
     _run_here(job, own, cpus)

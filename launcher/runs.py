@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ def undo(folder: Path) -> None:
 def typed_command() -> list[str] | None:
     """What the user typed; None where a program did, whose recipe is soon gone."""
     return None if CALLED in os.environ else ["distillery", *sys.argv[1:]]
+
+
+def as_slice(config: Any, run: str, number: int, count: int) -> tuple[Any, str]:
+    """The settings and the run folder of one of the slices that make a pregeneration's shards together."""
+    shards = config.shards or f"{run}/shards"
+    return replace(config, slice=f"{number}/{count}", shards=shards), f"{run}/slice-{number}-of-{count}"
 
 
 def tell_whole_run(folder: Path) -> None:
