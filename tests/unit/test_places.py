@@ -680,7 +680,7 @@ def test_a_wish_to_stop_that_comes_while_a_job_starts_is_heard(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", start, tmp_path], stderr=subprocess.PIPE, text=True
     ) as job:
-        while not any(map(local._is_listening_rank, local._children(job.pid))):
+        while not any(map(local._is_listening_rank, local.children(job.pid))):
             assert job.poll() is None
         job.send_signal(signal.SIGUSR1)
         _, said = job.communicate()
