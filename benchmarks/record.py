@@ -92,7 +92,10 @@ def versions(others: Iterable[str]) -> dict[str, str]:
 
 def command_line(benchmark: str, arguments: Sequence[str]) -> str:
     """What was typed; of an absolute path only the name, for the rest is one machine's own."""
-    shown = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+    shown = []
+    for word in arguments:
+        option, equals, value = word.rpartition("=")
+        shown.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
     return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *shown])
 
 

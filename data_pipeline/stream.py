@@ -95,7 +95,9 @@ class CorpusReader:
         step (others in each epoch); of several, as many rows as they hold together.
         """
         parts = [corpus.step(number) for corpus in self.corpora if corpus.mine]
-        return parts[0] if len(parts) == 1 else concatenate([_widened(p, self) for p in parts])
+        if len(self.corpora) == 1:
+            return parts[0]
+        return concatenate([_widened(part, self) for part in parts])  # as wide on every rank
 
     def close(self) -> None:
         """Stop reading ahead."""

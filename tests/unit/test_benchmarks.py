@@ -112,13 +112,14 @@ def test_peak_memory_is_no_less_than_the_present():
 
 
 def test_record_has_these_keys_and_no_machine_path(tmp_path):
-    arguments = ["--reference", str(tmp_path / "TinyBERT"), "--rounds", "3"]
     path = tmp_path / "new" / "step.json"
+    arguments = ["--reference", str(tmp_path / "TinyBERT"), "--rounds", "3", f"--json={path}"]
     record.write_record(path, "step", arguments, {"general_speedup": 2.0}, {"ours_seconds": [1.0]})
     written = json.loads(path.read_text(encoding="utf-8"))
     keys = ["benchmark", "command", "hardware", "versions", "date", "figures", "samples"]
     assert list(written) == keys
-    assert written["command"] == "python -m benchmarks.step --reference TinyBERT --rounds 3"
+    shown = "--reference TinyBERT --rounds 3 --json=step.json"
+    assert written["command"] == f"python -m benchmarks.step {shown}"
     assert set(written["hardware"]) == {"cpu", "cores", "memory_gib", "cpu_flags", "gpus"}
     assert set(written["versions"]) == {"python", "torch", "deepspeed", "transformers", "numpy"}
     assert str(tmp_path) not in path.read_text(encoding="utf-8")

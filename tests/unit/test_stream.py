@@ -231,6 +231,8 @@ def test_corpora_of_other_lengths_are_padded_alike(tmp_path):
     change_manifest(Path(b), max_length=20)
     step = CorpusReader({a: 1.0, b: 1.0}, 4, 0).step(0)
     assert step.ids.shape == (4, 20)
+    ranks = [CorpusReader({a: 1.0, b: 1.0}, 4, 0, rank=rank, world=4) for rank in range(4)]
+    assert [reader.step(0).ids.shape for reader in ranks] == [(1, 20)] * 4
 
 
 def test_corpora_of_other_vocabularies_are_refused(tmp_path):
