@@ -24,6 +24,7 @@ from distill.model_facts import (
     own_labels,
     positions,
 )
+from distill.number_checks import check_dropout, check_least
 from distill.onnx_runtime import FILES, refuse_missing
 from distill.outputs import check_outputs
 from distill.part_checks import (
@@ -52,8 +53,6 @@ from distill.settings import (
     PretrainConfig,
     TaskDistillConfig,
     TextGcnConfig,
-    check_dropout,
-    check_least,
 )
 from distill.student_checks import check_start, check_student, check_words, is_of_words
 from distill.task_checks import (
@@ -188,8 +187,9 @@ def check_text_gcn(config: TextGcnConfig) -> None:
     if task.kind != "classification" or task.text_pair or task.more_dev:
         raise ValueError("task: textgcn takes single texts of one class each, and one dev file")
     check_least(config, ("hidden_size", "window", "least", "most", "epochs"))
-    if not config.lr > 0 or not 0 <= config.dropout < 1:
-        raise ValueError("textgcn: give lr above 0, and dropout from 0 to below 1")
+    check_dropout("dropout", config.dropout)
+    if not config.lr > 0:
+        raise ValueError(f"lr: {config.lr}; give a number above 0")
     check_task(task, None, 1 << 20, 1)
 
 

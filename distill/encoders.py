@@ -284,7 +284,9 @@ def student_shape(student: StudentConfig, base: PretrainedConfig) -> PretrainedC
 
 
 def _kinds(kinds: list[str], layers: int) -> list[str]:
-    """Kinds of the student's layers: those of the teacher's that they learn from, or are taken from."""
+    """Kinds of the student's layers: those of the teacher's in the uniform map, which are their model or
+    their origin.
+    """
     if layers > len(kinds):  # a student that is compared with none
         return (kinds * layers)[:layers]
     return [kinds[teacher - 1] for _, teacher in layer_map("uniform", layers, len(kinds))[1:]]

@@ -184,13 +184,14 @@ class Objective(nn.Module):
         self, own: Tensor | None, teacher: Tensor | None, batch: Batch, counts: Tensor
     ) -> dict[str, Tensor]:
         """The terms of the student's logits, beside the teacher's and the labels."""
-        terms, config, masked = {}, self.config, counts[3].clamp(min=1)  # short rows may have none
+        terms, config = {}, self.config
+        # Of rows, or of masked tokens, of which short rows may have none.
+        number = counts[0] if batch.masked is None else counts[3].clamp(min=1)
         if config.logits or config.logits_mse:
             assert own is not None
             assert teacher is not None
             if config.logits:
-                rows = counts[0] if batch.masked is None else masked
-                terms["logits"] = self._logits(own, teacher) / rows
+                terms["logits"] = self._logits(own, teacher) / number
             if config.logits_mse:
                 terms["logits_mse"] = squared_error(own, teacher) / counts[0]
         if config.labels or config.mlm:
@@ -199,7 +200,7 @@ class Objective(nn.Module):
             if config.labels:
                 terms["labels"] = self._labels(own, batch.labels) / counts[0]
             if config.mlm:
-                terms["mlm"] = label_loss(own, batch.labels) / masked
+                terms["mlm"] = label_loss(own, batch.labels) / number
         return terms
 
     def _logits(self, own: Tensor, teacher: Tensor) -> Tensor:

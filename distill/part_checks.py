@@ -15,6 +15,7 @@ from data_pipeline.word_vectors import check_vectors
 from distill.custom import check_name, name_of
 from distill.layer_map import layer_map
 from distill.model_facts import model_config, of_words
+from distill.number_checks import check_least
 from distill.schedule import ScheduleConfig
 from distill.settings import (
     EngineConfig,
@@ -25,7 +26,6 @@ from distill.settings import (
     RecordConfig,
     StageConfig,
     TaskDistillConfig,
-    check_least,
 )
 from distill.student_checks import is_of_words
 from distill.trackers import check_trackers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,19 +11,6 @@ from distill.schedule import ScheduleConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Kind = Literal["transformer", "bilstm", "bilstm_max", "mean_bilstm", "cnn", "densenet_cnn", "densenet_dsa"]
-
-
-def check_least(settings: object, names: Iterable[str], prefix: str = "", least: int = 1) -> None:
-    """Refuse numbers below `least`; null is none. Raises ValueError."""
-    for name in names:
-        if (value := getattr(settings, name)) is not None and value < least:
-            raise ValueError(f"{prefix}{name}: {value}; give {least} or more")
-
-
-def check_dropout(name: str, dropout: float) -> None:
-    """Refuse a share that can't be. Raises ValueError."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{name}: {dropout}; give 0 or more, below 1")
 
 
 @dataclass

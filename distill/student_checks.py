@@ -12,7 +12,8 @@ from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
 from distill.custom import check_name, name_of
 from distill.model_facts import WORDS, has_weights, is_custom, model_config, of_words
-from distill.settings import EngineConfig, StageConfig, StudentConfig, check_dropout, check_least
+from distill.number_checks import check_dropout, check_least
+from distill.settings import EngineConfig, StageConfig, StudentConfig
 
 SHAPE = ("layers", "hidden_size", "heads", "intermediate_size")
 

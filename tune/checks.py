@@ -8,8 +8,9 @@ from itertools import islice, product
 from typing import Any
 
 from distill.checks import check_task_distill
+from distill.number_checks import check_least
 from distill.part_checks import compares_answers, stages_of
-from distill.settings import TaskDistillConfig, check_least
+from distill.settings import TaskDistillConfig
 from distill.student_checks import unread
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.space import check_space, combinations, drawn, read_space, with_values

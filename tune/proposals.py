@@ -7,6 +7,7 @@ Optuna is told again what the earlier candidates scored.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from typing import Any
 
 from tune.record import Trial
@@ -14,15 +15,16 @@ from tune.settings import TuneConfig
 from tune.space import Domain, Values, combinations, drawn, read_space, varies
 
 
-class Proposals:
+class Proposals(ABC):
     """Where candidates come from."""
 
+    @abstractmethod
     def ask(self, number: int) -> Values | None:
         """Candidate `number`, from 0 on; None where there are no more."""
-        raise NotImplementedError
 
     def tell(self, trial: Trial) -> None:
         """A candidate has ended, of which Optuna alone takes note."""
+        return
 
 
 class Grid(Proposals):

@@ -254,8 +254,7 @@ class Candidates(Searcher):
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)
         run = self.record.run(trial)
-        if summary := read_json(run / "summary.json"):
-            # One that was stopped, or failed, may be resumed by hand.
+        if summary := read_json(run / "summary.json"):  # others keep theirs: they may be resumed by hand
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
             self._end(trial, "finished", score=summary["best"][self.score])
         elif error:
