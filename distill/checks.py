@@ -39,6 +39,7 @@ from distill.part_checks import (
     check_shards,
     check_stage,
     check_terms,
+    compares_answers,
     compares_layers,
     runs_beside,
     stages_of,
@@ -53,6 +54,7 @@ from distill.settings import (
     PretrainConfig,
     TaskDistillConfig,
     TextGcnConfig,
+    masking_of_models,
 )
 from distill.student_checks import check_start, check_student, check_words, is_of_words
 from distill.task_checks import (
@@ -83,7 +85,7 @@ def check_general(config: GeneralConfig, processes: int) -> None:
             "have not; distil them on a task (distillery task)"
         )
     student = check_student(config.student, config.teacher.path)
-    check_stage("stage", config.stage, config.engine, processes)
+    check_stage("stage", config.stage, config.engine, processes, measured=False)
     check_record(config.record)
     objective = config.stage.objective
     check_objective("stage", objective, student, teacher, CORPUS_TERMS)
@@ -103,6 +105,11 @@ def check_general(config: GeneralConfig, processes: int) -> None:
         check_masked_head(config.teacher.path, "teacher")
     if config.masks:
         check_masking(config.masking, config.shards, config.stream.store)
+    elif config.masking != masking_of_models():
+        raise ValueError(
+            "masking: this objective masks nothing; give stage.objective.logits or mlm a weight, or "
+            "leave it out"
+        )
 
 
 def check_pretrain(config: PretrainConfig, processes: int) -> None:
@@ -121,7 +128,7 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
             f"model: {config.model} holds no weights in safetensors; give shape to start from random ones"
         )
     check_dropout("dropout", config.dropout)
-    check_stage("stage", config.stage, config.engine, processes)
+    check_stage("stage", config.stage, config.engine, processes, measured=False)
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("mlm",))
     check_shards(config, config.model, positions(model), processes)
@@ -143,7 +150,7 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
             raise ValueError("shape.dropout: of a fine-tuning it is --dropout; leave it out")
     check_dropout("dropout", config.dropout)
     check_pair((shape.path if shape else None) or config.model or "", model, config.task.text_pair)
-    check_stage("stage", config.stage, config.engine, processes)
+    check_stage("stage", config.stage, config.engine, processes, measured=True)
     check_record(config.record)
     check_terms("stage", config.stage.objective, ("labels", "custom"))
     if config.stage.objective.custom_layers:
@@ -167,7 +174,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     check_pair(config.student.path or "", student, config.task.text_pair)
     check_members(config.teacher, config.task)
     for name, stage in stages.items():
-        check_stage(name, stage, config.engine, processes)
+        check_stage(name, stage, config.engine, processes, compares_answers(stage))
         check_objective(name, stage.objective, student, teacher, TASK_TERMS)
     if config.teacher.dropout and not runs_beside(config):
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +31,26 @@ from distill.relations import relation_loss
 from distill.settings import ObjectiveConfig
 
 
-def count(batch: Batch, normalise: str) -> Tensor:
-    """What terms are divided by: (rows, tokens, token pairs, masked tokens) of a batch; and its (tokens,
-    token pairs) without padding, which under `all` counts in the others: float64 (6,).
+class Counts(NamedTuple):
+    """What terms are divided by, sums over rows; and what is no padding, which counts in `tokens` and
+    `pairs` under `all`.
     """
+
+    rows: Any
+    tokens: Any
+    pairs: Any
+    masked: Any
+    real_tokens: Any
+    real_pairs: Any
+
+
+def count(batch: Batch, normalise: str) -> Tensor:
+    """The `Counts` of a batch: float64 (6,)."""
     real = batch.mask.sum(dim=1).double()
     lengths = torch.full_like(real, batch.ids.shape[1]) if normalise == "all" else real
     masked = real.new_full((), 0 if batch.masked is None else len(batch.masked))
     rows = torch.ones_like(real).sum()
-    return torch.stack([rows, *_sums(lengths), masked, *_sums(real)])
+    return torch.stack(Counts(rows, *_sums(lengths), masked, *_sums(real)))
 
 
 def _custom(
@@ -120,8 +132,9 @@ class Objective(nn.Module):
         Args:
             batch: This process's micro-batch.
             signal: The teacher's, of the same rows.
-            counts: (rows, tokens, pairs, masked tokens) of the whole global step.
+            counts: The `Counts` of the whole global step: (6,).
         """
+        whole = Counts(*counts)
         own = run_encoder(
             self.student,
             self.collector,
@@ -131,15 +144,15 @@ class Objective(nn.Module):
         )
         terms: dict[str, Tensor] = {}
         if self.config.attention:
-            terms["attention"] = self._attention(own, signal, batch) / counts[2]
+            terms["attention"] = self._attention(own, signal, batch) / whole.pairs
         if self.config.relation:
-            terms["relation"] = self._relation(own, signal, batch) / counts[1]
+            terms["relation"] = self._relation(own, signal, batch) / whole.tokens
         if self.config.hidden:
-            terms["hidden"] = self._hidden(own, signal, batch) / counts[1]
-        terms |= self._answers(own.logits, signal.logits, batch, counts)
+            terms["hidden"] = self._hidden(own, signal, batch) / whole.tokens
+        terms |= self._answers(own.logits, signal.logits, batch, whole)
         weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
         for (name, term), weight in zip(self.custom.items(), self.config.custom.values(), strict=True):
-            weighted[name] = weight * _custom(name, term, own, signal, batch) / counts[0]
+            weighted[name] = weight * _custom(name, term, own, signal, batch) / whole.rows
         return {"loss": torch.stack(list(weighted.values())).sum(), **weighted}
 
     @property
@@ -181,24 +194,24 @@ class Objective(nn.Module):
         return total
 
     def _answers(
-        self, own: Tensor | None, teacher: Tensor | None, batch: Batch, counts: Tensor
+        self, own: Tensor | None, teacher: Tensor | None, batch: Batch, whole: Counts
     ) -> dict[str, Tensor]:
         """The terms of the student's logits, beside the teacher's and the labels."""
         terms, config = {}, self.config
         # Of rows, or of masked tokens, of which short rows may have none.
-        number = counts[0] if batch.masked is None else counts[3].clamp(min=1)
+        number = whole.rows if batch.masked is None else whole.masked.clamp(min=1)
         if config.logits or config.logits_mse:
             assert own is not None
             assert teacher is not None
             if config.logits:
                 terms["logits"] = self._logits(own, teacher) / number
             if config.logits_mse:
-                terms["logits_mse"] = squared_error(own, teacher) / counts[0]
+                terms["logits_mse"] = squared_error(own, teacher) / whole.rows
         if config.labels or config.mlm:
             assert own is not None
             assert batch.labels is not None
             if config.labels:
-                terms["labels"] = self._labels(own, batch.labels) / counts[0]
+                terms["labels"] = self._labels(own, batch.labels) / whole.rows
             if config.mlm:
                 terms["mlm"] = label_loss(own, batch.labels) / number
         return terms

@@ -137,12 +137,16 @@ def runs_beside(config: TaskDistillConfig) -> bool:
     return own.fingerprint == teacher.fingerprint
 
 
-def check_stage(name: str, stage: StageConfig, engine: EngineConfig, processes: int) -> None:
-    """Refuse a stage whose numbers don't fit one another."""
+def check_stage(
+    name: str, stage: StageConfig, engine: EngineConfig, processes: int, measured: bool
+) -> None:
+    """Refuse a stage whose numbers don't fit one another, or that asks for measurements it has not."""
     if not 0 < stage.epochs < math.inf or stage.batch_size < 1:
         raise ValueError(f"{name}: epochs must be above 0 and batch_size 1 or more")
     if stage.evaluate_every is not None and stage.evaluate_every < 1:
         raise ValueError(f"{name}.evaluate_every: {stage.evaluate_every}; give 1 or more, or null")
+    if stage.evaluate_every and not measured:
+        raise ValueError(f"{name}.evaluate_every: nothing here is measured on dev; leave it out")
     check_schedule(f"{name}.schedule", stage.schedule)
     check_optimizer(f"{name}.optimizer", stage.optimizer, engine)
     check_least(engine, ["skip_non_finite"], "engine.", least=0)

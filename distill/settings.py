@@ -228,7 +228,8 @@ def _general_stage() -> StageConfig:
     )
 
 
-def _of_models() -> MaskingConfig:
+def masking_of_models() -> MaskingConfig:
+    """What models are masked by where nothing else is said."""
     return MaskingConfig(probability=0.15, most=1000)
 
 
@@ -257,7 +258,7 @@ class GeneralConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     stage: StageConfig = field(default_factory=_general_stage)
-    masking: MaskingConfig = field(default_factory=_of_models)
+    masking: MaskingConfig = field(default_factory=masking_of_models)
     pad_to_longest: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
@@ -301,7 +302,7 @@ class PretrainConfig:
     shards: str | dict[str, float]
     stream: StreamConfig = field(default_factory=StreamConfig)
     shape: StudentConfig | None = None
-    masking: MaskingConfig = field(default_factory=_of_models)
+    masking: MaskingConfig = field(default_factory=masking_of_models)
     dropout: float = 0.1
     stage: StageConfig = field(default_factory=_pretrain_stage)
     pad_to_longest: bool = True

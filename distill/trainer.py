@@ -40,7 +40,7 @@ from distill.checkpoints import Checkpoints
 from distill.encoders import BEST, Batch, Signal, StoredTeacher, Teacher
 from distill.engine import Engine, barrier, from_rank_0, rank, sum_over_ranks, world_size
 from distill.model_facts import positions
-from distill.objective import Objective, count
+from distill.objective import Counts, Objective, count
 from distill.part_checks import micro_batch_size
 from distill.preemption import Stopped, asked
 from distill.run_folder import Metrics
@@ -157,11 +157,11 @@ class Trainer:
         for step in range(start, self.total):
             done, stop = step + 1, False
             if step not in self.skipped:
-                terms, counts = self.train_step(step)
-                window.add(step, terms, counts)
+                terms, sums = self.train_step(step)
+                window.add(step, terms, sums)
                 if self.engine_config.skip_non_finite or self.engine.overflowed:
                     self._refuse_non_finite(window, done)
-                stop = votes.stop(counts[6]) and done < self.total
+                stop = votes.stop(sums[0]) and done < self.total
             profile_step()
             progress.reach(done)
 
@@ -194,16 +194,16 @@ class Trainer:
     # ------------------------------------------------------------------------- one step
     def train_step(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step; returns the terms (this rank's share), and what was summed over all ranks:
-        the counts, the votes to stop, the positions, and the digest of the rows.
+        the votes to stop, the positions, the digest of the rows, and the six `Counts`.
         """
         batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
         self.watchdog.move()
         own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
         rows = torch.stack([digest(batch) for batch in batches]).sum(dim=0, keepdim=True)
         stop = asked() or self.checkpoints.failed  # which the end then tells
-        more = [own.new_full((1,), value) for value in (stop, step)]
-        counts = sum_over_ranks(torch.cat([own.sum(dim=0), *more, rows]))  # one all-reduce of nine numbers
-        divisors = counts.float()
+        beside = [own.new_full((1,), value) for value in (stop, step)]
+        sums = sum_over_ranks(torch.cat([*beside, rows, own.sum(dim=0)]))  # one all-reduce of nine numbers
+        divisors = sums[3:].float()
         torch.manual_seed(hash((self.seed, step, rank())))  # dropout as a function of the step
 
         lr = self.stage.optimizer.lr * factor(self.stage.schedule, step, self.total)
@@ -216,7 +216,7 @@ class Trainer:
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach()
         self.watchdog.move()
-        return totals, counts
+        return totals, sums
 
     # -----------------------------------------------------------------------------------
 
@@ -413,20 +413,25 @@ class _Window:
         self.steps: list[int] = []
         self.terms: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []  # this rank's share in each step
-        self.counts: Tensor | float = 0.0
+        self.sums: Tensor | float = 0.0
 
-    def add(self, step: int, terms: dict[str, Tensor], counts: Tensor) -> None:
+    def add(self, step: int, terms: dict[str, Tensor], sums: Tensor) -> None:
         self.steps.append(step)
-        self.counts = self.counts + counts
+        self.sums = self.sums + sums
         self.losses.append(terms["loss"])
         for name, term in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + term
 
     def rows_and_positions(self) -> tuple[float, float]:
         """Rows of all ranks, and the sum of their positions."""
-        assert isinstance(self.counts, Tensor)
-        rows, *_, positions, _ = self.counts.tolist()
-        return rows, positions
+        _, positions, _, counts = self._summed()
+        return counts.rows, positions
+
+    def _summed(self) -> tuple[float, float, float, Counts]:
+        """Votes, positions, digest and counts, as `Trainer.train_step` says."""
+        assert isinstance(self.sums, Tensor)
+        votes, positions, rows, *counts = self.sums.tolist()
+        return votes, positions, rows, Counts(*counts)
 
     def close(self, cost: Cost, ceiling: float) -> dict[str, Any]:
         """Means of the terms, speed, the share of the ceiling that the model's FLOPs take, and a digest of
@@ -435,15 +440,14 @@ class _Window:
         """
         names = list(self.terms)
         sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
-        assert isinstance(self.counts, Tensor)
-        sequences, _, _, _, tokens, pairs, *_, rows = self.counts.tolist()  # as `Trainer.train_step` says
+        _, _, rows, counts = self._summed()
         seconds = time.perf_counter() - self.started
-        rate = cost.flops(sequences, tokens, pairs) / seconds
+        rate = cost.flops(counts.rows, counts.real_tokens, counts.real_pairs) / seconds
         means = {_label(name): total / len(self.steps) for name, total in zip(names, sums, strict=True)}
         return {
             **means,
-            "sequences_per_s": round(sequences / seconds, 2),
-            "tokens_per_s": round(tokens / seconds, 1),
+            "sequences_per_s": round(counts.rows / seconds, 2),
+            "tokens_per_s": round(counts.real_tokens / seconds, 1),
             "tflops_per_s": round(rate / 1e12, 4),
             "mfu": round(rate / max(ceiling, rate), 4),
             "rows_digest": f"{round(rows):x}",

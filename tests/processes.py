@@ -1,20 +1,23 @@
 """Runs a plain function in several processes over gloo, as torchrun would, and returns their results.
 
-A test hands `run_processes` a module-level function; `python -m tests.processes` is one of the
-processes. Arguments travel as JSON, results as tensors that are loaded without unpickling code.
+A test hands `run_processes` a module-level function. Each process is forked from a server that has
+imported what all need, and has nothing of the test's own process. Arguments travel as JSON, results
+as tensors that are loaded without unpickling code.
 
 Where one process is enough, `join_group_of_one` spares the start of another; `typed` runs a command.
 """
 
 import importlib
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +27,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 DISTILLERY = str(Path(sys.executable).with_name("distillery"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+READY = multiprocessing.get_context("forkserver")
+READY.set_forkserver_preload(["deepspeed", "distill.general", "distill.task"])
 
 
 def run_processes(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
@@ -40,7 +45,7 @@ def run_processes(function: Callable[..., Any], world_size: int, *arguments: Any
         finally:
             for process in processes:
                 process.kill()
-                process.wait()
+                process.join()
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
@@ -93,36 +98,31 @@ def of_a_process(path: Path) -> bytes:
         return b""
 
 
-def _start(function: Callable[..., Any], group: dict[str, str], folder: Path) -> subprocess.Popen:
-    with (folder / f"{group['RANK']}.log").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", __name__, function.__module__, function.__qualname__, str(folder)],
-            cwd=ROOT,
-            env={**os.environ, **group, "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+def _start(function: Callable[..., Any], group: dict[str, str], folder: Path) -> BaseProcess:
+    place = (function.__module__, function.__qualname__)
+    process = READY.Process(target=_main, args=(*place, group, str(folder)))
+    # The first start brings the server up, and threads are counted when torch is loaded there.
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        process.start()
+    return process
 
 
-def _wait(processes: list[subprocess.Popen], folder: Path) -> None:
-    while True:
-        codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
-            if code:
+def _wait(processes: list[BaseProcess], folder: Path) -> None:
+    while any(process.exitcode is None for process in processes):
+        wait([process.sentinel for process in processes if process.exitcode is None])
+        for rank, process in enumerate(processes):
+            if process.exitcode:
                 log = (folder / f"{rank}.log").read_text(errors="replace")
-                raise RuntimeError(f"rank {rank} ended with exit code {code}:\n{log[-8000:]}")
-        if all(code == 0 for code in codes):
-            return
-        time.sleep(0.05)
+                raise RuntimeError(f"rank {rank} ended with exit code {process.exitcode}:\n{log[-8000:]}")
 
 
-def _main(module: str, name: str, folder: str) -> None:
+def _main(module: str, name: str, group: dict[str, str], folder: str) -> None:
+    with (Path(folder) / f"{group['RANK']}.log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ.update(group, OMP_NUM_THREADS="1")
     function = getattr(importlib.import_module(module), name)
     result = function(*json.loads((Path(folder) / "arguments.json").read_text()))
-    torch.save(result, Path(folder) / f"{os.environ['RANK']}.pt")
+    torch.save(result, Path(folder) / f"{group['RANK']}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -258,6 +258,22 @@ def test_micro_batches_that_do_not_fill_a_share(refused, general):
     refused("general", {**general, "engine.micro_batch_size": 5}, "engine.micro_batch_size: 5", "16")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("stage.evaluate_every", 10, "stage.evaluate_every: nothing here is measured on dev; leave it out"),
+        ("masking.probability", 0.2, "masking: this objective masks nothing; give stage.objective.logits"),
+    ],
+)
+def test_a_setting_that_a_corpus_has_no_use_for(refused, general, flag, value, says):
+    refused("general", {**general, flag: value}, says)
+
+
+def test_dev_is_not_measured_while_layers_are_compared(refused, task):
+    flags = {**task, "intermediate.evaluate_every": 10}
+    refused("task", flags, "intermediate.evaluate_every: nothing here is measured on dev")
+
+
 def test_a_number_of_steps_left_out_below_none(refused, general):
     refused("general", {**general, "engine.skip_non_finite": -1}, "engine.skip_non_finite: -1", "0 or more")
 

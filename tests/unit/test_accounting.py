@@ -77,7 +77,7 @@ def test_a_head_costs_by_the_sequence():
 def test_no_step_has_more_than_the_ceiling(ceiling, most):
     """A machine that was busy when its ceiling was measured reaches more later."""
     window = _Window()
-    window.add(0, {"loss": torch.tensor(1.0)}, torch.tensor([4.0, 8.0, 16.0, 0.0, 0.0, 0.0, 0.0]))
+    window.add(0, {"loss": torch.tensor(1.0)}, torch.tensor([0.0] * 3 + [4.0, 8.0, 16.0, 0.0, 8.0, 16.0]))
     assert window.close(Cost(per_sequence=1e9), ceiling)["mfu"] == most
 
 
