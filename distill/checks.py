@@ -56,7 +56,7 @@ from distill.settings import (
     TextGcnConfig,
     masking_of_models,
 )
-from distill.student_checks import check_start, check_student, check_words, is_of_words
+from distill.student_checks import check_start, check_student, check_words, is_of_words, warn_of_unread
 from distill.task_checks import (
     check_head,
     check_latency_batches,
@@ -110,6 +110,7 @@ def check_general(config: GeneralConfig, processes: int) -> None:
             "masking: this objective masks nothing; give stage.objective.logits or mlm a weight, or "
             "leave it out"
         )
+    warn_of_unread(config.student)
 
 
 def check_pretrain(config: PretrainConfig, processes: int) -> None:
@@ -186,6 +187,7 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     check_task(config.task, own_labels(teacher), longest, largest)
     check_path_head(config.student, label_set(config.task, own_labels(teacher)))
     check_outputs(config.teacher, config.task)
+    warn_of_unread(config.student)
 
 
 def check_text_gcn(config: TextGcnConfig) -> None:

@@ -38,6 +38,18 @@ def unread(student: StudentConfig) -> tuple[str, tuple[str, ...]]:
     return "kind", ("student.words",) if student.kind == "transformer" else (*shape, *own)
 
 
+def warn_of_unread(student: StudentConfig) -> None:
+    """Name the settings of a student that do nothing."""
+    given, names = unread(student)
+    own = [name.removeprefix("student.") for name in names if name.startswith("student.")]
+    if idle := [name for name in own if getattr(student, name) != getattr(StudentConfig(), name)]:
+        print(
+            f"warning: student.{', student.'.join(idle)}: no use is made of it, for student.{given} is "
+            f"{getattr(student, given)}",
+            file=sys.stderr,
+        )
+
+
 def check_words(name: str, student: StudentConfig, stages: list[StageConfig], engine: EngineConfig) -> None:
     """Refuse settings of a student of words that can't work; warn of a transformer's learning rate."""
     if not is_of_words(student):

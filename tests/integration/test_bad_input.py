@@ -1,6 +1,7 @@
 """What a user gets wrong is refused at the door: exit code 2, one line that helps, nothing written."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -272,6 +273,22 @@ def test_a_setting_that_a_corpus_has_no_use_for(refused, general, flag, value, s
 def test_dev_is_not_measured_while_layers_are_compared(refused, task):
     flags = {**task, "intermediate.evaluate_every": 10}
     refused("task", flags, "intermediate.evaluate_every: nothing here is measured on dev")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"student.kind": "cnn"}, "student.layers, .*: no use is made of it, for student.kind is cnn"),
+        ({"student.words.size": 8}, "student.words: no use is made of it, for student.kind is transformer"),
+        ({}, ""),
+    ],
+)
+def test_settings_of_a_student_that_do_nothing(task, capsys, flags, says):
+    config, _ = parse("task", argv({**task, **flags}))
+    jobs.check("task", config, 1)
+    warned = [line for line in capsys.readouterr().err.splitlines() if "no use" in line]
+    assert len(warned) == bool(says)
+    assert re.search(says, "".join(warned))
 
 
 def test_a_number_of_steps_left_out_below_none(refused, general):
