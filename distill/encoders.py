@@ -31,7 +31,7 @@ from distill.fused import fuse_layer_norms
 from distill.inherit import inherit
 from distill.int8 import check_int8, has_int8, quantise
 from distill.layer_map import layer_map
-from distill.products import speed_up_products
+from distill.products import bf16_is_faster, speed_up_products
 from distill.read_places import reading
 from distill.settings import StudentConfig, TeacherConfig
 from distill.word_students import WordModelForSequenceClassification
@@ -210,11 +210,13 @@ def precision_of(precision: str, device: torch.device, kept: bool = False) -> to
         return PRECISIONS[precision]
     if has_bf16_units(device):
         return torch.bfloat16
-    return torch.int8 if has_int8(device) and not kept else torch.float32
+    if has_int8(device) and not kept:
+        return torch.int8
+    return torch.bfloat16 if device.type == "cpu" and bf16_is_faster() else torch.float32
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 ones: GPUs since Ampere, CPUs with AMX."""
+    """Whether the hardware multiplies bf16 matrices: GPUs since Ampere, CPUs with AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return torch.cpu._is_amx_tile_supported()

@@ -32,6 +32,11 @@ def by_onednn() -> bool:
     return mkl_is_slow() and torch.cpu._is_avx512_supported() and is_exact()
 
 
+def bf16_is_faster() -> bool:
+    """Whether products in bf16 are faster than those in fp32 without AMX: on AMD's CPUs since Zen 4."""
+    return mkl_is_slow() and torch.cpu._is_avx512_bf16_supported()
+
+
 def padded(length: int) -> int:
     """A length, rounded up where that makes it one of few (see BLOCK)."""
     return -(-length // EIGHTH) * EIGHTH if by_onednn() else length

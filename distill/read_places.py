@@ -35,7 +35,8 @@ def reading(model: PreTrainedModel, places: Tensor | None, hidden: bool = False)
         return
 
     def chosen(states: Tensor) -> Tensor:
-        return states[:, :1] if places is None else states.flatten(0, 1)[places][None]
+        # A linear layer would multiply rows that lie apart one by one, by a copy of its weight each.
+        return states[:, :1].contiguous() if places is None else states.flatten(0, 1)[places][None]
 
     def of_both(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(map(chosen, inputs))

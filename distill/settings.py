@@ -58,9 +58,9 @@ class TeacherConfig:
         path: Model folder (or hub name where there is a network).
         precision: Of the products of its matrices. `auto` is bf16 where the hardware multiplies bf16
             matrices (GPUs since Ampere, CPUs with AMX), else int8 on CPUs with AVX-512 VNNI, else fp32;
-            models of whole words stay in fp32, and logits that are stored are never of int8. In int8
-            a teacher is about twice as fast as in fp32 and its signal a few percent off, which students
-            hardly notice (docs/benchmarks.md).
+            models of whole words stay in fp32, and logits that are stored are never of int8, but of
+            bf16 on AMD's CPUs with AVX-512 BF16 too. In int8 a teacher is about twice as fast as in
+            fp32 and its signal a few percent off, which students hardly notice (docs/benchmarks.md).
         dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
         ensemble: Further teachers with their weights, {FOLDER: WEIGHT, ...}: logits are averaged with
             those of `path`, whose weight is 1. Each reads the texts with its own tokenizer.

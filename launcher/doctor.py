@@ -174,7 +174,7 @@ def _version(package: str) -> str:
 
 
 def _cpu_units() -> str:
-    """Name what a teacher's products gain by; bf16 without AMX is slower than fp32."""
+    """Name what a teacher's products gain most by."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
     names = {"amx_bf16": "AMX, bf16", "avx512_vnni": "AVX-512 VNNI, int8"}

@@ -305,12 +305,32 @@ def test_a_cut_teacher_says_what_the_whole_one_says_there(family, tmp_path):
 def test_auto_precision_follows_the_processors_units(monkeypatch, tiny_model, amx, vnni):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     products = torch.bfloat16 if amx else torch.int8 if vnni else torch.float32
     assert has_bf16_units(CPU) is amx
     assert precision_of("auto", CPU) == products
     teacher = Teacher(TeacherConfig(tiny_model), CPU, layers=1)
     assert teacher.products == products
     assert teacher.model.dtype == (torch.bfloat16 if amx else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "products"),
+    [
+        ("AuthenticAMD", True, torch.bfloat16),
+        ("AuthenticAMD", False, torch.float32),
+        ("GenuineIntel", True, torch.float32),
+    ],
+)
+def test_what_is_kept_is_never_of_int8(monkeypatch, tmp_path, name, flag, products):
+    """In bf16 without AMX where that was measured to be faster."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: flag)
+    (tmp_path / "cpuinfo").write_text(f"vendor_id : {name}\n")
+    monkeypatch.setattr("distill.products.CPUINFO", tmp_path / "cpuinfo")
+    assert precision_of("auto", CPU, kept=True) == products
+    assert precision_of("auto", CPU) == torch.int8
 
 
 @pytest.mark.parametrize(("capability", "units"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
