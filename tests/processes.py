@@ -99,10 +99,10 @@ def of_a_process(path: Path) -> bytes:
 
 
 def _start(function: Callable[..., Any], group: dict[str, str], folder: Path) -> BaseProcess:
+    environment = {**os.environ, **group, "OMP_NUM_THREADS": "1"}
     place = (function.__module__, function.__qualname__)
-    process = READY.Process(target=_main, args=(*place, group, str(folder)))
-    # The first start brings the server up, and threads are counted when torch is loaded there.
-    with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+    process = READY.Process(target=_main, args=(*place, environment, str(folder)))
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # the first starts the server, which loads torch
         process.start()
     return process
 
@@ -116,13 +116,15 @@ def _wait(processes: list[BaseProcess], folder: Path) -> None:
                 raise RuntimeError(f"rank {rank} ended with exit code {process.exitcode}:\n{log[-8000:]}")
 
 
-def _main(module: str, name: str, group: dict[str, str], folder: str) -> None:
-    with (Path(folder) / f"{group['RANK']}.log").open("w") as log:
+def _main(module: str, name: str, environment: dict[str, str], folder: str) -> None:
+    rank = environment["RANK"]
+    with (Path(folder) / f"{rank}.log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    os.environ.update(group, OMP_NUM_THREADS="1")
+    os.environ.clear()
+    os.environ.update(environment)
     function = getattr(importlib.import_module(module), name)
     result = function(*json.loads((Path(folder) / "arguments.json").read_text()))
-    torch.save(result, Path(folder) / f"{group['RANK']}.pt")
+    torch.save(result, Path(folder) / f"{rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
