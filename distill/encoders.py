@@ -184,11 +184,10 @@ def whole_model(head: Any, path: str, name: str, **given: Any) -> PreTrainedMode
 
 
 class StoredTeacher:
-    """A teacher whose logits were computed beforehand; `live` gives hidden states and attention."""
+    """A teacher whose logits were computed beforehand, in `precision`; `live` gives the rest."""
 
-    precision = "fp32"  # unless label was told another: stored logits are as good as its precision
-
-    def __init__(self, live: Teacher | None = None):
+    def __init__(self, precision: str, live: Teacher | None = None):
+        self.precision = precision
         self.live = live
 
     def signal(self, batch: Batch, hidden: Iterable[int] = (), attention: Iterable[int] = ()) -> Signal:

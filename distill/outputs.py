@@ -139,6 +139,12 @@ class Split:
             ):
                 raise ValueError(f"teacher.outputs: {self.folder / name} is missing or damaged; {again}")
 
+    @property
+    def precision(self) -> str:
+        """What its members ran in; of outputs that are whole."""
+        made = parse_json((self.folder / MANIFEST).read_bytes()).get("precision")
+        return ", ".join(sorted(set(made or ["fp32"])))
+
     def read(self) -> np.ndarray:
         """The logits, (rows, outputs). Raises ValueError where they are damaged."""
         paths = sorted(self.folder.glob("*.safetensors"))

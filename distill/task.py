@@ -81,7 +81,8 @@ def _teacher(
         write_outputs(outputs, config.teacher, config.task, device)
     found = splits(outputs, config.task, config.teacher)
     scores = stored_scores(found, config.teacher, config.task)
-    return StoredTeacher(live), replace(train, teacher=found["train"].read()), scores
+    stored = StoredTeacher(found["dev"].precision, live)
+    return stored, replace(train, teacher=found["train"].read()), scores
 
 
 @dataclass

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import datasets
@@ -126,7 +127,9 @@ def test_a_labelling_stops_between_files_where_it_is_asked_to(labelled, tmp_path
 
 
 @pytest.mark.parametrize("change", ["precision", "damage", "none"])
-def test_a_labelling_keeps_what_is_whole_and_of_its_precision(labelled, tmp_path, task, teacher, change):
+def test_a_labelling_keeps_what_is_whole_and_of_its_precision(
+    labelled, tmp_path, task, teacher, capsys, change
+):
     folder = tmp_path / "run"
     shutil.copytree(labelled, folder)
     (folder / "summary.json").unlink()
@@ -135,14 +138,16 @@ def test_a_labelling_keeps_what_is_whole_and_of_its_precision(labelled, tmp_path
     if change == "damage":
         file.write_bytes(file.read_bytes()[:-4] + b"oops")
     before = file.stat().st_mtime_ns
-    precision = "bf16" if change == "precision" else "auto"
+    precision: Any = {"precision": "bf16", "damage": "fp32", "none": "auto"}[change]
     execute("label", LabelConfig(TeacherConfig(teacher, precision), task, rows_per_file=64), folder)
     assert (file.stat().st_mtime_ns == before) == (change == "none")
+    said = capsys.readouterr().err
     if change == "precision":
+        assert "teacher on dev (in bf16): accuracy" in said
         assert json.loads((train / "manifest.json").read_text())["precision"] == ["bf16"]
         assert np.abs(stored(folder) - stored(labelled)).max() > 0
     else:
-        np.testing.assert_allclose(stored(folder), stored(labelled), atol=0.1 if change == "damage" else 0)
+        np.testing.assert_allclose(stored(folder), stored(labelled), atol=1e-5 if change == "damage" else 0)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +295,7 @@ def test_a_student_of_words_teaches_others(bilstm, tmp_path, task, teacher):
     """A chain: and an ensemble with its own teacher, each reading its own tokens."""
     student = str(bilstm / "student")
     config = TaskDistillConfig(
-        TeacherConfig(student, ensemble={teacher: 3.0}),
+        TeacherConfig(student, "fp32", ensemble={teacher: 3.0}),
         task,
         StudentConfig(kind="cnn", words=WordsConfig(size=8)),
         prediction=stage(1, logits_mse=1.0, labels=0.5),
