@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,7 @@ def regression(tmp_path_factory, tiny_model) -> tuple[Path, dict[str, dict[str, 
                 TeacherConfig(teacher, precision="fp32"),
                 task,
                 StudentConfig(layers=2, hidden_size=24, heads=4, intermediate_size=48),
-                intermediate=stage(1, attention=1.0, hidden=1.0),
+                intermediate=replace(stage(1, attention=1.0, hidden=1.0), evaluate_every=None),
                 prediction=stage(12, logits=1.0),
             ),
             folder / "task",
