@@ -10,7 +10,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from data_pipeline import readers
 from data_pipeline.readers import Piece, Source
@@ -22,10 +22,16 @@ SLACK = 1.25  # a piece may hold so much more text than asked before the next is
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 
-class CorpusPiece(NamedTuple):
-    """A run of neighbouring parts of the corpus: part of one file, or many small files."""
+@dataclass
+class CorpusPiece:
+    """A run of neighbouring parts of the corpus: part of one file, or many small files.
+
+    Attributes:
+        place: How many parts have been read whole.
+    """
 
     parts: list[tuple[Source, Piece]]
+    place: int = 0
 
     @property
     def size(self) -> int:
@@ -34,18 +40,19 @@ class CorpusPiece(NamedTuple):
 
     @property
     def done(self) -> int:
-        """Bytes that have been read."""
-        return sum(source.done for source, _ in self.parts)
+        """Bytes that have been read, as `size` counts them; parts may be of one source."""
+        whole = sum(piece.size for _, piece in self.parts[: self.place])
+        return whole + sum(min(source.done, piece.size) for source, piece in self.parts[self.place :][:1])
 
     def documents(self) -> Iterator[list[str]]:
         """Yield every document as its non-empty sentences."""
-        for source, _ in self.parts:
-            source.done = 0
-        for source, piece in self.parts:
+        for place, (source, piece) in enumerate(self.parts):
+            self.place, source.done = place, 0
             for document in source.documents(piece):
                 lines = split_sentences(document) if isinstance(document, str) else document
                 sentences = [s for s in (line.strip() for line in lines) if s]
                 yield from _cut(sentences)
+        self.place = len(self.parts)
 
 
 def _cut(sentences: list[str]) -> Iterator[list[str]]:

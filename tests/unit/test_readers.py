@@ -60,10 +60,10 @@ def test_a_text_without_blank_lines_is_one_document_and_read_once(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("a line of text\n" * 500, encoding="utf-8")
     pieces = corpus_pieces(CorpusConfig(files=[str(path)]), 500)
-    read = [list(piece.documents()) for piece in pieces]
-    assert [len(documents) for documents in read] == [1] + [0] * (len(pieces) - 1)
-    assert len(read[0][0]) == 500
-    assert sum(piece.done for piece in pieces[1:]) < 8500
+    read = [(list(piece.documents()), piece.parts[0][0].done) for piece in pieces]
+    assert [len(documents) for documents, _ in read] == [1] + [0] * (len(pieces) - 1)
+    assert len(read[0][0][0]) == 500
+    assert sum(done for _, done in read[1:]) < 8500
 
 
 def test_a_very_long_document_is_cut(tmp_path, monkeypatch):
@@ -136,6 +136,23 @@ def test_parquet_by_row_groups(tmp_path, size):
     assert documents_in(config, size) == DOCUMENTS
     if size == 1:
         assert len(corpus_pieces(config, size)) == 3
+
+
+@pytest.mark.parametrize("size", [1, 700, 900, 10_000])
+def test_what_is_done_of_a_piece_grows_to_its_size(tmp_path, size):
+    """Whether its parts are of one file, as the row groups of a table, or of several."""
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = [f"{number} {'word ' * 20}" for number in range(12)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=5)
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    for piece in corpus_pieces(CorpusConfig(files=[str(tmp_path / "*")]), size):
+        done = [piece.done for _ in piece.documents()]
+        assert done == sorted(done)
+        assert all(number <= piece.size for number in done)
+        assert piece.done == piece.size
 
 
 def test_bad_parquet_is_refused(tmp_path):
