@@ -29,6 +29,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+BUFFER = 1 << 20  # bytes
 BOM = b"\xef\xbb\xbf"
 DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     ".gz": gzip.open,
@@ -119,7 +120,7 @@ def _open(path: str) -> BinaryIO:
         return open(path, "rb")
     files, inside = file_system(path)
     # fsspec's own readline copies what it has fetched for every line.
-    return io.BufferedReader(cast(io.RawIOBase, files.open(inside, "rb")), 1 << 20)
+    return io.BufferedReader(cast(io.RawIOBase, files.open(inside, "rb")), BUFFER)
 
 
 def _size(path: str) -> int:
@@ -251,7 +252,8 @@ class Parquet:
         from pyarrow.parquet import ParquetFile
 
         with _damage_told(self.path):
-            file = ParquetFile(_open(self.path))
+            # By its defaults a row group is read whole, and one may hold a whole file.
+            file = ParquetFile(_open(self.path), buffer_size=BUFFER, pre_buffer=False)
             names = file.schema_arrow.names
         if self.field not in names:
             raise ValueError(_no_column(self.path, self.field, names))

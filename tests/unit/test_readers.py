@@ -155,6 +155,28 @@ def test_what_is_done_of_a_piece_grows_to_its_size(tmp_path, size):
         assert piece.done == piece.size
 
 
+def test_a_row_group_is_read_bit_by_bit(tmp_path, monkeypatch):
+    """Tools write a million rows into one: memory must not grow with it."""
+    import pyarrow
+    from pyarrow import parquet
+
+    path, opened, plainly = tmp_path / "a.parquet", [], readers._open
+
+    def noted(path: str):
+        opened.append(plainly(path))
+        return opened[-1]
+
+    parquet.write_table(
+        pyarrow.table({"text": [os.urandom(5000).hex() for _ in range(2000)]}), path, use_dictionary=False
+    )
+    monkeypatch.setattr(readers, "_open", noted)
+    documents = read_documents(CorpusConfig(files=[str(path)]))
+    next(documents)
+    size = path.stat().st_size
+    assert opened[-1].tell() < 0.75 * size
+    assert sum(1 for _ in documents) == 1999
+
+
 def test_bad_parquet_is_refused(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(ValueError, match=r"a\.parquet can't be read .*fetch it again"):
