@@ -101,6 +101,10 @@ class ShardFolder:
         except PermissionError:
             raise ValueError(f"shards: {place} may not be read; {ALLOW}") from None
         except Exception as error:  # each protocol's library has errors of its own
+            if not self.is_local and self._ends_before(block):
+                raise DamagedBlock(
+                    f"shards: {place} is damaged: it ends before byte {block.offset + block.size}; {REMEDY}"
+                ) from None
             tries = 1 if self.is_local else 1 + self.config.retries
             raise Outage(f"shards: {place} can't be read in {tries} attempts: {error}") from None
 
@@ -125,6 +129,12 @@ class ShardFolder:
                 print(f"warning: {self.config.cache} keeps nothing more: {error}", file=sys.stderr)
                 self._cache = None
         return rows
+
+    def _ends_before(self, block: Block) -> bool:
+        """Whether a file behind a URL lacks the block: servers refuse a range beyond a file's end."""
+        with suppress(Exception):  # no answer is none that it is short
+            return bool(self._files.size(f"{self._inside}/{block.shard}") < block.offset + block.size)
+        return False
 
     def _key(self, block: Block) -> str:
         name = f"{self.folder}/{block.shard}@{block.offset}:{block.xxh3}"

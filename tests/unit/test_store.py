@@ -13,7 +13,7 @@ from data_pipeline import store
 from data_pipeline.outage import Outage
 from data_pipeline.packing import Row
 from data_pipeline.settings import StoreConfig, StreamConfig
-from data_pipeline.store import BlockCache, ShardFolder
+from data_pipeline.store import BlockCache, DamagedBlock, ShardFolder
 from data_pipeline.stream import CorpusReader
 from tests.helpers import write_shards
 
@@ -149,6 +149,35 @@ def test_an_outage_ends_it_naming_the_shard(server):
     server.failures = 100
     with pytest.raises(Outage, match=r"http://\S+/shard-000000\.tar can't be read in 2 attempts"):
         folder.block(0)
+
+
+@pytest.mark.parametrize("left", [0, 600, 1200])
+def test_what_a_copy_that_was_cut_off_lost_is_damage_and_no_outage(shards, tmp_path, monkeypatch, left):
+    """A server refuses a range beyond a file's end by an error of its own."""
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.01)
+    shutil.copytree(shards, tmp_path / "copy")
+    path = tmp_path / "copy" / "shard-000002.tar"
+    path.write_bytes(path.read_bytes()[:left])
+    other = Server(tmp_path / "copy")
+    try:
+        folders = [
+            ShardFolder(place, StoreConfig(retries=1, cache=None))
+            for place in (other.url, str(path.parent))
+        ]
+        behind_url, local = map(damaged_blocks, folders)
+        assert behind_url == local != []
+    finally:
+        other.close()
+
+
+def damaged_blocks(folder: ShardFolder) -> list[int]:
+    found = []
+    for number in range(len(folder.manifest.blocks)):
+        try:
+            folder.block(number)
+        except DamagedBlock:
+            found.append(number)
+    return found
 
 
 def test_what_may_not_be_read_is_no_outage(server, monkeypatch):
