@@ -58,7 +58,7 @@ class Encoded:
 
     def padded(self, index: np.ndarray, width: int | None = None) -> dict[str, np.ndarray]:
         """Ids, mask, segments of the examples at `index`, int64, padded to `width`, or to the longest."""
-        width = width or max(1, *(len(self.ids[i]) for i in index))
+        width = width or max([1, *(len(self.ids[i]) for i in index)])
         ids = np.full((len(index), width), self.pad, dtype=np.int64)
         segments = np.zeros((len(index), width), dtype=np.int64)
         mask = np.zeros((len(index), width), dtype=np.int64)

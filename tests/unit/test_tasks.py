@@ -319,6 +319,13 @@ def test_lengths_are_those_of_the_ids(tmp_path, tiny_tokenizer):
     assert len(encoded) == 3
 
 
+def test_no_example_at_all_is_padded_to_no_row(tmp_path, tiny_tokenizer):
+    settings = task(write_tsv(tmp_path / "a.tsv"))
+    encoded = encode_split(settings.train, settings, load_vocabulary(tiny_tokenizer), ["0", "1"])
+    for name, part in encoded.padded(np.array([], dtype=np.int64)).items():
+        assert (name, part.shape) == (name, (0, 1))
+
+
 def test_encoding_leaves_the_tokenizer_as_it_was(tmp_path, tiny_tokenizer):
     settings = replace(task(write_tsv(tmp_path / "a.tsv")), max_length=4)
     vocabulary = load_vocabulary(tiny_tokenizer)
