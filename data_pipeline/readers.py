@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol
 from xml.etree import ElementTree
 
+from data_pipeline.outage import Outage
 from data_pipeline.untrusted import parse_json
 from data_pipeline.urls import file_system, is_url
 
@@ -109,28 +110,72 @@ def expand_url(pattern: str) -> list[str]:
     if "*" not in pattern:
         return [pattern]
     files, path = file_system(pattern)
-    found = sorted(files.unstrip_protocol(match) for match in files.glob(path))
+    with _outage_told(pattern):
+        found = sorted(files.unstrip_protocol(match) for match in files.glob(path))
     if not found:
         raise ValueError(f"corpus: nothing matches {pattern}; give an existing URL")
     return found
 
 
 def _open(path: str) -> BinaryIO:
-    if not is_url(path):
-        return open(path, "rb")
-    files, inside = file_system(path)
     # fsspec's own readline copies what it has fetched for every line.
-    return io.BufferedReader(cast(io.RawIOBase, files.open(inside, "rb")), BUFFER)
+    return io.BufferedReader(_Remote(path), BUFFER) if is_url(path) else open(path, "rb")
 
 
 def _size(path: str) -> int:
     if not is_url(path):
         return os.path.getsize(path)
     files, inside = file_system(path)
-    try:
+    with _outage_told(path):
         return int(files.size(inside) or 0)
+
+
+@contextmanager
+def _outage_told(url: str) -> Iterator[None]:
+    """What the library of a URL's protocol says becomes a ValueError with its name."""
+    try:
+        yield
     except FileNotFoundError:
-        raise ValueError(f"corpus: {path} does not exist; give an existing URL") from None
+        raise ValueError(f"corpus: {url} does not exist; give an existing URL") from None
+    except PermissionError:
+        raise ValueError(
+            f"corpus: {url} may not be read; let this user read it, or give the store's keys"
+        ) from None
+    except ValueError:
+        raise
+    except Exception as error:  # each protocol's library has errors of its own
+        raise Outage(f"corpus: {url} can't be read: {error}; try again later") from None
+
+
+class _Remote(io.RawIOBase):
+    """A file behind a URL."""
+
+    def __init__(self, url: str):
+        self.url = url
+        files, inside = file_system(url)
+        with _outage_told(url):
+            self._file = files.open(inside, "rb")
+
+    def readinto(self, buffer: Any) -> int:
+        with _outage_told(self.url):
+            return int(self._file.readinto(buffer))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _outage_told(self.url):
+            return int(self._file.seek(offset, whence))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def whole_characters(text: str) -> str:
@@ -174,6 +219,8 @@ class _ByLines:
                     yield position, text.decode("utf-8")
                     position += len(line)
                     self.done = raw.tell() if decompress else position - start
+            except Outage:
+                raise
             except UnicodeDecodeError:
                 raise ValueError(
                     f"corpus: {self.path} is not UTF-8 text at byte {position}; convert it, or leave it out"
@@ -380,6 +427,8 @@ class WikipediaDump:
                 for markup in _articles(file):
                     self.done = raw.tell()
                     yield parser.parse(markup).strip_code()
+            except Outage:
+                raise
             except (ElementTree.ParseError, LookupError, ValueError, *DAMAGE) as error:
                 raise ValueError(
                     f"corpus: {self.path} is damaged ({error}); fetch it again, or leave it out"
@@ -413,13 +462,13 @@ def _articles(file: BinaryIO) -> Iterator[str]:
 
 
 @contextmanager
-def _damage_told(path: str, known: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+def _damage_told(path: str, *known: type[Exception]) -> Iterator[None]:
     """What a library says of a damaged file, but for `known`, becomes a ValueError with its name."""
     try:
         yield
-    except known:
-        raise
     except Exception as error:
+        if isinstance(error, (Outage, *known)):
+            raise
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"corpus: {path} can't be read ({reason}); fetch it again, or leave it out"

@@ -6,11 +6,13 @@ import http.server
 import json
 import lzma
 import os
+import re
 import sys
 import threading
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from data_pipeline import readers
 from data_pipeline.corpus import corpus_pieces, read_documents
+from data_pipeline.outage import Outage
 from data_pipeline.settings import CorpusConfig
 
 if sys.version_info >= (3, 14):
@@ -271,6 +274,31 @@ def test_a_corpus_behind_a_url(tmp_path: Path):
         assert list(read_documents(CorpusConfig(files=[url]))) == DOCUMENTS
         with pytest.raises(ValueError, match=r"missing\.txt does not exist"):
             list(read_documents(CorpusConfig(files=[url.replace("a.txt", "missing.txt")])))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _CutOff(_Silent):
+    """Sends half of what it says it will."""
+
+    def copyfile(self, source: BinaryIO, out: BinaryIO) -> None:
+        data = source.read()
+        out.write(data[: len(data) // 2])
+        self.close_connection = True
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl.zst", "a.parquet", "a.xml.bz2", "*.txt"])
+def test_a_transfer_that_breaks_off_is_an_outage_that_names_the_url(tmp_path, name):
+    if "xml" in name:
+        pytest.importorskip("mwparserfromhell")
+    (tmp_path / name).write_bytes(os.urandom(3000))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_CutOff, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        with pytest.raises(Outage, match=f"corpus: {re.escape(url)} can't be read"):
+            list(read_documents(CorpusConfig(files=[url])))
     finally:
         server.shutdown()
         server.server_close()
