@@ -310,11 +310,10 @@ def _fields(row: Any, columns: list[str], task: TaskConfig | None, named: str) -
 
 def _plain(value: object, column: str, task: TaskConfig | None, named: str) -> str:
     """A field as text; a list of labels as they would stand in a table. Raises ValueError, with the row."""
-    if isinstance(value, list):
-        if task is None:
-            raise ValueError(
-                f'{named} holds a list in "{column}" where a text is needed; give another column'
-            )
+    if isinstance(value, dict) or (isinstance(value, list) and task is None):
+        what = "a list" if isinstance(value, list) else "an object"
+        raise ValueError(f'{named} holds {what} in "{column}" where a text is needed; give another column')
+    if task and isinstance(value, list):
         if task.kind != "multi_label":
             raise ValueError(f"{named} holds a list; of several labels --task.kind is multi_label")
         labels = _names(value, task, named)
@@ -323,7 +322,12 @@ def _plain(value: object, column: str, task: TaskConfig | None, named: str) -> s
                 f"{named}: the label {inside[0]!r} holds {task.separator!r} itself; give another separator"
             )
         return task.separator.join(labels)
-    return whole_characters(str(value))
+    return whole_characters(_word(value))
+
+
+def _word(value: object) -> str:
+    """A value as it would stand in a table; texts of parquet files may be typed as bytes."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def _names(value: list, task: TaskConfig, named: str) -> list[str]:
@@ -337,7 +341,7 @@ def _names(value: list, task: TaskConfig, named: str) -> list[str]:
             f"{named} holds a list of zeros and ones, or one that repeats a number; give --task.labels, "
             "a name for each of its entries in order, or lists of names"
         )
-    return list(map(str, value))
+    return list(map(_word, value))
 
 
 def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from data_pipeline import tasks
 from data_pipeline.bucket import Bucket
@@ -150,6 +152,16 @@ def test_only_line_feeds_end_a_row(tmp_path, mark):
             "a.jsonl",
             '{"sentence": ["one", "two"], "label": 1}',
             'line 1 holds a list in "sentence" where a text is needed; give another column',
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": {"en": "one"}, "label": 1}',
+            'line 1 holds an object in "sentence" where a text is needed; give another column',
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": "one", "label": {"id": 1}}',
+            'line 1 holds an object in "label" where a text is needed; give another column',
         ),
         (
             "a.tsv",
@@ -513,3 +525,21 @@ def test_a_file_behind_a_url_gives_the_same_examples(bucket_server, tmp_path, mo
     bucket.put("dev.tsv", b"sentence\tlabel\n\xff\t1\n")
     with pytest.raises(ValueError, match="is not UTF-8 text"):
         read_examples("s3://bucket/sst2/dev.tsv", task)
+
+
+@pytest.mark.parametrize("kind", ["classification", "multi_label"])
+def test_texts_of_a_parquet_may_be_typed_as_bytes(tmp_path, kind):
+    """As Spark and Hive write them."""
+    several = kind == "multi_label"
+    columns = {
+        "sentence": ["one", "zwei é", "三"],
+        "label": [["a", "b"], ["b"], []] if several else list("aba"),
+    }
+    found = []
+    for name, typed in (("text", pyarrow.string()), ("bytes", pyarrow.binary())):
+        schema = pyarrow.schema({"sentence": typed, "label": pyarrow.list_(typed) if several else typed})
+        table = pyarrow.Table.from_pydict(columns).cast(schema)
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+        found.append(read_examples(str(tmp_path / f"{name}.parquet"), task(kind=kind)))
+    assert found[0] == found[1]
+    assert found[0].firsts == columns["sentence"]
