@@ -255,13 +255,14 @@ def _is_nothing(value: object) -> bool:
 
 def _data_set(path: str) -> Any:
     from datasets import Dataset, load_dataset, load_from_disk
+    from pyarrow.parquet import ParquetFile
 
     try:
         if path.startswith(HUB):
             name, configuration, split = hub_parts(path)
             return load_dataset(name, configuration, split=split)
         if path.endswith(".parquet"):
-            return Dataset.from_parquet(path, keep_in_memory=True)
+            return Dataset(ParquetFile(path).read())  # its from_parquet leaves a copy in the user's cache
         return load_from_disk(path)
     except Exception as error:  # of many libraries and kinds: no such name, no network, a damaged file
         reason = " ".join(str(error).split())[:200]

@@ -543,3 +543,28 @@ def test_texts_of_a_parquet_may_be_typed_as_bytes(tmp_path, kind):
         found.append(read_examples(str(tmp_path / f"{name}.parquet"), task(kind=kind)))
     assert found[0] == found[1]
     assert found[0].firsts == columns["sentence"]
+
+
+def test_reading_a_parquet_writes_nothing(tmp_path, monkeypatch, capfd):
+    """Neither a copy into the user's cache nor progress, which every process would show."""
+    path, cache = tmp_path / "a.parquet", tmp_path / "cache"
+    classes = datasets.Features(
+        sentence=datasets.Value("string"), label=datasets.ClassLabel(names=["b", "a"])
+    )
+    datasets.Dataset.from_dict({"sentence": ["one", "two"], "label": [1, 0]}, classes).to_parquet(path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    capfd.readouterr()
+    settings = task(path)
+    assert read_examples(str(path), settings) == Examples(["one", "two"], [], ["a", "b"])
+    assert label_set(settings) == ["b", "a"]
+    assert not cache.exists()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "large_string"])
+def test_strings_of_a_parquet_may_be_of_any_kind(tmp_path, kind):
+    plain = pyarrow.array(["a", "b", "a"])
+    typed = plain.dictionary_encode() if kind == "dictionary" else plain.cast(kind)
+    parquet.write_table(pyarrow.table({"sentence": typed, "label": typed}), tmp_path / "a.parquet")
+    found = read_examples(str(tmp_path / "a.parquet"), task())
+    assert found == Examples(plain.to_pylist(), [], plain.to_pylist())
