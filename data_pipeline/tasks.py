@@ -102,8 +102,6 @@ def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Example
         rows = list(_rows(path, columns, task.header, task if labelled else None))
     except UnicodeDecodeError:
         raise ValueError(f"task: {path} is not UTF-8 text; convert it, or give another file") from None
-    except csv.Error as error:
-        raise ValueError(f"task: {path} is no table: {error}; is a quotation mark left open?") from None
     if not rows:
         raise ValueError(f"task: {path} holds no examples")
     return Examples(
@@ -178,7 +176,7 @@ def rows_of(
 def _table_rows(
     lines: Iterable[str], form: str, named: str, columns: list[str], header: bool
 ) -> Iterator[list[str]]:
-    rows = _tsv(lines) if form == "tsv" else _csv(lines)
+    rows = _tsv(lines) if form == "tsv" else _csv(lines, named)
     _, names = next(rows, (0, None)) if header else (0, [])
     if names is None:
         return
@@ -210,10 +208,18 @@ def _tsv(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
         yield number, text.split("\t") if text else []
 
 
-def _csv(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def _csv(lines: Iterable[str], named: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(lines, strict=True)  # else a quotation mark left open takes all that follows
-    for fields in reader:
-        yield reader.line_num, fields
+    begin = 1
+    try:
+        for fields in reader:
+            yield reader.line_num, fields
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{named} is no table: {error} in the row that begins at line {begin}; "
+            "is a quotation mark left open?"
+        ) from None
 
 
 def _place(column: str, names: list[str], named: str, header: bool) -> int:

@@ -5,7 +5,6 @@ What needs torch is imported where a model is loaded: an exported model answers 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -108,10 +107,7 @@ def texts(config: PredictConfig, source: TextIO) -> Iterator[list[str]]:
         yield from _lines(source, named, config.text_pair is not None)
         return
     columns = [config.text, *([config.text_pair] if config.text_pair else [])]
-    try:
-        yield from rows_of(source, form, f"input: {named}", columns, config.header)
-    except csv.Error as error:
-        raise ValueError(f"input: {named} is no table: {error}; is a quotation mark left open?") from None
+    yield from rows_of(source, form, f"input: {named}", columns, config.header)
 
 
 def form_of(config: PredictConfig) -> str:

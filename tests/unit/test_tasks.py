@@ -133,8 +133,13 @@ def test_only_line_feeds_end_a_row(tmp_path, mark):
         ("a.tsv", "sentence\tlabel\none\t1\ntwo\n", "a.tsv line 3 has 1 columns and column 1 is needed"),
         (
             "a.csv",
-            'sentence,label\n"one\n',
-            "a.csv is no table: unexpected end of data; is a quotation",
+            'sentence,label\n"zero\nand",0\n"one\n',
+            "a.csv is no table: unexpected end of data in the row that begins at line 4; is a quotation",
+        ),
+        (
+            "a.csv",
+            'sentence,label\none,1\n"two"s,1\n',
+            "expected after '\"' in the row that begins at line 3; is",
         ),
         ("a.jsonl", '{"sentence": "one"}', "a.jsonl line 1 has no field 'label'"),
         ("a.jsonl", '{"sentence": null, "label": 1}', "a.jsonl line 1 has nothing in the field 'sentence'"),
