@@ -45,7 +45,7 @@ from data_pipeline.tokenising import SentenceTokenizer
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import beside, write_whole
 
-BATCH_SENTENCES = 2_000
+BATCH_CHARACTERS = 1 << 18  # texts of some languages have sentences as long as documents
 LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
 MOST_ROWS = 4096  # of a block: training reads it whole for the few rows of it that it needs
 RECORDS = "pieces"
@@ -298,13 +298,13 @@ class _Maker:
     def _tokenised(self, number: int, piece: CorpusPiece) -> Iterator[tuple[Document, int]]:
         """Yield each document's token ids and characters; sentences are tokenised many at once."""
         batch: list[list[str]] = []
-        sentences = 0
+        size = 0
         for document in piece.documents():
             batch.append(document)
-            sentences += len(document)
-            if sentences >= BATCH_SENTENCES:
+            size += sum(map(len, document))
+            if size >= BATCH_CHARACTERS:
                 yield from self._ids(batch)
-                batch, sentences = [], 0
+                batch, size = [], 0
                 self.done[number] = piece.done
         yield from self._ids(batch)
         self.done[number] = piece.done

@@ -16,7 +16,7 @@ from data_pipeline.pregenerate import check, run
 from data_pipeline.settings import CorpusConfig, MaskingConfig, PackingConfig, PregenerateConfig
 from data_pipeline.shards import write_shard
 from data_pipeline.store import ShardFolder
-from data_pipeline.tokenising import CONTINUES
+from data_pipeline.tokenising import CONTINUES, SentenceTokenizer
 from data_pipeline.vocabulary import load_vocabulary
 from tests.helpers import documents, tree, write_documents
 
@@ -180,8 +180,24 @@ def test_files_of_a_corpus_are_one_stream(tmp_path, config):
 
 def test_the_tokenizers_batches_change_nothing(tmp_path, config, monkeypatch):
     usual = run_in(tmp_path / "a", config)
-    monkeypatch.setattr(pregenerate, "BATCH_SENTENCES", 5)
+    monkeypatch.setattr(pregenerate, "BATCH_CHARACTERS", 200)
     assert run_in(tmp_path / "b", config) == usual
+
+
+def test_long_sentences_are_tokenised_few_at_once(tmp_path, config, monkeypatch):
+    """What the tokenizer keeps of each is large; there are languages without a mark that cuts them here."""
+    sizes, whole = [], SentenceTokenizer.__call__
+
+    def noted(self: SentenceTokenizer, sentences: list[str]) -> list[list[int]]:
+        sizes.append(sum(map(len, sentences)))
+        return whole(self, sentences)
+
+    monkeypatch.setattr(SentenceTokenizer, "__call__", noted)
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join("the plot was dull " * 1000 for _ in range(100)), encoding="utf-8")
+    run(replace(config, corpus=CorpusConfig([str(path)], documents="line")), tmp_path)
+    assert sum(sizes) == 100 * 17_999
+    assert max(sizes) < 300_000
 
 
 def test_pieces_lose_no_token(tmp_path, config):
