@@ -23,7 +23,7 @@ import xxhash
 
 from data_pipeline.packing import Row
 from data_pipeline.untrusted import parse_json
-from data_pipeline.whole import beside, write_whole
+from data_pipeline.whole import beside, to_disk, write_whole
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -135,6 +135,7 @@ def write_shard(path: Path, blocks: Iterable[list[Row]], dtype: np.dtype, varian
             placed.append(
                 Block(path.name, offset, len(data), xxhash.xxh3_64_intdigest(data), len(rows), variant)
             )
+    to_disk(partial)  # a record says soon that it is whole
     os.replace(partial, path)
     return placed
 

@@ -25,7 +25,7 @@ from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Examples, read_examples
 from data_pipeline.untrusted import parse_json
 from data_pipeline.vocabulary import TOKENIZER_FILES
-from data_pipeline.whole import checksum, write_whole
+from data_pipeline.whole import checksum, to_disk, write_whole
 from distill.settings import TeacherConfig
 
 MANIFEST = "manifest.json"
@@ -103,6 +103,7 @@ class Split:
         path = self.part(begin)
         partial = path.with_name(path.name + ".partial")
         save_file({"logits": np.ascontiguousarray(logits, dtype=np.float32)}, partial)
+        to_disk(partial)
         os.replace(partial, path)
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""What is on the disk when a checkpoint has its name."""
+"""What is on the disk when a checkpoint, a shard or a teacher's outputs have their name."""
 
 import json
 import os
@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
+from data_pipeline.packing import Row
+from data_pipeline.settings import TaskConfig
+from data_pipeline.shards import ids_dtype, write_shard
+from data_pipeline.tasks import Examples
 from distill.checkpoints import Checkpoints
+from distill.outputs import Split
+from distill.settings import TeacherConfig
 
 
 def test_what_a_checkpoint_goes_with_is_on_the_disk_before_it_has_its_name(tmp_path):
@@ -29,3 +36,21 @@ def test_what_a_checkpoint_goes_with_is_on_the_disk_before_it_has_its_name(tmp_p
     found.close()
     assert {"metrics.jsonl", *(path.name for path in target.iterdir())} <= synced
     assert found.newest() == 5
+
+
+def test_shards_and_stored_outputs_are_on_the_disk_before_they_have_their_names(tmp_path, tiny_tokenizer):
+    """What is written after them says that they are whole."""
+    fsync, synced = os.fsync, set()
+
+    def noting(file: int) -> None:
+        synced.add(os.fstat(file).st_ino)
+        fsync(file)
+
+    teacher = TeacherConfig(tiny_tokenizer)
+    split = Split(tmp_path, Examples(["one"], [], []), TaskConfig("", ""), teacher)
+    with patch("os.fsync", noting), patch("os.replace", side_effect=os.replace) as rename:
+        write_shard(tmp_path / "shard.tar", [[Row([1, 2], 2)]], ids_dtype(9))
+        split.write(0, np.zeros((1, 2)))
+        for call in rename.call_args_list:
+            assert os.stat(call.args[1]).st_ino in synced
+    assert {path.suffix for path in tmp_path.iterdir()} == {".tar", ".safetensors"}
