@@ -98,10 +98,7 @@ def read_examples(path: str, task: TaskConfig, labelled: bool = True) -> Example
     columns = [task.text, *([task.text_pair] if task.text_pair else []), *([task.label] * labelled)]
     if labelled and task.kind == "multi_label" and not task.separator:
         raise ValueError("task: the separator of labels is empty; give one that no label holds, such as ;")
-    try:
-        rows = list(_rows(path, columns, task.header, task if labelled else None))
-    except UnicodeDecodeError:
-        raise ValueError(f"task: {path} is not UTF-8 text; convert it, or give another file") from None
+    rows = list(_rows(path, columns, task.header, task if labelled else None))
     if not rows:
         raise ValueError(f"task: {path} holds no examples")
     return Examples(
@@ -312,7 +309,10 @@ def _class_names(value: Any, classes: Any) -> Any:
 def _fields(row: Any, columns: list[str], task: TaskConfig | None, named: str) -> list[str]:
     """A row's columns as text; only the last one may hold a list, of the task's labels."""
     tasks = [*[None] * (len(columns) - 1), task]
-    return [_plain(row[name], name, its, named) for name, its in zip(columns, tasks, strict=True)]
+    try:
+        return [_plain(row[name], name, its, named) for name, its in zip(columns, tasks, strict=True)]
+    except UnicodeDecodeError:
+        raise ValueError(f"{named} is not UTF-8 text; convert it, or give another file") from None
 
 
 def _plain(value: object, column: str, task: TaskConfig | None, named: str) -> str:

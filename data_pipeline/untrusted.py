@@ -19,14 +19,19 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def bounded_lines(file: TextIO, path: str) -> Iterator[str]:
-    """The lines of a file. Raises ValueError at one that is longer than LONGEST_ROW."""
+    """The lines of a file. Raises ValueError at one longer than LONGEST_ROW, and near what is not UTF-8."""
     number = 0
-    while line := file.readline(LONGEST_ROW):
-        number += 1
-        if len(line) == LONGEST_ROW:
-            most = f"{LONGEST_ROW >> 20} million characters"
-            raise ValueError(f"{path} line {number} has more than {most}; is it a text of lines?")
-        yield line
+    try:
+        while line := file.readline(LONGEST_ROW):
+            number += 1
+            if len(line) == LONGEST_ROW:
+                most = f"{LONGEST_ROW >> 20} million characters"
+                raise ValueError(f"{path} line {number} has more than {most}; is it a text of lines?")
+            yield line
+    except UnicodeDecodeError:  # a part of the file is decoded at once
+        raise ValueError(
+            f"{path} is not UTF-8 text, soon after line {number}; convert it, or give another file"
+        ) from None
 
 
 def one_line(message: str) -> str:

@@ -131,19 +131,16 @@ def _lines(source: TextIO, named: str, pairs: bool) -> Iterator[list[str]]:
 
 @contextmanager
 def opened(path: str, form: str) -> Iterator[TextIO]:
-    """A file or standard input as UTF-8. Raises ValueError where it is something else."""
+    """A file or standard input as UTF-8."""
+    if path != "-":
+        with open(path, encoding=ENCODING, newline=line_ends(form)) as file:
+            yield file
+        return
+    piped = io.TextIOWrapper(sys.stdin.buffer, encoding=ENCODING, newline=line_ends(form))
     try:
-        if path != "-":
-            with open(path, encoding=ENCODING, newline=line_ends(form)) as file:
-                yield file
-            return
-        piped = io.TextIOWrapper(sys.stdin.buffer, encoding=ENCODING, newline=line_ends(form))
-        try:
-            yield piped
-        finally:
-            piped.detach()
-    except UnicodeDecodeError:
-        raise ValueError(f"input: {path} is not UTF-8 text; convert it") from None
+        yield piped
+    finally:
+        piped.detach()
 
 
 # ---- answers out

@@ -672,7 +672,7 @@ def test_a_line_that_is_cut_off(refused, finetune, tmp_path):
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
 def test_labelled_data_of_garbage(refused, finetune, tmp_path, name):
     train = labelled(tmp_path, name, b"\x80\xff\xfe" * 100)
-    refused("finetune", {**finetune, **train}, f"{name} is not UTF-8 text; convert it")
+    refused("finetune", {**finetune, **train}, f"{name} is not UTF-8 text, soon after line 0; convert it")
 
 
 def test_a_missing_training_file(refused, finetune, tmp_path):

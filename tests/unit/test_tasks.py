@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -205,8 +206,21 @@ def test_an_example_without_a_label_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
 def test_bytes_that_are_no_text_are_named_with_their_file(tmp_path, name):
     (tmp_path / name).write_bytes(b"sentence\tlabel\n\xff\xfe\x00\t1\n")
-    with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text; "):
+    with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text, soon after line 0; "):
         read_examples(str(tmp_path / name), task())
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path, name):
+    """As far as the line that was read last: a part of the file is decoded at once."""
+    table = f"sentence{',' if name == 'a.csv' else chr(9)}label\n".encode()
+    line = b'{"sentence": "one", "label": 1}\n' if name == "a.jsonl" else table
+    (tmp_path / name).write_bytes(line * 5000 + line.replace(b"e", b"\xe9") + line * 5000)
+    with pytest.raises(ValueError, match=r"not UTF-8 text, soon after line (\d+); convert it") as error:
+        read_examples(str(tmp_path / name), task())
+    found = re.search(r"line (\d+)", str(error.value))
+    assert found
+    assert 5000 - 8192 // len(line) < int(found[1]) <= 5000
 
 
 def test_a_quotation_mark_that_is_never_closed_is_named(tmp_path):
