@@ -42,6 +42,7 @@ from data_pipeline.shards import (
     write_shard,
 )
 from data_pipeline.tokenising import SentenceTokenizer
+from data_pipeline.urls import is_url
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import beside, write_whole
 
@@ -63,6 +64,8 @@ def check(config: PregenerateConfig) -> None:
         raise ValueError(f"rows_per_block: {config.rows_per_block}; give 1 to {MOST_ROWS}")
     if not 1e-4 <= config.shard_mb <= 1e4:
         raise ValueError(f"shard_mb: {config.shard_mb}; give 0.0001 to 10000")
+    if config.shards and is_url(config.shards):  # as a path it would be a folder here
+        raise ValueError(f"shards: {config.shards}; give a folder, and copy it to the URL when it is whole")
     if config.variants < 1 or config.workers < 0:
         raise ValueError("variants must be 1 or more, workers 0 or more")
     check_corpus(config.corpus, least=2 if config.packing.method == "pairs" else 1)

@@ -332,6 +332,7 @@ def test_a_good_configuration_passes(config):
         ({"rows_per_block": 0}, "rows_per_block: 0; give 1 to 4096"),
         ({"rows_per_block": 4097}, "rows_per_block: 4097; give 1 to 4096"),
         ({"shard_mb": 0.0}, "shard_mb: 0.0; give 0.0001 to 10000"),
+        ({"shards": "s3://bucket/shards"}, "shards: s3://bucket/shards; give a folder, and copy it"),
         ({"variants": 0}, "variants must be 1 or more"),
         ({"slice": "3/2"}, "slice: 3/2; give K/N with K from 1 to N"),
         ({"slice": "half"}, "slice: half; give K/N"),
