@@ -69,9 +69,12 @@ def corpus_sources(config: CorpusConfig) -> list[Source]:
     """The files of a corpus, patterns expanded, in order. Raises ValueError where one is missing."""
     if not config.files:
         raise ValueError("corpus: no file given; set --corpus.files '[FILE, ...]'")
-    # Once each: a pattern may match a file that is named beside it.
-    paths = dict.fromkeys(path for pattern in config.files for path in _expand(pattern))
-    return [readers.source(path, config.documents == "line", config.text_field) for path in paths]
+    paths: dict[str, str] = {}
+    for path in (path for pattern in config.files for path in _expand(pattern)):
+        # Once each: a pattern may match a file that is named beside it, and spelt in another way.
+        paths.setdefault(path if is_url(path) else os.path.abspath(path), path)
+    by_line = config.documents == "line"
+    return [readers.source(path, by_line, config.text_field) for path in paths.values()]
 
 
 def _expand(pattern: str) -> list[str]:

@@ -82,6 +82,13 @@ def test_patterns_expand_in_order_and_files_follow_each_other(tmp_path):
     assert list(read_documents(config)) == [["c"], ["a"], ["b"]]
 
 
+def test_a_file_that_is_spelt_in_two_ways_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    config = CorpusConfig(files=["a.txt", "./*.txt", str(tmp_path / "a.txt"), f"../{tmp_path.name}/a.txt"])
+    assert list(read_documents(config)) == [["one"]]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
     config = write(tmp_path / "part[1].txt", "one")
     assert list(read_documents(config)) == [["one"]]
