@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from data_pipeline.settings import ProgressMode
+from data_pipeline.urls import is_url
 from distill.custom import name_of
 from launcher.jobs import JOBS, load
 from launcher.places import PLACES
@@ -185,6 +186,8 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     of_launch = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
     launch = Launch(**{"run": default_run(name), **of_launch})
     _refuse_unread(name, launch)
+    if is_url(launch.run):  # as a path it would be a folder here
+        raise ValueError(f"--run: {launch.run}; give a folder (--on ray takes a bucket as --storage)")
     return _build(name, command, values), launch
 
 

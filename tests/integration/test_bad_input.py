@@ -374,6 +374,13 @@ def test_a_run_folder_that_is_a_file(refused, general, run_folder):
     refused("general", {**general, "run": file}, "file is a file; give a folder")
 
 
+@pytest.mark.parametrize("job", ["pregenerate", "general"])
+def test_a_run_folder_behind_a_url(request, refused, job):
+    """As a path it would be a folder called s3: where the command is typed."""
+    flags = request.getfixturevalue(job)
+    refused(job, {**flags, "run": "s3://bucket/run"}, "--run: s3://bucket/run; give a folder")
+
+
 def test_a_run_folder_below_a_file(refused, general, run_folder):
     file = run_folder.parent / "file"
     file.write_text("mine", encoding="utf-8")
