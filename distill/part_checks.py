@@ -43,10 +43,11 @@ def check_shards(
     config: GeneralConfig | PretrainConfig, tokenizer: str, longest: int, processes: int
 ) -> None:
     """Refuse shards that are missing, of another vocabulary, too long for the models or too few."""
-    if config.stream.workers < 0 or config.stream.store.retries < 0 or not config.stream.store.cache_gb > 0:
+    store = config.stream.store
+    if config.stream.workers < 0 or store.retries < 0 or not 0 < store.cache_gb < math.inf:
         raise ValueError("stream: workers and store.retries must be 0 or more, store.cache_gb above 0")
     for shards in [config.shards] if isinstance(config.shards, str) else config.shards:
-        folder = ShardFolder(shards, config.stream.store)
+        folder = ShardFolder(shards, store)
         manifest = folder.manifest
         if manifest.vocabulary != load_vocabulary(tokenizer).fingerprint:
             raise ValueError(

@@ -840,7 +840,13 @@ def test_corpora_with_a_weight_of_nothing(refused, general):
 
 
 @pytest.mark.parametrize(
-    "flags", [{"stream.workers": -1}, {"stream.store.retries": -1}, {"stream.store.cache_gb": 0}]
+    "flags",
+    [
+        {"stream.workers": -1},
+        {"stream.store.retries": -1},
+        {"stream.store.cache_gb": 0},
+        {"stream.store.cache_gb": ".inf"},
+    ],
 )
 def test_a_stream_that_can_not_be(refused, general, flags):
     refused("general", {**general, **flags}, "stream: workers and store.retries must be 0 or more")
