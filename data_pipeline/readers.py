@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 from data_pipeline.outage import Outage
 from data_pipeline.untrusted import parse_json
-from data_pipeline.urls import file_system, is_url
+from data_pipeline.urls import file_system, is_url, url_told
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -110,7 +110,7 @@ def expand_url(pattern: str) -> list[str]:
     if "*" not in pattern:
         return [pattern]
     files, path = file_system(pattern)
-    with _outage_told(pattern):
+    with url_told("corpus", pattern):
         found = sorted(files.unstrip_protocol(match) for match in files.glob(path))
     if not found:
         raise ValueError(f"corpus: nothing matches {pattern}; give an existing URL")
@@ -126,25 +126,8 @@ def _size(path: str) -> int:
     if not is_url(path):
         return os.path.getsize(path)
     files, inside = file_system(path)
-    with _outage_told(path):
+    with url_told("corpus", path):
         return int(files.size(inside) or 0)
-
-
-@contextmanager
-def _outage_told(url: str) -> Iterator[None]:
-    """What the library of a URL's protocol says becomes a ValueError with its name."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ValueError(f"corpus: {url} does not exist; give an existing URL") from None
-    except PermissionError:
-        raise ValueError(
-            f"corpus: {url} may not be read; let this user read it, or give the store's keys"
-        ) from None
-    except ValueError:
-        raise
-    except Exception as error:  # each protocol's library has errors of its own
-        raise Outage(f"corpus: {url} can't be read: {error}; try again later") from None
 
 
 class _Remote(io.RawIOBase):
@@ -153,15 +136,15 @@ class _Remote(io.RawIOBase):
     def __init__(self, url: str):
         self.url = url
         files, inside = file_system(url)
-        with _outage_told(url):
+        with url_told("corpus", url):
             self._file = files.open(inside, "rb")
 
     def readinto(self, buffer: Any) -> int:
-        with _outage_told(self.url):
+        with url_told("corpus", self.url):
             return int(self._file.readinto(buffer))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with _outage_told(self.url):
+        with url_told("corpus", self.url):
             return int(self._file.seek(offset, whence))
 
     def readable(self) -> bool:
@@ -214,13 +197,14 @@ class _ByLines:
                     position += len(file.readline(LONGEST_LINE)) - 1
                 while line := file.readline(LONGEST_LINE):
                     if len(line) == LONGEST_LINE:
-                        raise ValueError("a line of more than 64 MB; is it a text of lines?")
+                        raise ValueError(
+                            f"corpus: {self.path} at byte {position}: a line of more than 64 MB; is it a "
+                            "text of lines?"
+                        )
                     text = line.removeprefix(BOM) if position == 0 else line
                     yield position, text.decode("utf-8")
                     position += len(line)
                     self.done = raw.tell() if decompress else position - start
-            except Outage:
-                raise
             except UnicodeDecodeError:
                 raise ValueError(
                     f"corpus: {self.path} is not UTF-8 text at byte {position}; convert it, or leave it out"
@@ -230,8 +214,6 @@ class _ByLines:
                     f"corpus: {self.path} is damaged after {position} bytes of text ({error}); "
                     "fetch it again, or leave it out"
                 ) from None
-            except ValueError as error:
-                raise ValueError(f"corpus: {self.path} at byte {position}: {error}") from None
 
 
 @dataclass

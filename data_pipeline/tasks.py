@@ -17,7 +17,7 @@ import xxhash
 from data_pipeline.readers import HUB, hub_parts, whole_characters
 from data_pipeline.settings import TaskConfig
 from data_pipeline.untrusted import LONGEST_ROW, bounded_lines, parse_json
-from data_pipeline.urls import file_system, is_url
+from data_pipeline.urls import file_system, is_url, url_told
 from data_pipeline.vocabulary import Vocabulary
 
 csv.field_size_limit(LONGEST_ROW)  # its own limit, 128 KB, is less than some texts have
@@ -143,12 +143,8 @@ def _open(path: str, newline: str | None) -> TextIO:
     if not is_url(path):
         return open(path, encoding=ENCODING, newline=newline)
     files, inside = file_system(path)
-    try:
+    with url_told("task", path):
         content = files.cat_file(inside)
-    except FileNotFoundError:
-        raise ValueError(f"task: {path} does not exist; give an existing file") from None
-    except Exception as error:  # each protocol's library has errors of its own
-        raise ValueError(f"task: {path} can't be read: {error}") from None
     return io.TextIOWrapper(io.BytesIO(content), encoding=ENCODING, newline=newline)
 
 

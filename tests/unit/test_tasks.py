@@ -11,12 +11,14 @@ import datasets
 import numpy as np
 import pyarrow
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 from data_pipeline import tasks
 from data_pipeline.bucket import Bucket
+from data_pipeline.outage import Outage
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import (
     Examples,
@@ -534,7 +536,7 @@ def test_a_file_behind_a_url_gives_the_same_examples(bucket_server, tmp_path, mo
     bucket.put("dev.tsv", here)
     assert read_examples("s3://bucket/sst2/dev.tsv", task) == read_examples(str(here), task)
     with pytest.raises(
-        ValueError, match=r"s3://bucket/sst2/train.tsv does not exist; give an existing file"
+        ValueError, match=r"s3://bucket/sst2/train.tsv does not exist; give an existing URL"
     ):
         read_examples("s3://bucket/sst2/train.tsv", task)
     with pytest.raises(
@@ -587,3 +589,25 @@ def test_strings_of_a_parquet_may_be_of_any_kind(tmp_path, kind):
     parquet.write_table(pyarrow.table({"sentence": typed, "label": typed}), tmp_path / "a.parquet")
     found = read_examples(str(tmp_path / "a.parquet"), task())
     assert found == Examples(plain.to_pylist(), [], plain.to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "passes"),
+    [
+        (RuntimeError("503"), "task: memory://a.tsv can't be read: 503; try again later", True),
+        (PermissionError("no"), "task: memory://a.tsv may not be read; let this user read it", False),
+        (ValueError("no ranges"), "task: memory://a.tsv can't be read: no ranges", False),
+        (FileNotFoundError("no"), "task: memory://a.tsv does not exist; give an existing URL", False),
+    ],
+)
+def test_an_outage_is_told_from_a_mistake(monkeypatch, error, told, passes):
+    """A search tries a trial again where waiting may mend what went wrong."""
+
+    def fail(*_: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+    with pytest.raises(ValueError) as found:  # noqa: PT011
+        read_examples("memory://a.tsv", task())
+    assert told in str(found.value)
+    assert isinstance(found.value, Outage) == passes
