@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,6 +18,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from launcher.rank import versions
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 CPU_FLAGS = ("amx_bf16", "avx512_bf16", "avx512_vnni")
@@ -79,17 +80,6 @@ def _gpus() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
 
 
-def versions(others: Iterable[str]) -> dict[str, str]:
-    """Versions of Python, of what computes and of `others`; packages not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in (*PACKAGES, *others):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def command_line(benchmark: str, arguments: Sequence[str]) -> str:
     """What was typed; of an absolute path only the name, for the rest is one machine's own."""
     shown = []
@@ -115,7 +105,7 @@ def write_record(
         "benchmark": benchmark,
         "command": command_line(benchmark, arguments),
         "hardware": hardware(),
-        "versions": versions(packages),
+        "versions": versions((*PACKAGES, *packages)),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "figures": dict(figures),
         "samples": dict(samples),

@@ -1,6 +1,5 @@
 """The job `doctor`: what this machine has, what each missing part costs, and how to get it."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from data_pipeline.settings import usable_cores
 from distill.compiler import compiler
+from launcher.rank import versions
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _hardware(torch: dict[str, Any]) -> list[Part]:
 
 
 def _packages(torch: dict[str, Any]) -> list[Part]:
-    required = "Nothing trains without it."
+    required, found = "Nothing trains without it.", versions(["deepspeed", "transformers"])
     return [
         Part(
             "torch",
@@ -101,8 +101,8 @@ def _packages(torch: dict[str, Any]) -> list[Part]:
             required,
             "make setup. If it is installed, `python -c 'import torch'` says why it fails.",
         ),
-        Part("deepspeed", _version("deepspeed"), required, "make setup"),
-        Part("transformers", _version("transformers"), required, "make setup"),
+        Part("deepspeed", found.get("deepspeed", ""), required, "make setup"),
+        Part("transformers", found.get("transformers", ""), required, "make setup"),
         *(Part(part["part"], f"{part['chosen']} ({part['why']})") for part in torch.get("fused", [])),
     ]
 
@@ -164,13 +164,6 @@ def _ask_torch() -> dict[str, Any]:
         [sys.executable, "-c", _TORCH_FACTS], capture_output=True, text=True, check=False
     )
     return json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else {}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _cpu_units() -> str:

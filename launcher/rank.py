@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,8 +135,7 @@ def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:
     function = load(JOBS[job].run)  # imports torch where the job needs it
     if not first():
         return function(config, folder, **more)
-    versions = json.dumps(describe_machine(), indent=2) + "\n"
-    write_whole(folder / "versions.json", versions)
+    write_whole(folder / "versions.json", json.dumps(describe_machine(), indent=2) + "\n")
     with legs.leg(folder, int(os.environ.get("WORLD_SIZE", "1"))):
         result = function(config, folder, **more)
     summary = {
@@ -167,13 +167,16 @@ def first() -> bool:
 
 def describe_machine() -> dict[str, str]:
     """Versions of what computes, the source's commit, and the hardware."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {**versions, "commit": _commit(), "hardware": _hardware()}
+    return {**versions(PACKAGES), "commit": _commit(), "hardware": _hardware()}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of packages; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _commit() -> str:
