@@ -183,7 +183,7 @@ def _commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):  # of a file system that is slow
         return "unknown"
     return answer.stdout.strip() or "unknown"
 

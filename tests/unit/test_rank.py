@@ -2,9 +2,11 @@
 
 import errno
 import os
+import subprocess
 
 import pytest
 
+from launcher import rank
 from launcher.rank import told
 
 
@@ -28,3 +30,12 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(error):
 def test_mistakes_of_ours_keep_their_traceback():
     for error in (KeyError("a"), RuntimeError("shapes differ"), ConnectionResetError(104, "reset")):
         assert told(error) == ""
+
+
+def test_a_source_whose_git_is_slow_has_no_commit(monkeypatch):
+    def run(command, **settings):
+        raise subprocess.TimeoutExpired(command, settings["timeout"])
+
+    monkeypatch.setattr(rank, "_hardware", str)
+    monkeypatch.setattr(rank.subprocess, "run", run)
+    assert rank.describe_machine()["commit"] == "unknown"
