@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+from codecs import IncrementalDecoder, getincrementaldecoder
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
@@ -124,14 +126,16 @@ def logs(record: dict[str, str], follow: bool) -> int:
     Raises ValueError where the queue can't be asked any more.
     """
     log, shown = record.get("log"), dict[Path, int]()
+    decoder = getincrementaldecoder("utf-8")  # keeps the half of a character that is still being written
+    texts = defaultdict[Path, IncrementalDecoder](lambda: decoder("replace"))
     looks = 0
     while True:
         if looks % LOOK_EVERY == 0:
             going_on = follow and _goes_on(record)
         for path in [Path(log)] if log else sorted(Path(record["run"]).glob("log*.txt")):
-            with path.open(encoding="utf-8", errors="replace") as file:
+            with path.open("rb") as file:
                 file.seek(shown.get(path, 0))
-                print(file.read(), end="", flush=True)
+                print(texts[path].decode(file.read()), end="", flush=True)
                 shown[path] = file.tell()
         if not going_on:
             return 0

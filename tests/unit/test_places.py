@@ -559,6 +559,19 @@ def test_logs_are_followed_to_the_end(capsys, run, monkeypatch):
     assert printed(capsys, "logs", str(run)) == "a\nb\nc\n"
 
 
+def test_a_character_that_is_being_written_is_shown_whole(capsys, run, monkeypatch):
+    said = ["ü".encode()[:1], "ü".encode()[1:], b"\n"]
+
+    def state(record: dict[str, str]) -> tuple[str, str]:
+        with (run / "log.txt").open("ab") as file:
+            file.write(said.pop(0))
+        return "running" * bool(said), ""
+
+    monkeypatch.setattr(slurm, "state", state)
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
+    assert printed(capsys, "logs", str(run)) == "ü\n"
+
+
 @pytest.mark.parametrize("name", ["status", "logs", "cancel"])
 def test_what_is_no_submitted_run_is_refused(capsys, name, tmp_path):
     assert cli.main([name, str(tmp_path)]) == 2
