@@ -138,6 +138,7 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
         if rendezvous == STANDALONE:
             rendezvous = (*STANDALONE, f"--rdzv-endpoint={scratch}/rendezvous")
             words |= ALONE
+        rendezvous = (*rendezvous, f"--log-dir={scratch}")  # else torchrun leaves one behind
         with signals_held(*preemption.HELD):
             child = subprocess.Popen(
                 command(job, folder, processes, rendezvous),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -884,6 +885,16 @@ def test_a_rank_that_fails_is_no_wish_to_stop(monkeypatch, job, ended, told):
     monkeypatch.setattr(local, "command", lambda *_: words)
     with as_before():
         assert local.run_processes(job, "run", 2) == told
+
+
+def test_processes_of_a_machine_leave_no_files(tmp_path, monkeypatch):
+    made = local.command
+    monkeypatch.setattr(local, "command", lambda *words: [*made(*words)[:-4], "--no-python", "true"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with as_before():
+        assert local.run_processes("augment", "run", 2) == 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
