@@ -82,12 +82,18 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(
 ALONE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 if Path("/sys/class/net/lo").exists():
     ALONE |= {"GLOO_SOCKET_IFNAME": "lo"}
+# What some clusters, or a torchrun above us, set: a group that our ranks are none of.
+OTHERS = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_NNODES"),
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"),
+)
 
 
 def environment(processes: int, base: dict[str, str]) -> dict[str, str]:
-    """The processes' environment: threads shared out, memory kept."""
+    """The processes' environment: threads shared out, memory kept, of no other group."""
     threads = max(1, cores(base) // processes)
-    return {"OMP_NUM_THREADS": str(threads), **WAIT, **MALLOC, **base}
+    kept = {name: value for name, value in base.items() if name not in OTHERS}
+    return {"OMP_NUM_THREADS": str(threads), **WAIT, **MALLOC, **kept}
 
 
 def cores(environment: Mapping[str, str]) -> int:

@@ -255,6 +255,11 @@ def test_the_users_own_number_of_threads_stays():
     assert local.environment(2, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
 
 
+def test_processes_are_not_ranks_of_the_group_that_starts_them():
+    theirs = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "pod-0", "TORCHELASTIC_RUN_ID": "none"}
+    assert local.environment(1, theirs).keys().isdisjoint(theirs)
+
+
 @pytest.mark.parametrize(("visible", "count"), [("", 1), ("0", 1), ("0,1", 2), ("3, 5,7", 3)])
 def test_as_many_processes_as_visible_gpus(monkeypatch, visible, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
