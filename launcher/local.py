@@ -159,7 +159,7 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
         # A rank that fails makes torchrun ask the others to stop: that was nobody's wish.
         if stopped.exists() and (asked or code == 0):
             return preemption.exit_code(signal.SIGINT in asked, JOBS[job].resumes)
-        return code
+        return code if code >= 0 else 128 - code  # of a signal, as a shell has it
 
 
 def _exit_code(child: subprocess.Popen) -> int:

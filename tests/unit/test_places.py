@@ -887,6 +887,13 @@ def test_a_rank_that_fails_is_no_wish_to_stop(monkeypatch, job, ended, told):
         assert local.run_processes(job, "run", 2) == told
 
 
+def test_a_rank_that_is_killed_ends_with_a_shells_code(monkeypatch):
+    words = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(local, "command", lambda *_: words)
+    with as_before():
+        assert local.run_processes("augment", "run", 1) == 128 + signal.SIGKILL
+
+
 def test_processes_of_a_machine_leave_no_files(tmp_path, monkeypatch):
     made = local.command
     monkeypatch.setattr(local, "command", lambda *words: [*made(*words)[:-4], "--no-python", "true"])
