@@ -158,10 +158,19 @@ def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def interface_to(peer: str) -> tuple[str, str]:
-    """Address and network interface by which this node reaches another; empty where they can't be told."""
+    """Address and network interface by which this node reaches another; empty where they can't be told.
+
+    Raises ValueError where its name has no address.
+    """
     import psutil
 
-    family, _, _, _, where = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+    try:
+        family, _, _, _, where = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+    except socket.gaierror as error:
+        raise ValueError(
+            f"{socket.gethostname()} finds no address of the node {peer} ({error.strerror}); "
+            "mend the names there, or leave that node out"
+        ) from None
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(where)  # sends nothing
         address = probe.getsockname()[0]

@@ -207,6 +207,11 @@ def test_the_interface_by_which_this_machine_reaches_itself():
     assert node.interface_to("127.0.0.1") == ("127.0.0.1", "lo")
 
 
+def test_a_node_without_an_address_is_named():
+    with pytest.raises(ValueError, match=r"no address of the node n7\.invalid \("):
+        node.interface_to("n7.invalid")
+
+
 @pytest.mark.parametrize(("task", "part"), [("3", "1/4"), ("6", "4/4")])
 def test_a_task_of_an_array_makes_a_slice(task, part):
     array = {"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "6", "SLURM_ARRAY_TASK_ID": task}
