@@ -67,6 +67,8 @@ def usage() -> str:
 
 def _job_and_words(arguments: list[str]) -> tuple[str, list[str]]:
     """The job that is typed, or that the recipe in its place is of, and its words. Raises ValueError."""
+    if wrong := [word for word in arguments if word.encode(errors="ignore").decode() != word]:
+        raise ValueError(f"{wrong[0]!a} is no UTF-8, which a run folder's files are in; give another name")
     name, *rest = node.as_begun(arguments, os.environ)
     if not name.endswith((".yaml", ".yml")):
         if name not in jobs.JOBS:

@@ -1,5 +1,6 @@
 """The command explains itself, keeps what it was given, and says what it would run."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -340,6 +341,13 @@ def test_a_name_that_stands_twice_is_refused(tmp_path, capsys):
     assert "stage stands twice" in capsys.readouterr().err
     assert cli.main(["evaluate", "--models={a: [x], a: [y]}", "--dry-run"]) == 2
     assert "a stands twice" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_refused(capsys, tmp_path):
+    run = tmp_path / os.fsdecode(b"r\xff")
+    assert cli.main(["demo", f"--run={run}"]) == 2
+    assert r"r\udcff' is no UTF-8" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_a_recipe_that_is_not_there_is_named(capsys):
