@@ -74,13 +74,13 @@ class Metrics:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
             if row["stage"] != stage or row["step"] <= step:
-                kept.append(line)
+                kept.append(f"{line}\n")  # the last may lack its end
                 self.before = row["time"]
         write_whole(self.path, "".join(kept))
 

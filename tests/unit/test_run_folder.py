@@ -1,12 +1,13 @@
 """A run folder has one writer."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from distill.run_folder import held
+from distill.run_folder import Metrics, held
 from launcher import cli, runs
 from launcher.demo import DemoConfig
 
@@ -53,3 +54,12 @@ def test_a_second_run_in_a_folder_is_refused_at_start(tmp_path, capsys, monkeypa
         holder.kill()
         holder.wait()
     assert "is being written by another run" in capsys.readouterr().err
+
+
+def test_a_line_of_metrics_without_its_end_does_not_run_into_the_next(tmp_path):
+    metrics = Metrics(tmp_path)
+    metrics.append({"stage": "general", "step": 1})
+    metrics.path.write_text(metrics.path.read_text().rstrip("\n"))  # where a full disk cut it
+    metrics.rewind("general", 1)
+    metrics.append({"stage": "general", "step": 2})
+    assert [json.loads(line)["step"] for line in metrics.path.read_text().splitlines()] == [1, 2]
