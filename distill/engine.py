@@ -205,10 +205,17 @@ def load_communication(root: Path) -> None:
 
     torch marks a build in progress with a file. A process that is killed in between leaves it, and
     every later one would wait for its removal for ever. Ours take a lock first that ends with its
-    holder: who has it knows that a mark is stale.
+    holder: who has it knows that a mark is stale. Raises ValueError where `root` can't be written.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "lock").open("w") as lock:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / "lock").open("w")
+    except OSError as error:
+        raise ValueError(
+            f"DeepSpeed compiles in {root}, which can't be written ({error.strerror}); set "
+            "TORCH_EXTENSIONS_DIR to a folder that can"
+        ) from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for mark in root.glob("*/lock"):
             mark.unlink()

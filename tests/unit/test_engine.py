@@ -34,6 +34,13 @@ def test_the_mark_of_a_killed_build_is_removed(tmp_path, built, monkeypatch):
     assert built == [[]]
 
 
+def test_a_folder_that_takes_no_builds_is_told(tmp_path, built):
+    (tmp_path / "home").touch()
+    with pytest.raises(ValueError, match=r"home/\.cache, which can't be written .*TORCH_EXTENSIONS_DIR"):
+        engine.load_communication(tmp_path / "home" / ".cache")
+    assert built == []
+
+
 def test_each_environment_builds_in_a_folder_of_its_own(monkeypatch):
     folder = engine.extensions_folder("/build")
     assert folder.parent == Path("/build")
