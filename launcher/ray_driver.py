@@ -73,7 +73,7 @@ def main(folder: str) -> int:
             runs.claim(run, plan.job, config)
         if mirror:
             mirror.send_settings()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         said = " ".join(str(error).split()).replace(str(run), plan.run)
         print(f"distillery {plan.job}: error: {said}", file=sys.stderr)
         return 2

@@ -1,9 +1,11 @@
 """What the driver does before a search begins, and when Ctrl-C comes."""
 
+import json
 import re
 import signal
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +14,10 @@ from data_pipeline.settings import PregenerateConfig, TaskConfig
 from distill.preemption import Stopped
 from distill.settings import StudentConfig, TaskDistillConfig, TeacherConfig
 from launcher import ray_driver, runs
+from launcher.demo import DemoConfig
 from launcher.jobs import JOBS
 from launcher.ray_place import plan
-from launcher.settings import Launch
+from launcher.settings import Launch, to_yaml
 from tests.unit.test_places import as_before
 from tune.settings import WorkersConfig
 
@@ -77,6 +80,18 @@ def test_a_training_is_given_what_was_planned(tmp_path, monkeypatch):
     launch = Launch(run=str(tmp_path), on="ray", nodes=3, gpus_per_node=2, cpus_per_node=8, max_failures=7)
     ray_driver.train_as_workers(plan("general", launch, 2), tmp_path)
     assert given == {"workers": 6, "resources": {"CPU": 4, "GPU": 1}, "retries": 7, "spread": False}
+
+
+def test_storage_that_can_not_be_written_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ray_driver.jobs, "check", lambda *_: None)
+    (tmp_path / "disk").touch()
+    launch = Launch(run=str(tmp_path), on="ray", storage=str(tmp_path / "disk" / "runs"))
+    (tmp_path / "plan.json").write_text(json.dumps(asdict(plan("demo", launch, 1))))
+    (tmp_path / "config.yaml").write_text(to_yaml(DemoConfig()))
+    assert ray_driver.main(str(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("distillery demo: error: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
