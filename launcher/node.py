@@ -55,7 +55,8 @@ def _remember(folder: Path, environment: Mapping[str, str]) -> None:
     job = environment.get("SLURM_JOB_ID")
     if job and "SLURM_ARRAY_TASK_ID" not in environment and submitted.read(folder).get("job") != job:
         record = {"place": "slurm", "job": job, "run": str(folder.absolute())}
-        if log := environment.get("DISTILLERY_LOG"):
+        log = environment.get("DISTILLERY_LOG", "")
+        if Path(log).is_file():  # and no terminal or pipe, as within salloc
             record["log"] = log
         submitted.write(folder, record)
 

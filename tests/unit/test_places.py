@@ -120,6 +120,14 @@ def test_what_a_run_by_hand_says_is_read_where_sbatch_wrote_it(tmp_path, monkeyp
     assert printed(capsys, "logs", str(tmp_path / "run"), "--follow=false") == "step 1\n"
 
 
+def test_a_terminal_is_no_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "run_processes", lambda *_: 75)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("DISTILLERY_LOG", os.devnull)
+    node.start("general", Launch(run=str(tmp_path), on="node"), 1)
+    assert "log" not in submitted.read(tmp_path)
+
+
 def test_processes_that_share_too_few_cpus_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(local, "run_processes", lambda *_: 75)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
