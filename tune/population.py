@@ -15,7 +15,10 @@ from tune.space import Values, read_space
 
 def check_room(config: TuneConfig, at_once: int) -> None:
     """Refuse a population that can't train at once. Raises ValueError."""
-    trials = len(Grid(config).candidates) if config.search == "grid" else config.trials or 0
+    trials = config.trials or 0
+    if config.search == "grid":
+        grid = len(Grid(config).candidates)
+        trials = min(grid, config.trials or grid)
     if trials > at_once:
         raise ValueError(
             f"scheduler: pbt trains all {trials} trials at once, and there is room for {at_once}; give "

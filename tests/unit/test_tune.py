@@ -590,6 +590,7 @@ def test_a_population_trains_at_once_or_not_at_all():
     for config in (population(), population(search="grid", space={RATE: [1e-4, 1e-3, 2e-3, 5e-3]})):
         with pytest.raises(ValueError, match="trains all 4 trials at once, and there is room for 3"):
             check_room(config, 3)
+    check_room(population(search="grid", trials=3, space={RATE: [1e-4, 1e-3, 2e-3, 5e-3]}), 3)
 
 
 def at_work(folder: Path, scores: list[float], share: float = 0.25) -> Record:
