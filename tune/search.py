@@ -145,6 +145,10 @@ class _Median(_ByName, MedianStoppingRule):
     def _on_insufficient_samples(self, *_: Any) -> str:
         return TrialScheduler.CONTINUE
 
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self._stopped_trials.clear()  # what a killed search was about to stop goes on, to be judged again
+        return super().on_trial_result(controller, trial, result)
+
 
 def _scheduler(config: SchedulerConfig) -> TrialScheduler:
     match config.name:

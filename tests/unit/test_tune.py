@@ -471,6 +471,18 @@ def test_a_trial_that_goes_on_after_a_kill_keeps_its_place_in_the_rungs(tmp_path
         scheduler.on_trial_complete(None, one, {"share": 1.0, "accuracy": 0.8})
 
 
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_trial_that_a_killed_search_was_about_to_stop_goes_on(name, tmp_path):
+    record = Record(tmp_path)
+    for number, score in enumerate((0.8, 0.8, 0.8, 0.1)):
+        record.add(number, "begun", values={}, shape=SHAPE)
+        record.add(number, "measured", share=0.3, score=score)
+    scheduler = _scheduler(SchedulerConfig(name, grace=0.25, reduction=2))
+    _tell_past(scheduler, record, "accuracy")
+    said = scheduler.on_trial_result(None, _Known("0003"), {"share": 0.4, "accuracy": 0.9})
+    assert said == "CONTINUE"
+
+
 @pytest.mark.parametrize("name", ["none", "asha", "median"])
 def test_every_scheduler_takes_shares_of_the_training(name, tmp_path):
     record = Record(tmp_path)
