@@ -131,6 +131,8 @@ def check_workers(workers: WorkersConfig) -> None:
     """Refuse numbers of workers that can't be."""
     for name, least in (("processes", 1), ("cpus", 1), ("gpus", 0), ("concurrent", 0), ("retries", -1)):
         check_least(workers, [name], "workers.", least)
+    if not (workers.gpus < 1 or float(workers.gpus).is_integer()):
+        raise ValueError(f"workers.gpus: {workers.gpus}; give a whole number, or a share of one below 1")
     if workers.processes > 1 and 0 < workers.gpus < 1:
         raise ValueError(
             f"workers.gpus: {workers.gpus}; the {workers.processes} processes of a trial need a whole one "

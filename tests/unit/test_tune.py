@@ -199,6 +199,9 @@ def test_numbers_out_of_range_are_refused():
     for name, value in (("processes", 0), ("cpus", 0), ("gpus", -1), ("concurrent", -1), ("retries", -2)):
         with pytest.raises(ValueError, match=f"workers.{name}"):
             check_workers(WorkersConfig(**{name: value}))
+    for gpus in (1.5, math.nan, math.inf):  # Ray reserves no such share
+        with pytest.raises(ValueError, match=f"workers.gpus: {gpus}; give a whole number"):
+            check_workers(WorkersConfig(gpus=gpus))
     check_workers(WorkersConfig(retries=-1))  # without end
     for name, value in (("grace", 0), ("grace", 1), ("reduction", 1)):
         with pytest.raises(ValueError, match=f"scheduler.{name}"):
