@@ -50,8 +50,13 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """What tells it from the others: the last words of its settings with their values."""
-        told = (f"{key.rpartition('.')[2]}={_short(value)}" for key, value in self.values.items())
+        """What tells it from the others: its settings, by their last words where these differ."""
+        words = {key: key.rpartition(".")[2] for key in self.values}
+        last = list(words.values())
+        told = (
+            f"{word if last.count(word) == 1 else key}={_short(self.values[key])}"
+            for key, word in words.items()
+        )
         return " ".join([self.name, *told])
 
     @property

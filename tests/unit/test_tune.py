@@ -341,6 +341,12 @@ def test_a_search_goes_on_with_its_work_shared_out_otherwise(tmp_path):
 # ---- what comes out
 
 
+def test_settings_that_end_in_one_word_are_told_apart():
+    values = {"intermediate.epochs": 1, "prediction.epochs": 2, "prediction.optimizer.lr": 1e-3}
+    title = Trial(7, values, "begun").title
+    assert title == "0007 intermediate.epochs=1 prediction.epochs=2 lr=0.001"
+
+
 def test_the_front_is_what_no_other_beats():
     rng = random.Random(0)
     points = [(rng.randint(0, 9) / 10, rng.randint(1, 9)) for _ in range(60)]
