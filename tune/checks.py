@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from dataclasses import replace
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 from distill.checks import check_task_distill
@@ -13,7 +14,7 @@ from distill.part_checks import compares_answers, stages_of
 from distill.settings import TaskDistillConfig
 from distill.student_checks import unread
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
-from tune.space import check_space, combinations, drawn, read_space, with_values
+from tune.space import Values, check_space, combinations, drawn, read_space, with_values
 
 LOOKED_AT = 100  # candidates, until one can be trained
 DECIDING = ("path", "cls", "kind")  # settings of a student that say which others it makes use of
@@ -107,15 +108,22 @@ def check_candidates(config: TuneConfig) -> None:
     The base itself may be no candidate, and some candidates may be impossible: they are told in the table.
     """
     refused: list[ValueError] = []
-    domains = read_space(config.space)
-    draws = (drawn(domains, config.base, config.seed, number) for number in range(LOOKED_AT))
-    found = combinations(domains, config.base) if config.search == "grid" else draws
-    for values in islice(found, LOOKED_AT):
+    for values in _looked_at(config):
         try:
             return check_candidate(with_values(config.base, values), config.workers.processes)
         except ValueError as error:
             refused.append(error)
     raise refused[0]
+
+
+def _looked_at(config: TuneConfig) -> list[Values]:
+    """Candidates that stand for all: of a large grid some from everywhere, for its first are much alike."""
+    domains = read_space(config.space)
+    if config.search != "grid":
+        return [drawn(domains, config.base, config.seed, number) for number in range(LOOKED_AT)]
+    grid = list(combinations(domains, config.base))
+    some = random.Random(config.seed).sample(range(len(grid)), min(LOOKED_AT, len(grid)))
+    return [grid[number] for number in sorted(some)]
 
 
 def check_candidate(config: TaskDistillConfig, processes: int) -> None:

@@ -26,6 +26,7 @@ from tests.integration.test_students import random_teacher
 from tests.processes import join_group_of_one
 from tune.checks import (
     check_candidate,
+    check_candidates,
     check_population,
     check_read,
     check_scheduler,
@@ -559,6 +560,20 @@ def test_a_candidate_without_a_score_is_refused(tmp_path, tiny_tokenizer, tiny_t
     config.prediction.epochs = 0
     with pytest.raises(ValueError, match="nothing is measured on dev"):
         check_candidate(config, 1)
+
+
+def test_a_large_grid_is_not_judged_by_its_first_candidates(monkeypatch):
+    """The last setting varies fastest: the first hundred have too many layers, all of them."""
+
+    def few_layers(config: TaskDistillConfig, processes: int) -> None:
+        if config.student.layers > 6:
+            raise ValueError(f"student.layers: {config.student.layers}")
+
+    monkeypatch.setattr("tune.checks.check_candidate", few_layers)
+    rates = [1e-4 * number for number in range(1, 121)]
+    check_candidates(search(space={"student.layers": [9, 2], RATE: rates}))
+    with pytest.raises(ValueError, match=r"student\.layers: 9"):
+        check_candidates(search(space={"student.layers": [9, 12], RATE: rates}))
 
 
 def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic():
