@@ -200,7 +200,8 @@ def check_space(space: dict[str, Any], base: TaskDistillConfig) -> None:
     """Refuse settings that do not exist or may not vary, and values of a wrong type."""
     if not space:
         raise ValueError("space: empty; give settings that vary, such as {student.layers: [2, 4]}")
-    for key, domain in read_space(space).items():
+    domains = read_space(space)
+    for key, domain in domains.items():
         if key.startswith(NOT_VARIED):
             raise ValueError(f"space.{key}: trials are compared by it; set it in base")
         if hasattr(value_of(base, key), "__dataclass_fields__"):
@@ -208,5 +209,19 @@ def check_space(space: dict[str, Any], base: TaskDistillConfig) -> None:
         for other, found in domain.when:
             for value in found:
                 with_values(base, {other: value})
+            if not _may_be(domains.get(other), value_of(base, other), found):
+                raise ValueError(
+                    f"space.{key}.when.{other}: {list(found)}, and it is never one of these; give values "
+                    "that it has"
+                )
         for value in domain.ends:
             with_values(base, {key: value})
+
+
+def _may_be(domain: Domain | None, own: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a setting, which the base sets to `own`, has one of the values in some candidate."""
+    if domain is None or (domain.when and own in values):
+        return own in values
+    if domain.choices:
+        return any(value in domain.choices for value in values)
+    return any(_is_number(value) and domain.low <= value <= domain.high for value in values)

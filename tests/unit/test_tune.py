@@ -58,6 +58,7 @@ RANGES = {
     "prediction.optimizer.lr": {"low": 1e-5, "high": 1e-2, "log": True},
     "prediction.objective.layer_map": ["uniform", [1, 2]],
 }
+RATE = "prediction.optimizer.lr"
 SHAPE = {"parameters": 1000, "megabytes": 0.1, "flops": 500, "latency_ms": 2.0}
 
 
@@ -131,6 +132,21 @@ def test_a_candidate_is_the_base_with_its_values_and_nothing_else():
         ({"student.layers": {"values": [1], "if": {}}}, "give a list"),
         ({"student.layers": {"values": [1], "when": {"student.sort": [1]}}}, "no such setting"),
         ({"student.layers": {"values": [1], "when": {"student.kind": ["transfomer"]}}}, "student.kind"),
+        ({"student.layers": {"values": [1], "when": {"student.kind": ["cnn"]}}}, "never one of these"),
+        (
+            {
+                "student.layers": [2, 4],
+                "student.heads": {"values": [1], "when": {"student.layers": ["2"]}},
+            },
+            r"space\.student\.heads\.when\.student\.layers: \['2'\], and it is never one",
+        ),
+        (
+            {
+                RATE: {"low": 1e-4, "high": 1e-2},
+                "student.heads": {"values": [1], "when": {RATE: [0.1]}},
+            },
+            "never one of these",
+        ),
         ({"student": [{"layers": 2}]}, "a group of settings"),
         ({"task.dev": ["a", "b"]}, "compared"),
         (
@@ -590,8 +606,6 @@ def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic():
 
 
 # ---- a population
-
-RATE = "prediction.optimizer.lr"
 
 
 def population(**changes: Any) -> TuneConfig:
