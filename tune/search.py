@@ -320,6 +320,9 @@ class Candidates(Searcher):
             folder = str(self.record.folder / "shapes")
             self.measuring = trial, task.remote(settings, folder, os.getcwd())
             return True
+        if not (enough or self.over):
+            print(f"{IN_VAIN} draws in a row were refused or known: no more are drawn", file=sys.stderr)
+        self.over = True
         return False
 
     def _refuse(self, trial: Trial, reason: str, shape: dict[str, Any]) -> None:

@@ -355,6 +355,18 @@ def test_a_search_goes_on_with_its_work_shared_out_otherwise(tmp_path):
             runs.refuse_other_run(run, wrong, resume=True)
 
 
+def test_a_search_that_finds_nothing_new_says_so_once(tmp_path, capsys):
+    record = Record(tmp_path)
+    record.add(0, "begun", values={RATE: 1e-3}, shape=SHAPE)
+    record.add(0, "finished", score=0.5)
+    for trials, lines in ((2, 1), (1, 0)):
+        config = search(space={RATE: [1e-3]}, search="random", trials=trials)
+        candidates = Candidates(config, record, JOBS)
+        candidates.prepare()
+        assert candidates.suggest("a") == candidates.suggest("b") == "FINISHED"
+        assert capsys.readouterr().err.count("100 draws in a row were refused or known") == lines
+
+
 # ---- what comes out
 
 
