@@ -78,6 +78,18 @@ def check_search(config: TuneConfig) -> None:
     elif config.trials is None:
         raise ValueError(f"trials: none given; search: {config.search} needs a number")
     check_least(config, ["trials"])
+    check_measured(config)
+
+
+def check_measured(config: TuneConfig) -> None:
+    """Refuse a scheduler that would hear of trials at their ends alone."""
+    stage, name = config.base.prediction, config.scheduler.name
+    varied = {"prediction.evaluate_every", "prediction.epochs"} & {*config.space}
+    if name != "none" and not varied and stage.evaluate_every is None and 0 < stage.epochs <= 1:
+        raise ValueError(
+            f"scheduler.name: {name} compares trials on their way, and these are measured at their ends "
+            "alone; give base.prediction.evaluate_every"
+        )
 
 
 def check_population(config: TuneConfig) -> None:

@@ -178,6 +178,16 @@ def test_a_search_that_does_not_fit_the_space_is_refused(changes, said):
         check_search(search(**changes))
 
 
+def test_a_scheduler_that_would_hear_of_no_score_in_time_is_refused():
+    base = replace(BASE, prediction=replace(BASE.prediction, epochs=1))
+    check_search(search(base=base))
+    stops = {"base": base, "scheduler": SchedulerConfig("asha")}
+    check_search(search(**stops, space={"prediction.epochs": [1, 2]}))
+    check_search(search(**{**stops, "base": BASE}))  # once an epoch
+    with pytest.raises(ValueError, match=r"scheduler\.name: asha .*give base\.prediction\.evaluate_every"):
+        check_search(search(**stops))
+
+
 @pytest.mark.parametrize(
     ("student", "key", "more", "refused"),
     [
