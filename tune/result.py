@@ -23,7 +23,7 @@ ENOUGH = 4  # trials, for a rank correlation to be told
 def result(config: TuneConfig, record: Record) -> dict[str, Any]:
     """Write RUN/best.yaml; returns the summary's figures.
 
-    Raises ValueError where no candidate could be trained, RuntimeError where every trial failed.
+    Raises ValueError where no trial came to its end.
     """
     trials = sorted(record.trials.values(), key=lambda trial: trial.number)
     finished = [trial for trial in trials if trial.status == "finished"]
@@ -112,15 +112,15 @@ def _score(trial: Trial) -> float:
     return trial.score
 
 
-def _nothing(trials: list[Trial]) -> Exception:
+def _nothing(trials: list[Trial]) -> ValueError:
     failed = [trial for trial in trials if trial.status == "failed"]
     if stopped := sum(trial.status == "stopped" for trial in trials):
-        return RuntimeError(
+        return ValueError(
             f"no trial came to its end: {stopped} were stopped early, {len(failed)} failed; "
             "`distillery task --run RUN/trials/NAME --resume` goes on with one"
         )
     if failed:
-        return RuntimeError(f"all {len(failed)} trials failed; the first: {failed[0].reason}")
+        return ValueError(f"all {len(failed)} trials failed; the first: {failed[0].reason}")
     reason = f"; the first: {trials[0].title}: {trials[0].reason}" if trials else ""
     return ValueError(f"space: none of {len(trials)} candidates can be trained{reason}")
 

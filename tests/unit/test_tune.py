@@ -471,7 +471,11 @@ def test_a_search_without_a_finished_trial_says_why(tmp_path):
         result(search(), record)
     record.add(1, "begun", values={}, shape=SHAPE)
     record.add(1, "failed", reason="no memory")
-    with pytest.raises(RuntimeError, match="no memory"):
+    with pytest.raises(ValueError, match="all 1 trials failed; the first: no memory"):
+        result(search(), record)
+    record.add(2, "begun", values={}, shape=SHAPE)
+    record.add(2, "stopped")
+    with pytest.raises(ValueError, match="no trial came to its end: 1 were stopped early, 1 failed"):
         result(search(), record)
 
 
