@@ -164,7 +164,8 @@ class _Judge:
         self.vocabulary = load_vocabulary(config.teacher)
         length = usual_length(config.teacher, model_config(config.teacher, "teacher"))
         self.task = replace(config.task, max_length=length)
-        self.model = Teacher(TeacherConfig(config.teacher), device, kept=True).model
+        # In fp32: what it leaves out must not depend on the machine's units.
+        self.model = Teacher(TeacherConfig(config.teacher, "fp32"), device).model
 
     def __call__(self, lines: list[str]) -> list[str]:
         rows = [json.loads(line) for line in lines]
