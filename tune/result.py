@@ -5,10 +5,13 @@ Read from RUN/trials.jsonl and the trials' own folders alone. Imports no torch a
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import StatisticsError, correlation
 from typing import Any
+
+import yaml
 
 from data_pipeline.whole import write_whole
 from distill.charts import front
@@ -57,15 +60,19 @@ def result(config: TuneConfig, record: Record) -> dict[str, Any]:
 def _recipe(winner: Trial, record: Record) -> str:
     """The winner's configuration, for any place: the logits stored in this one are named in a comment."""
     text = (record.run(winner) / "config.yaml").read_text(encoding="utf-8")
-    command, stored = (
-        f"distillery task --config {record.folder}/best.yaml",
-        f"{record.folder}/label/outputs",
-    )
-    if f"outputs: {stored}\n" in text:
-        text = text.replace(f"outputs: {stored}\n", "outputs: null\n")
-        command += f" --teacher.outputs {stored}"
+    command = ["distillery", "task", "--config", f"{record.folder}/best.yaml"]
+    teacher = _entry(yaml.compose(text, yaml.SafeLoader), "teacher")
+    outputs, stored = _entry(teacher, "outputs"), f"{record.folder}/label/outputs"
+    if outputs.value == stored:
+        text = text[: outputs.start_mark.index] + "null" + text[outputs.end_mark.index :]
+        command += ["--teacher.outputs", stored]
     past = "# its last settings: it went on from other trials' checkpoints (trials.jsonl)\n"
-    return f"# {winner.title}\n{past if winner.changes else ''}#   {command}\n{text}"
+    return f"# {winner.title}\n{past if winner.changes else ''}#   {shlex.join(command)}\n{text}"
+
+
+def _entry(mapping: Any, name: str) -> yaml.Node:
+    """What a mapping of YAML has under a name, with its place in the text."""
+    return next(value for key, value in mapping.value if key.value == name)
 
 
 def best(finished: list[Trial]) -> Trial:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -430,6 +431,22 @@ def test_the_best_trials_recipe_is_a_run_of_task(tmp_path):
     assert found["search"]["best"] == record.trials[2].title
     assert found["search"]["front"] == [record.trials[2].title]
     assert [trial["reason"] for trial in found["search"]["trials"]][-1] == "no memory"
+
+
+@pytest.mark.parametrize("name", ["run", "a run: of #1", "run " * 30])
+def test_the_best_recipe_holds_for_any_place_whatever_this_ones_name(tmp_path, name):
+    """YAML quotes some names, and folds long ones."""
+    folder = tmp_path / name
+    folder.mkdir()
+    record, outputs = Record(folder), f"{folder}/label/outputs"
+    trial = record.add(0, "begun", values={}, shape=SHAPE)
+    runs.begin(record.run(trial), "task", replace(BASE, teacher=replace(BASE.teacher, outputs=outputs)))
+    record.add(0, "finished", score=0.5)
+    result(search(), record)
+    text = (folder / "best.yaml").read_text()
+    assert from_yaml("task", text) == BASE
+    (command,) = (line.removeprefix("#") for line in text.splitlines() if "--teacher.outputs" in line)
+    assert shlex.split(command)[-2:] == ["--teacher.outputs", outputs]
 
 
 def test_rank_correlations_are_scipys_and_count_what_finished():
