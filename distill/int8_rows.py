@@ -51,9 +51,9 @@ def _compiled(words: list[str]) -> ctypes.CDLL:
     # NFS keeps what is loaded under another name in its folder until the process ends.
     with tempfile.TemporaryDirectory(prefix="distillery-", dir=place, ignore_cleanup_errors=True) as folder:
         target = Path(folder, "int8_rows.so")
-        done = subprocess.run(
-            [*words, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False
-        )
+        command = [*words, *FLAGS, str(SOURCE), "-o", str(target)]
+        # In a session of its own, for a terminal's Ctrl-C asks a training to stop after its next step.
+        done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
         if done.returncode:
             raise ValueError(
                 f"{shlex.join(words)} can't compile {SOURCE.name}: {done.stderr.strip()[:400]}"

@@ -1,6 +1,7 @@
 """One pass over memory gives what torch's several give."""
 
 import os
+import sys
 from typing import NamedTuple
 from unittest import mock
 
@@ -54,6 +55,17 @@ def test_a_folder_that_stays_is_no_mistake(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     with mock.patch.object(os, "rmdir", side_effect=OSError("Directory not empty")):
         assert int8_rows._compiled(compiler()).round_rows
+
+
+def test_ctrl_c_does_not_reach_the_compiler(tmp_path) -> None:
+    """A terminal interrupts all processes of its session's foreground."""
+    script, session = tmp_path / "compiler.py", tmp_path / "session"
+    script.write_text(
+        f"import os, sys; open({str(session)!r}, 'w').write(str(os.getsid(0))); "
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    assert int8_rows._compiled([sys.executable, str(script), *compiler()]).round_rows
+    assert int(session.read_text()) != os.getsid(0)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
