@@ -192,13 +192,16 @@ def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen)
     torchrun itself would give them 30 s only.
     """
     news.get()
+    by_torchrun = "launcher.torchrun" in str(child.args)
     if not Path("/proc/self/status").is_file():  # no Linux
-        if signal.SIGINT not in asked or "launcher.torchrun" in str(child.args):
+        if signal.SIGINT not in asked or by_torchrun:
             child.terminate()
         return
     told: set[tuple[int, int]] = set()
     while child.poll() is None:
-        ranks = [process for process in (child.pid, *children(child.pid)) if _is_listening_rank(process)]
+        # Not a rank's children: a compiler, say, looks like the rank until it runs, and would be killed.
+        below = children(child.pid) if by_torchrun else [child.pid]
+        ranks = [process for process in below if _is_listening_rank(process)]
         if asked.count(signal.SIGINT) > 1 and child.pid not in ranks:
             _end(child.pid)
         for rank, number in product(ranks, set(asked)):

@@ -12,6 +12,7 @@ import tempfile
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import yaml
@@ -714,6 +715,38 @@ def test_a_wish_to_stop_that_comes_while_a_job_starts_is_heard(tmp_path):
     assert job.returncode == EXIT_CODE
     assert "stopped, as asked; continue with: distillery label" in said
     assert "Traceback" not in said
+
+
+A_RANK_AND_ITS_CHILD = """
+import os, signal, sys, time
+rank = os.getpid()
+def note(*_):
+    with open(sys.argv[1], "a") as file:
+        file.write("rank\\n" if os.getpid() == rank else "child\\n")
+signal.signal(signal.SIGUSR1, note)
+child = os.fork()
+if child:
+    signal.pause()
+    time.sleep(0.5)  # the child would be told in the same moment
+    os.kill(child, signal.SIGKILL)
+else:
+    open(sys.argv[1], "a").close()
+    while True:
+        signal.pause()
+"""
+
+
+def test_a_wish_to_stop_does_not_reach_what_a_rank_starts(tmp_path):
+    """A compiler, say: until it runs it is the rank's own image, and the signal would kill it."""
+    told, news = tmp_path / "told", SimpleQueue()
+    command = [sys.executable, "-c", A_RANK_AND_ITS_CHILD, told, "launcher.rank"]
+    with subprocess.Popen(command) as process:
+        while not told.exists():
+            assert process.poll() is None
+        assert all(map(local._is_listening_rank, [process.pid, *local.children(process.pid)]))
+        news.put(None)
+        local._pass_on([signal.SIGUSR1], news, process)
+    assert told.read_text() == "rank\n"
 
 
 @contextmanager
