@@ -55,6 +55,19 @@ def held(folder: Path, wait: float = 0.0) -> Iterator[None]:
         yield
 
 
+def writer(folder: Path) -> str:
+    """The process that holds a run folder, in words; empty where none does, or where that can't be told."""
+    try:
+        with (folder / "lock").open(encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return file.read()
+    except OSError:
+        pass
+    return ""
+
+
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write RUN/summary.json, whole or not at all."""
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 from data_pipeline.bucket import is_bucket
 from data_pipeline.untrusted import one_line
 from data_pipeline.whole import write_whole
+from distill.run_folder import writer
 from launcher.jobs import again
 from launcher.places import PLACES, place
 from launcher.settings import job_of
@@ -116,11 +117,11 @@ def _in_words(folder: Path) -> str:
     if (folder / "summary.json").is_file():
         return f"finished; see {folder}/summary.json"
     record = read(folder)
-    if not record:
-        return "not submitted to a cluster, and not finished"
-    where = f"{record['place']} job {record['job']}"
+    where = f"{record['place']} job {record['job']}" if record else "not submitted to a cluster"
     if now := state(folder):
         return f"{where}: " + "; ".join(now.splitlines())
+    if who := writer(folder):  # started, or resumed, without a cluster
+        return f"at work, as {who}"
     last = read(folder).get("ended", "")
     if last == "SUCCEEDED":
         there = record["run"] + ("" if is_bucket(record["run"]) else " on the cluster")

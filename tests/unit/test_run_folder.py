@@ -41,19 +41,25 @@ def test_a_folder_is_held_by_one_process_and_free_when_it_is_killed(tmp_path):
 
 
 def test_a_second_run_in_a_folder_is_refused_at_start(tmp_path, capsys, monkeypatch):
+    run = str(tmp_path / "run")
     runs.begin(tmp_path / "run", "demo", DemoConfig())
     monkeypatch.setattr(cli, "ENDING", 0.0)
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, run], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        assert cli.main(["demo", "--run", str(tmp_path / "run"), "--resume"]) == 2
+        assert cli.main(["demo", "--run", run, "--resume"]) == 2
+        assert cli.main(["status", run]) == 0
     finally:
         holder.kill()
         holder.wait()
-    assert "is being written by another run" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "is being written by another run" in captured.err
+    assert f"at work, as process {holder.pid} of " in captured.out
+    assert cli.main(["status", run]) == 0
+    assert "ended without finishing" in capsys.readouterr().out
 
 
 def test_a_line_of_metrics_without_its_end_does_not_run_into_the_next(tmp_path):
