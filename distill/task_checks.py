@@ -39,6 +39,7 @@ def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
             raise ValueError(
                 f"teacher.precision: int8 is for transformers, not for the model of words {path}; give auto"
             )
+        check_reading(task, positions(model), path)
         load_vocabulary(path)
         warn_of_length("teacher", path, task.max_length)
         if own_labels(model) != own_labels(first):
@@ -165,10 +166,10 @@ def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_s
         )
 
 
-def check_reading(task: TaskConfig, longest: int) -> None:
+def check_reading(task: TaskConfig, longest: int, whose: str = "the model") -> None:
     """Refuse sequences longer than a model takes, and a metric that is not the task's."""
     if task.max_length > longest or task.max_length < 4:
-        raise ValueError(f"task.max_length: {task.max_length}; the model takes 4 to {longest}")
+        raise ValueError(f"task.max_length: {task.max_length}; {whose} takes 4 to {longest}")
     if task.selection not in METRICS[task.kind]:
         raise ValueError(
             f"task.metric: {task.selection} does not go with {task.kind}; give "

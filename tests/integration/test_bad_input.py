@@ -918,6 +918,14 @@ def test_an_ensemble_of_one_teacher_twice(refused, task, classifier):
     refused("task", flags, "is teacher.path too; name it once")
 
 
+@pytest.mark.parametrize("job", ["task", "label"])
+def test_texts_longer_than_a_further_teacher_takes(refused, task, classifier, tmp_path, job):
+    short = change_config(copy(classifier, tmp_path / "short"), max_position_embeddings=16)
+    flags = task if job == "task" else {k: v for k, v in task.items() if not k.startswith("student")}
+    says = f"task.max_length: 64; {short} takes 4 to 16"
+    refused(job, {**flags, "task.max_length": 64, "teacher.ensemble": json.dumps({str(short): 1})}, says)
+
+
 def test_a_weight_below_nothing(refused, task, classifier, tmp_path):
     other = copy(classifier, tmp_path / "other")
     refused("task", {**task, "teacher.ensemble": json.dumps({str(other): -1})}, "is -1.0; give more than 0")
