@@ -5,6 +5,7 @@ Every check raises ValueError with one line: what is wrong, where, and what to d
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -197,7 +198,7 @@ def check_text_gcn(config: TextGcnConfig) -> None:
         raise ValueError("task: textgcn takes single texts of one class each, and one dev file")
     check_least(config, ("hidden_size", "window", "least", "most", "epochs"))
     check_dropout("dropout", config.dropout)
-    if not config.lr > 0:
+    if not 0 < config.lr < math.inf:
         raise ValueError(f"lr: {config.lr}; give a number above 0")
     check_task(task, None, 1 << 20, 1)
 

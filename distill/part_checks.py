@@ -196,13 +196,13 @@ def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...])
     """Refuse weights that are negative, all zero, or on terms this job does not have."""
     weights = {term: getattr(objective, term) for term in TERMS}
     for term, weight in weights.items():
-        if weight < 0 or (weight and term not in allowed):
+        if not 0 <= weight < math.inf or (weight and term not in allowed):
             raise ValueError(
                 f"{name}.objective.{term}: {weight}; this job takes {', '.join(allowed)}, 0 or more"
             )
     for thing, weight in objective.custom.items():
         check_name(f"{name}.objective.custom", thing)
-        if not weight > 0 or "custom" not in allowed:
+        if not 0 < weight < math.inf or "custom" not in allowed:
             raise ValueError(
                 f"{name}.objective.custom: {name_of(thing)} with {weight}; this job takes "
                 f"{', '.join(allowed)}, above 0"
@@ -213,7 +213,7 @@ def check_terms(name: str, objective: ObjectiveConfig, allowed: tuple[str, ...])
         raise ValueError(
             f"{name}.objective: every term is 0; give {' or '.join(allowed)} a weight{_or_skip(name)}"
         )
-    if objective.temperature <= 0:
+    if not 0 < objective.temperature < math.inf:
         raise ValueError(f"{name}.objective.temperature: {objective.temperature}; give above 0")
 
 

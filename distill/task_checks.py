@@ -5,6 +5,7 @@ As in distill/checks.py: nothing but files is read, without torch, and every ref
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -47,7 +48,7 @@ def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
                 f"teacher.ensemble: {path} has the labels {own_labels(model)} and {teacher.path} has "
                 f"{own_labels(first)}; members need the same in the same order"
             )
-        if not weight > 0:
+        if not 0 < weight < math.inf:
             raise ValueError(f"teacher.ensemble: the weight of {path} is {weight}; give more than 0")
     if teacher.path in teacher.ensemble:
         raise ValueError(f"teacher.ensemble: {teacher.path} is teacher.path too; name it once")

@@ -926,9 +926,22 @@ def test_texts_longer_than_a_further_teacher_takes(refused, task, classifier, tm
     refused(job, {**flags, "task.max_length": 64, "teacher.ensemble": json.dumps({str(short): 1})}, says)
 
 
-def test_a_weight_below_nothing(refused, task, classifier, tmp_path):
+@pytest.mark.parametrize("weight", ["-1.0", ".inf", ".nan"])
+def test_a_weight_that_gives_no_mean(refused, task, classifier, tmp_path, weight):
     other = copy(classifier, tmp_path / "other")
-    refused("task", {**task, "teacher.ensemble": json.dumps({str(other): -1})}, "is -1.0; give more than 0")
+    flags = {**task, "teacher.ensemble": f"{{{other}: {weight}}}"}
+    refused("task", flags, f"is {weight.removeprefix('.')}; give more than 0")
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf"])
+@pytest.mark.parametrize("name", ["temperature", "logits"])
+def test_an_objective_of_no_number(refused, task, name, value):
+    refused("task", {**task, f"prediction.objective.{name}": value}, f".{name}: {value[1:]}; ")
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "eps", "clip"])
+def test_an_optimizer_of_no_number(refused, task, name):
+    refused("task", {**task, f"prediction.optimizer.{name}": ".nan"}, f".{name}: nan; give 0 or more")
 
 
 @pytest.mark.parametrize(
@@ -1014,6 +1027,10 @@ def test_files_to_answer_that_are_not_there(refused, evaluate):
 
 def test_a_graph_of_pairs(refused, task_files):
     refused("textgcn", {**task_files, "task.text_pair": "label"}, "textgcn takes single texts of one class")
+
+
+def test_a_graph_that_learns_without_end(refused, task_files):
+    refused("textgcn", {**task_files, "lr": ".inf"}, "lr: inf; give a number above 0")
 
 
 # --- augment -----------------------------------------------------------------------------------
