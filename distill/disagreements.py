@@ -22,7 +22,7 @@ def answer_of(values: list[float], labels: list[str], task: TaskConfig) -> str:
     if task.kind == "regression":
         return f"{values[0]:.3f}"
     if task.kind == "multi_label":
-        return task.separator.join(chosen(values, labels))
+        return task.separator.join(sorted(chosen(values, labels)))  # models may order them otherwise
     return labels[max(range(len(values)), key=values.__getitem__)]
 
 

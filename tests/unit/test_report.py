@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -398,6 +399,15 @@ def test_where_a_model_parts_from_the_teacher_the_surest_first(tmp_path):
     write_disagreements(tmp_path, task, {"t": (teacher, ["a", "b"]), "o": (-teacher, ["a", "b"])}, "t")
     (model,) = json.loads((tmp_path / "disagreements.json").read_text())["models"]
     assert (model["count"], len(model["examples"])) == (50, MOST)
+
+
+def test_several_labels_are_the_same_in_any_order(tmp_path):
+    task = replace(answers(tmp_path), kind="multi_label")
+    teacher = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).repeat(25, 1)
+    models = {"teacher": (teacher, ["a", "b"]), "student": (teacher.flip(1), ["b", "a"])}
+    write_disagreements(tmp_path, task, models, "teacher")
+    (model,) = json.loads((tmp_path / "disagreements.json").read_text())["models"]
+    assert model["count"] == 0
 
 
 def test_disagreements_are_shown_and_escaped(tmp_path):
