@@ -244,11 +244,14 @@ def model_class(setting: str, thing: Named) -> type[PreTrainedModel]:
 
 
 def load_classifier(path: str, classes: Iterable[Named] = ()) -> PreTrainedModel:
-    """A folder's classifier in fp32 and eval mode; it may be of the user's own `classes`."""
+    """A folder's classifier in fp32 and eval mode; it may be of the user's own `classes`.
+
+    Raises ValueError where weights are missing.
+    """
     for each in classes:
         model_class("classes", each)
     kind = AutoModelForSequenceClassification
-    return kind.from_pretrained(model_folder(path), dtype=torch.float32).eval()
+    return whole_model(kind, model_folder(path), "model", dtype=torch.float32).eval()
 
 
 def read_config(path: str) -> PretrainedConfig:

@@ -25,6 +25,7 @@ from distill.encoders import (
     build_backbone,
     build_classifier,
     has_bf16_units,
+    load_classifier,
     precision_of,
     read_config,
     run_encoder,
@@ -280,6 +281,11 @@ def test_a_teachers_dropout_can_be_left_live(tiny_model):
 def test_a_teacher_without_weights_of_its_head_is_refused(tiny_model):
     with pytest.raises(ValueError, match=r"lacks weights of its head: classifier\.bias, classifier"):
         Teacher(TeacherConfig(tiny_model), CPU)
+
+
+def test_a_measured_model_without_weights_of_its_head_is_refused(tiny_model):
+    with pytest.raises(ValueError, match=r"lacks weights of its head: classifier\.bias, classifier"):
+        load_classifier(tiny_model)
 
 
 def test_a_teacher_is_cut_after_the_last_layer_needed(tiny_model):
