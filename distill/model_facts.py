@@ -65,7 +65,7 @@ def own_labels(model: dict) -> list[str] | None:
     if not names:
         return None
     labels = [names[key] for key in sorted(names, key=int)]
-    return None if all(label.startswith("LABEL_") for label in labels) else labels
+    return None if labels == [f"LABEL_{number}" for number in range(len(labels))] else labels
 
 
 def outputs_of(model: dict, classes: Iterable[Named] = ()) -> int | None:

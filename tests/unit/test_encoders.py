@@ -36,7 +36,7 @@ from distill.encoders import (
 )
 from distill.general import start_projections
 from distill.layer_map import layer_map
-from distill.model_facts import positions
+from distill.model_facts import own_labels, positions
 from distill.settings import StudentConfig, TeacherConfig
 
 CPU = torch.device("cpu")
@@ -286,6 +286,18 @@ def test_a_teacher_without_weights_of_its_head_is_refused(tiny_model):
 def test_a_measured_model_without_weights_of_its_head_is_refused(tiny_model):
     with pytest.raises(ValueError, match=r"lacks weights of its head: classifier\.bias, classifier"):
         load_classifier(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["LABEL_0", "LABEL_1"], None),
+        (["LABEL_1", "LABEL_0"], ["LABEL_1", "LABEL_0"]),
+        (["LABEL_x", "LABEL_a"], ["LABEL_x", "LABEL_a"]),
+    ],
+)
+def test_only_numbers_in_their_order_are_no_labels(names, labels):
+    assert own_labels({"id2label": {str(number): name for number, name in enumerate(names)}}) == labels
 
 
 def test_a_teacher_is_cut_after_the_last_layer_needed(tiny_model):
