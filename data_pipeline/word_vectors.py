@@ -44,8 +44,10 @@ def read_vectors(path: str, words: Iterable[str]) -> Vectors:
     kind, width = _kind(path)
     wanted = set(words)
     if kind == "fasttext":
-        return _collected(path, _FastText(path, wanted).vectors().items(), width)
-    found = _collected(path, (_binary if kind == "binary" else _text)(path, width, wanted), width)
+        entries: Iterable[tuple[str, np.ndarray]] = _FastText(path, wanted).vectors().items()
+    else:
+        entries = (_binary if kind == "binary" else _text)(path, width, wanted)
+    found = _collected(path, entries, width)
     if not found:
         raise ValueError(
             f"words.vectors: {path} holds none of the {len(wanted)} words of the task; is it of another "
@@ -257,6 +259,8 @@ def train_vectors(tokenizer: Tokenizer, documents: Iterable[list[str]], size: in
     if not counts.nnz:
         raise ValueError("words.corpus: none of the task's words stand in it; is it of another language?")
     matrix = _ppmi(counts + counts.T)
+    if not matrix.nnz:  # one word beside itself, say
+        raise ValueError("words.corpus: no word stands beside another more often than by chance; give more")
     left, strength, _ = randomized_svd(matrix, min(size, len(words) - 1), random_state=0)
     vectors = (left * np.sqrt(strength)).astype(np.float32)
     present = np.flatnonzero(np.diff(matrix.indptr))

@@ -137,7 +137,7 @@ def table(words: list[str], vectors: Vectors) -> np.ndarray:
 
 
 def _of_usual_length(vectors: Vectors) -> Vectors:
-    mean = float(np.mean([np.linalg.norm(vector) for vector in vectors.values()]))
+    mean = float(np.mean([np.linalg.norm(vector) for vector in vectors.values()])) or LENGTH
     return {word: vector * (LENGTH / mean) for word, vector in vectors.items()}
 
 

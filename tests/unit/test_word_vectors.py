@@ -88,9 +88,11 @@ def test_a_damaged_file_is_named(tmp_path, name, content, message):
     assert message in str(error.value)
 
 
-def write_fasttext(path: Path, rows: np.ndarray, words: list[str], bucket: int) -> None:
-    """A model as fastText's C++ code saves it, with n-grams of 3 to 4 letters."""
-    head = struct.pack("<2i12id", 793712314, 12, rows.shape[1], 5, 5, 1, 5, 1, 1, 2, bucket, 3, 4, 0, 1e-4)
+def write_fasttext(path: Path, rows: np.ndarray, words: list[str], bucket: int, most: int = 4) -> None:
+    """A model as fastText's C++ code saves it, with n-grams of 3 to `most` letters; 0 for none."""
+    head = struct.pack(
+        "<2i12id", 793712314, 12, rows.shape[1], 5, 5, 1, 5, 1, 1, 2, bucket, 3, most, 0, 1e-4
+    )
     dictionary = struct.pack("<iiiqq", len(words), len(words), 0, 100, -1)
     entries = b"".join(word.encode() + b"\0" + struct.pack("<qb", 1, 0) for word in words)
     matrix = b"\0" + struct.pack("<qq", *rows.shape) + rows.astype("<f4").tobytes()
@@ -113,6 +115,12 @@ def test_a_fasttext_model_makes_vectors_of_n_grams(tmp_path):
     assert set(found) == {"soup", "soups"}
     np.testing.assert_allclose(found["soup"], rows[[0, *places("soup")]].mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(found["soups"], rows[places("soups")].mean(axis=0), rtol=1e-6)
+
+
+def test_a_fasttext_model_without_n_grams_that_knows_no_word_is_refused(tmp_path):
+    write_fasttext(tmp_path / "m.bin", np.ones((1, 5), np.float32), ["soup"], 0, most=0)
+    with pytest.raises(ValueError, match="holds none of the 1 words"):
+        read_vectors(str(tmp_path / "m.bin"), ["stew"])
 
 
 def test_the_hash_is_fnv_1a():
@@ -168,6 +176,20 @@ def test_words_of_like_company_get_like_vectors():
         return float(vectors[a] @ vectors[b] / np.linalg.norm(vectors[a]) / np.linalg.norm(vectors[b]))
 
     assert like("soup", "stew") > 0.9 > like("soup", "car") + 0.3
+
+
+def test_a_corpus_of_one_word_is_refused():
+    tokenizer = build_tokenizer(["ha ha"], WordsConfig())
+    with pytest.raises(ValueError, match=r"words\.corpus: no word stands beside another"):
+        train_vectors(tokenizer, [["ha ha ha", "ha ha"]], 4)
+
+
+def test_a_student_may_know_a_single_word(tiny_model, tmp_path):
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\nsoup soup cab\t1\n", encoding="utf-8")
+    task = TaskConfig(str(tmp_path / "train.tsv"), str(tmp_path / "train.tsv"))
+    student = StudentConfig("cnn", words=WordsConfig(size=4, most=1))
+    model, _ = build_student(student, tiny_model, task, ["1"], tmp_path)
+    assert model.get_input_embeddings().weight.isfinite().all()
 
 
 def test_a_teachers_table_gives_words_the_mean_of_their_pieces(tiny_model):
