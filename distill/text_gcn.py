@@ -42,6 +42,8 @@ def run(config: TextGcnConfig, folder: Path) -> dict:
     texts = [read_examples(path, task).firsts for path in (task.train, task.dev)]
     targets = [read_targets(path, task, labels) for path in (task.train, task.dev)]
     ids, words = word_ids([*texts[0], *texts[1]], config)
+    if not words:
+        raise ValueError(f"task: {task.train} and {task.dev} hold no word {config.least} times (least)")
     adjacency = _tensor(graph(ids, words, config.window)).to(device)
     model = TextGcn(adjacency.shape[0], config.hidden_size, len(labels), config.dropout).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)

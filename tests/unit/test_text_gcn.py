@@ -73,6 +73,11 @@ def test_labels_reach_the_dev_texts(tmp_path, task):
     assert np.trace(summary["confusion"]) == 20
 
 
+def test_texts_without_a_word_that_is_a_node_are_refused(tmp_path, task):
+    with pytest.raises(ValueError, match=r"dev\.tsv hold no word 1000 times \(least\)"):
+        run(TextGcnConfig(task, least=1000), tmp_path)
+
+
 def losses(config: TextGcnConfig, folder: Path) -> list[float]:
     run(config, folder)
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
