@@ -18,7 +18,7 @@ from distill.encoders import Teacher, build_backbone, read_config, save_model, s
 from distill.engine import barrier, rank, start_processes, world_size
 from distill.layer_map import layer_map
 from distill.objective import Objective
-from distill.part_checks import micro_batch_size
+from distill.part_checks import compares_layers, micro_batch_size
 from distill.settings import GeneralConfig, PretrainConfig
 from distill.sources import CorpusSource, MaskedSource
 from distill.trainer import Trainer
@@ -32,11 +32,10 @@ def run(config: GeneralConfig, folder: Path) -> dict:
     head = AutoModelForMaskedLM if config.masks else AutoModel
     student = build_backbone(config.student, config.teacher.path, head)
     teacher_config = read_config(config.teacher.path)
-    layers = layer_map(
-        stage.objective.layer_map,
-        student.config.num_hidden_layers,
-        teacher_config.num_hidden_layers,
-    )
+    layers = []
+    if compares_layers(stage):  # else a student may have more than its teacher
+        own, others = student.config.num_hidden_layers, teacher_config.num_hidden_layers
+        layers = layer_map(stage.objective.layer_map, own, others)
     objective = Objective(student, stage.objective, layers, teacher_config.hidden_size)
     start_projections(objective, saved_projections(config.student.path))
     damage = DamageRecord(folder)

@@ -153,6 +153,18 @@ def test_soft_targets_of_masked_tokens_teach_a_student(distilled):
     assert model.config.num_hidden_layers == 1
 
 
+def test_a_student_whose_layers_are_not_compared_may_have_more_than_its_teacher(pretrained, tmp_path):
+    config = GeneralConfig(
+        TeacherConfig(str(pretrained / "pretrain" / "model")),
+        str(pretrained / "corpus" / "shards"),
+        student=replace(SHAPE, layers=SHAPE.layers + 1),
+        stage=StageConfig(0.2, 16, ObjectiveConfig(logits=1.0)),
+    )
+    run_here("general", config, tmp_path / "run")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "student")
+    assert model.config.num_hidden_layers == SHAPE.layers + 1
+
+
 def test_such_a_student_is_distilled_on_a_task_like_any(distilled, pretrained, tiny_task, tmp_path):
     task = TaskConfig(str(tiny_task / "train.tsv"), str(tiny_task / "dev.tsv"), max_length=24)
     model, student = str(pretrained / "pretrain" / "model"), StudentConfig(path=str(distilled / "student"))
