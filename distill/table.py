@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # What a narrow terminal leaves out first; the report has all of it.
 DISPENSABLE = ("speed-up of 32", "seq/s of 32", "p95 ms", "seeds", "MB", "parameters", "as torch %")
@@ -26,7 +27,7 @@ def print_table(rows: list[dict]) -> None:
         name = title == "model"
         table.add_column(title, justify="left" if name else "right", no_wrap=not name, overflow="fold")
     for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))  # a name's brackets are no markup
     console.print(table)
 
 

@@ -51,3 +51,7 @@ def test_a_log_gets_all_columns_that_were_measured(monkeypatch, capsys):
     unmeasured = {key: None for key in ROW if "latency" in key or "speedup" in key or "sequences" in key}
     text = shown(monkeypatch, capsys, [{**ROW, **unmeasured, "name": "teacher"}], None)
     assert not any(title in text for title in ALL[3:])
+
+
+def test_a_name_in_brackets_is_shown(monkeypatch, capsys):
+    assert "cnn [best]" in shown(monkeypatch, capsys, [{**ROW, "name": "cnn [best]"}], None)
