@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from rich.cells import cell_len
+
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -197,12 +199,13 @@ def confusion_chart(title: str, labels: Sequence[str], counts: Sequence[Sequence
     if len(labels) > MOST_CLASSES:
         return ""
     cell = max(18, min(64, 420 // len(labels)))
-    room = 12 + 7 * max(min(len(label), 14) for label in labels)
+    names = [label if len(label) <= 14 else label[:13] + "…" for label in labels]
+    room = 12 + 7 * max(map(cell_len, names))  # a Chinese character is as wide as two letters
     flat = room <= cell  # names of columns that fit stand upright
     left, top = max(room, 36), (18 if flat else room) + 18  # above them stands what they are
     marks = [_text(left, 12, "predicted", "start"), _text(0, top - 6, "true", "start")]
-    for row, (label, line) in enumerate(zip(labels, counts, strict=True)):
-        y, short = top + row * cell, label if len(label) <= 14 else label[:13] + "…"
+    for row, (label, short, line) in enumerate(zip(labels, names, counts, strict=True)):
+        y = top + row * cell
         marks.append(_text(left - 6, y + cell / 2 + 4, short, "end", "name"))
         if flat:
             marks.append(_text(left + (row + 0.5) * cell, top - 6, short, "middle", "name"))
@@ -314,7 +317,7 @@ def _label(name: str, dot: Box, taken: list[Box], frame: Frame) -> str:
     x, y = (dot[0] + dot[2]) / 2, (dot[1] + dot[3]) / 2
     for limit in (30, 15):
         short = name if len(name) <= limit else name[: limit - 1] + "…"
-        long = 7.0 * len(short)  # generous: the true width is not known here
+        long = 7.0 * cell_len(short)  # generous: the true width is not known here
         sides = [(dot[2] + 4, y + 4), (dot[0] - 4 - long, y + 4)]
         for start in (x - long / 2, x - long, x):
             left = min(max(start, LEFT), frame.width - long)

@@ -16,7 +16,17 @@ import pytest
 import torch
 
 from data_pipeline.settings import TaskConfig
-from distill.charts import LIMIT, TOP, confusion_chart, down_sample, linear_axis, log_axis, standalone
+from distill.charts import (
+    LIMIT,
+    TOP,
+    Frame,
+    _label,
+    confusion_chart,
+    down_sample,
+    linear_axis,
+    log_axis,
+    standalone,
+)
 from distill.disagreements import MOST, write_disagreements
 from distill.measure import by_class
 from distill.recorded_run import RecordedRun, read_metrics, read_run
@@ -281,6 +291,18 @@ def test_a_confusion_of_many_classes_is_not_drawn():
     assert "No picture of 61 classes; summary.json has the counts." in page
     assert "cnn: confusion" not in page
     assert confusion_chart("cnn", labels[:60], [line[:60] for line in counts[:60]])
+
+
+def test_names_of_wide_characters_have_room():
+    labels = ["非常に肯定的な評価です", "否定的"]
+    picture = standalone(confusion_chart("cnn", labels, [[1, 2], [3, 4]]))
+    texts = [mark for mark in ElementTree.fromstring(picture).iter() if mark.tag.endswith("text")]
+    ends = {mark.text: float(mark.get("x", "nan")) for mark in texts if mark.get("text-anchor") == "end"}
+    assert all(ends[label] >= 12 * len(label) for label in labels)  # of 12 pixels each
+    frame = Frame(linear_axis("", [0, 1]), linear_axis("", [0, 1]), 480, 300)
+    box = (400.0, 100.0, 410.0, 110.0)
+    mark = ElementTree.fromstring(_label(labels[0], box, taken := [], frame))
+    assert taken[0][2] - taken[0][0] >= 12 * len(mark.text or "")
 
 
 def test_a_class_may_have_the_name_of_an_average():
