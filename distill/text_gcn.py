@@ -49,6 +49,7 @@ def run(config: TextGcnConfig, folder: Path) -> dict:
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     train, dev = slice(0, len(texts[0])), slice(len(texts[0]), len(texts[0]) + len(texts[1]))
     answers, metrics, chosen = torch.from_numpy(targets[0]).to(device), Metrics(folder), None
+    metrics.rewind("textgcn", 0)  # a resumed run begins anew
     best: dict[str, float] = {}
     with Progress("textgcn", config.epochs, unit="epoch") as progress:
         for epoch in range(1, config.epochs + 1):

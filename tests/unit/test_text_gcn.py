@@ -73,6 +73,13 @@ def test_labels_reach_the_dev_texts(tmp_path, task):
     assert np.trace(summary["confusion"]) == 20
 
 
+def test_a_run_begins_anew_where_a_killed_one_left_lines(tmp_path, task):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"stage": "textgcn", "step": 1, "time": 0.1}\n{"stage": "tex')
+    run(TextGcnConfig(task, hidden_size=16, epochs=2), tmp_path)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 1, 2, 2]
+
+
 def test_texts_without_a_word_that_is_a_node_are_refused(tmp_path, task):
     with pytest.raises(ValueError, match=r"dev\.tsv hold no word 1000 times \(least\)"):
         run(TextGcnConfig(task, least=1000), tmp_path)
