@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,8 +71,10 @@ def teacher_of(model: str) -> str | None:
 
 def _recipe_part(model: str, name: str) -> dict[str, Any]:
     """A part of the settings of the run that a model lies in; nothing where there are none."""
-    recipe = Path(model_folder(model)).resolve().parent / "config.yaml"
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None
+    recipe, settings = Path(model_folder(model)).resolve().parent / "config.yaml", None
+    if recipe.is_file():
+        with suppress(yaml.YAMLError, UnicodeDecodeError):  # another program's
+            settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     part = settings.get(name) if isinstance(settings, dict) else None
     return part if isinstance(part, dict) else {}
 

@@ -296,6 +296,14 @@ def test_a_card_fits_what_the_model_reads_and_answers(tmp_path, problem, task, s
     assert [text for text in said if text not in card] == []
 
 
+@pytest.mark.parametrize("content", [b"optimizer: !Adam {lr: 1}", b"a: [", b"\xff"])
+def test_a_card_asks_no_other_programs_recipe(tmp_path, content):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.yaml").write_bytes(content)
+    card = model_card.write_card(ExportConfig(str(tmp_path / "model")), BertConfig(), [], tmp_path)
+    assert "A classifier of texts: bert" in card
+
+
 def test_a_program_of_torch_export_answers_as_the_model(tmp_path, tiny_tokenizer):
     shape = BertConfig(
         vocab_size=len(tiny_tokens()),
