@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -109,7 +110,10 @@ class DamageRecord:
         if not self.path.is_file():
             return []
         lines = set(self.path.read_text(encoding="utf-8").splitlines())  # ranks may find the same
-        blocks = [json.loads(line) for line in sorted(lines)]
+        blocks = []
+        for line in sorted(lines):
+            with suppress(ValueError):  # half-written by a killed rank
+                blocks.append(json.loads(line))
         rows = sum(block["rows"] for block in blocks)
         listed = "; ".join(block["message"] for block in blocks[:20])
         return [f"{len(blocks)} blocks of {rows} rows were damaged or missing and skipped: {listed}"]

@@ -9,6 +9,8 @@ import pytest
 from data_pipeline import pregenerate
 from data_pipeline.settings import CorpusConfig, PackingConfig, PregenerateConfig
 from data_pipeline.store import ShardFolder
+from data_pipeline.stream import Damage
+from distill.general import DamageRecord
 from tests.helpers import write_documents
 from tests.processes import DISTILLERY, typed
 
@@ -86,3 +88,11 @@ def test_verify_names_every_damaged_file_and_shows_the_rest(tmp_path, tiny_shard
     none = typed([*verify, str(tmp_path / "none")], tmp_path, code=2)
     assert "no manifest.json" in none.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_half_a_line_of_a_killed_rank_is_no_block(tmp_path):
+    record = DamageRecord(tmp_path)
+    record(Damage("shard 1 is damaged", 8))
+    with record.path.open("a") as file:
+        file.write('{"message": "shard 2')
+    assert record.notes() == ["1 blocks of 8 rows were damaged or missing and skipped: shard 1 is damaged"]
