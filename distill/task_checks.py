@@ -90,6 +90,11 @@ def check_measured(name: str, path: str, task: TaskConfig, classes: Sequence[Nam
 def check_classifier(path: str, model: dict, task: TaskConfig, classes: Sequence[Named] = ()) -> None:
     """Refuse a folder without a classification head for the task."""
     check_head(path, model, classes)
+    problem = model.get("problem_type")  # null of many that were trained elsewhere
+    if problem and (problem == "multi_label_classification") != (task.kind == "multi_label"):
+        raise ValueError(
+            f"{path} was trained for {problem} and task.kind is {task.kind}; give the kind that it is of"
+        )
     check_pair(path, model, task.text_pair)
     check_outputs_of(path, model, label_set(task, own_labels(model)), classes)
 

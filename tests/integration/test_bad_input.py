@@ -918,6 +918,18 @@ def test_an_ensemble_of_one_teacher_twice(refused, task, classifier):
     refused("task", flags, "is teacher.path too; name it once")
 
 
+@pytest.mark.parametrize("job", ["task", "evaluate"])
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [("multi_label_classification", "classification"), ("single_label_classification", "multi_label")],
+)
+def test_a_model_of_another_kind_of_task(refused, request, classifier, tmp_path, job, problem, kind):
+    model = change_config(copy(classifier, tmp_path / "model"), problem_type=problem)
+    flags = {**request.getfixturevalue(job), "task.kind": kind}
+    flags |= {"teacher.path": model} if job == "task" else {"models": json.dumps({"teacher": [str(model)]})}
+    refused(job, flags, f"{model} was trained for {problem} and task.kind is {kind}; give the kind")
+
+
 @pytest.mark.parametrize("job", ["task", "label"])
 def test_texts_longer_than_a_further_teacher_takes(refused, task, classifier, tmp_path, job):
     short = change_config(copy(classifier, tmp_path / "short"), max_position_embeddings=16)
