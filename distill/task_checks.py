@@ -112,6 +112,13 @@ def check_path_head(student: StudentConfig, labels: list[str]) -> None:
         classes = [student.cls] if student.cls else []
         model = model_config(student.path, "student.path", classes)
         check_outputs_of(f"student.path: {student.path}", model, labels, classes)
+        own = own_labels(model) or labels
+        if own != labels and {*own} == {*labels}:  # its outputs keep their places
+            print(
+                f"warning: student.path: {student.path} was trained for {own}, and here its outputs, in "
+                f"their order, become {labels}; it has to learn them anew",
+                file=sys.stderr,
+            )
 
 
 def kept_labels(task: TaskConfig, model: dict) -> list[str] | None:

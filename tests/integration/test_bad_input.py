@@ -742,6 +742,16 @@ def test_a_student_of_another_task(refused, task, finetune, classifier, tmp_path
     refused(job, {**flags, name: other}, "3 outputs and the task needs 2; is it another task's?")
 
 
+@pytest.mark.parametrize("names", [["negative", "positive"], ["positive", "negative"]])
+def test_a_student_whose_labels_have_another_order_is_told(task, classifier, tmp_path, capsys, names):
+    other = copy(classifier, tmp_path / "other")
+    change_config(other, id2label=dict(zip("01", names, strict=True)))
+    config, _ = parse("task", argv({**task, "student.path": other}))
+    jobs.check("task", config, 1)
+    told = "was trained for ['positive', 'negative'], and here its outputs, in their order, become"
+    assert (told in capsys.readouterr().err) == (names[0] == "positive")
+
+
 def test_a_task_student_of_more_layers(refused, task):
     flags = {**task, **student(layers=6)}
     refused("task", flags, "student.layers: 6 is more than the teacher's 4; give as many or fewer")
