@@ -17,6 +17,7 @@ from data_pipeline.tasks import label_set
 from data_pipeline.vocabulary import load_vocabulary
 from distill.model_facts import (
     WORDS,
+    check_weights,
     fp32_bytes,
     has_weights,
     model_config,
@@ -86,6 +87,7 @@ def check_general(config: GeneralConfig, processes: int) -> None:
             "have not; distil them on a task (distillery task)"
         )
     student = check_student(config.student, config.teacher.path)
+    check_weights("teacher", config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes, measured=False)
     check_record(config.record)
     objective = config.stage.objective
@@ -162,6 +164,8 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     if shape and shape.path:
         check_path_head(shape, label_set(config.task, labels))
     elif config.model and not shape:
+        load_vocabulary(config.model)
+        check_weights("model", config.model)
         warn_of_outputs(config.model, base, config.task)
 
 
@@ -248,6 +252,7 @@ def _check_judge(config: AugmentConfig) -> None:
     if several or outputs_of(model) == 1:
         raise ValueError(f"teacher: {config.teacher} does not choose one label of several; leave it out")
     load_vocabulary(config.teacher)
+    check_weights("teacher", config.teacher)
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
@@ -290,6 +295,7 @@ def check_export(config: ExportConfig) -> None:
     else:
         check_head(config.model, model, config.classes)
         load_vocabulary(config.model)
+        check_weights("model", config.model)
 
 
 def check_hub(name: str) -> None:
@@ -310,6 +316,7 @@ def check_predict(config: PredictConfig) -> None:
     model = model_config(config.model, "model", config.classes, any_kind=graph)
     if not graph:
         check_head(config.model, model, config.classes)
+        check_weights("model", config.model)
     load_vocabulary(config.model)
     check_pair(config.model, model, config.text_pair)
     if graph:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from data_pipeline.model_folder import model_folder
 from data_pipeline.untrusted import parse_json
 from data_pipeline.vocabulary import trained_length
@@ -107,6 +109,31 @@ def is_custom(model: dict, classes: Iterable[Named]) -> bool:
 def has_weights(model: str) -> bool:
     """Whether a model folder holds weights that are loaded."""
     return any(Path(model_folder(model)).glob("model*.safetensors"))
+
+
+def check_weights(name: str, path: str) -> None:
+    """Refuse a folder whose weights are missing or damaged, as a copy that was cut off leaves them."""
+    folder = Path(model_folder(path))
+    files = {file.name for file in folder.glob("model*.safetensors")}
+    if not files and any(folder.glob("pytorch_model*.bin")):
+        return
+    if (index := folder / "model.safetensors.index.json").is_file():
+        try:
+            files |= {*parse_json(index.read_bytes())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ValueError(f"{name}: {index} is damaged; copy the model again") from None
+    for file in sorted(files or {"model.safetensors"}):
+        try:
+            with safe_open(folder / file, "numpy"):
+                pass
+        except FileNotFoundError:
+            raise ValueError(
+                f"{name}: {path} lacks its weights (no {file} there); copy or save the model again"
+            ) from None
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{name}: {folder / file} can't be read ({error}); copy or save the model again"
+            ) from None
 
 
 def fp32_bytes(path: str, model: dict) -> int:

@@ -14,7 +14,7 @@ from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
 from distill.custom import check_name, name_of
 from distill.layer_map import layer_map
-from distill.model_facts import model_config, of_words
+from distill.model_facts import check_weights, model_config, of_words
 from distill.number_checks import check_least
 from distill.schedule import ScheduleConfig
 from distill.settings import (
@@ -91,6 +91,7 @@ def check_masking(masking: MaskingConfig, shards: str | dict[str, float], store:
 def check_candidates(config: AugmentConfig) -> None:
     """Refuse a model without its head, and numbers of candidates that it can't give."""
     check_masked_head(config.model, "model")
+    check_weights("model", config.model)
     kind = model_config(config.model, "model").get("model_type")
     if config.precision == "int8" and kind not in EXACT:
         raise ValueError(

@@ -11,7 +11,7 @@ from data_pipeline.corpus import check_corpus
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.word_vectors import check_vectors
 from distill.custom import check_name, name_of
-from distill.model_facts import WORDS, has_weights, is_custom, model_config, of_words
+from distill.model_facts import WORDS, check_weights, has_weights, is_custom, model_config, of_words
 from distill.number_checks import check_dropout, check_least
 from distill.settings import EngineConfig, StageConfig, StudentConfig
 
@@ -81,6 +81,7 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
     check_dropout("student.dropout", student.dropout)
     if student.path:
         shape = model_config(student.path, "student.path")
+        check_weights("student.path", student.path)
         if not by_layers:
             load_vocabulary(student.path)
         elif load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
@@ -130,6 +131,7 @@ def check_own(student: StudentConfig, teacher: str) -> dict:
     if student.arguments:
         raise ValueError(f"student.arguments: {student.path} has its shape already; leave them out")
     model = model_config(student.path, "student.path", [student.cls])
+    check_weights("student.path", student.path)
     if not is_custom(model, [student.cls]):
         raise ValueError(
             f"student.path: {student.path} holds no {name_of(student.cls)}; leave student.cls out, or give "

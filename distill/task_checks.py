@@ -15,7 +15,7 @@ from data_pipeline.settings import METRICS, TaskConfig
 from data_pipeline.tasks import checked_examples, label_set, read_examples
 from data_pipeline.vocabulary import load_vocabulary, trained_length
 from distill.custom import Named, check_name
-from distill.model_facts import model_config, of_words, outputs_of, own_labels, positions
+from distill.model_facts import check_weights, model_config, of_words, outputs_of, own_labels, positions
 from distill.settings import EvaluateConfig, StudentConfig, TeacherConfig
 
 
@@ -42,6 +42,7 @@ def check_members(teacher: TeacherConfig, task: TaskConfig) -> dict:
             )
         check_reading(task, positions(model), path)
         load_vocabulary(path)
+        check_weights("teacher", path)
         warn_of_length("teacher", path, task.max_length)
         if own_labels(model) != own_labels(first):
             raise ValueError(
@@ -80,6 +81,7 @@ def check_measured(name: str, path: str, task: TaskConfig, classes: Sequence[Nam
     check_classifier(path, model, task, classes)
     check_reading(task, positions(model))
     load_vocabulary(path)
+    check_weights(name, path)
     warn_of_length(name, path, task.max_length)
     labels = label_set(task, own_labels(model))
     for split, file in task.files.items():

@@ -602,6 +602,42 @@ def test_a_model_folder_with_a_damaged_config(refused, general, tiny_model, tmp_
     refused("general", flags, "config.json is damaged; save the model again")
 
 
+def lose_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def lose_a_part(folder: Path) -> None:
+    parts = {"embeddings": "model.safetensors", "classifier": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lose_weights, "lacks its weights (no model.safetensors there); copy or save the model again"),
+        (lose_a_part, "lacks its weights (no model-00002-of-00002.safetensors there)"),
+        (cut_weights, "model.safetensors can't be read ("),
+    ],
+)
+@pytest.mark.parametrize("job", ["general", "finetune", "task", "evaluate"])
+def test_a_model_folder_that_was_not_copied_whole(request, refused, job, spoil, says, classifier, tmp_path):
+    spoil(folder := copy(classifier, tmp_path / "model"))
+    setting = {"finetune": "model", "evaluate": "models"}.get(job, "teacher.path")
+    value = json.dumps({"one": [str(folder)]}) if job == "evaluate" else folder
+    refused(job, {**request.getfixturevalue(job), setting: value}, "/model", says)
+
+
+def test_a_model_without_a_tokenizer(refused, finetune, tiny_model, tmp_path):
+    folder = copy(tiny_model, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    refused("finetune", {**finetune, "model": folder}, "model: no tokenizer.json or vocabulary file there")
+
+
 def test_a_model_that_is_no_encoder_we_know(refused, general, tiny_model, tmp_path):
     folder = copy(tiny_model, tmp_path / "model")
     (folder / "config.json").write_text('{"model_type": "distilbert", "n_layers": 6}', encoding="utf-8")
