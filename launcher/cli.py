@@ -21,7 +21,7 @@ from distill.run_folder import held
 from launcher import jobs, local, node, runs, submitted
 from launcher.places import place
 from launcher.rank import quiet
-from launcher.settings import Launch, default_run, given, job_of, parse, plainly, to_yaml
+from launcher.settings import Launch, default_run, given, job_of, meant, parse, plainly, to_yaml
 
 ENDING = 10.0  # seconds that processes of a run may take to end after what started them
 
@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"distillery {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ArgumentError as error:
-        return refuse(f"{plainly(str(error))}; `distillery {name} --help` explains the settings", name)
+        said = f"{plainly(str(error))}{meant(name, str(error))}"
+        return refuse(f"{said}; `distillery {name} --help` explains the settings", name)
     except (ValueError, OSError) as error:
         return refuse(str(error), name)
 
@@ -215,7 +216,18 @@ def _with_stored_settings(name: str, arguments: list[str]) -> list[str]:
     folder = Path(dict(given(arguments)).get("run", default_run(name)))
     runs.refuse_other_job(folder, name)
     stored = folder / "config.yaml"
-    return ["--config", str(stored), *arguments] if stored.is_file() else arguments
+    if stored.is_file():
+        return ["--config", str(stored), *arguments]
+    try:
+        parse(name, arguments)
+    except ArgumentError as error:
+        if "are required" not in str(error):
+            raise
+        raise ValueError(
+            f"--resume: {folder} holds no run, and to start one there is not enough: {error}; give --run "
+            "FOLDER of the run to continue"
+        ) from None
+    return arguments
 
 
 def _finish(code: int, name: str, launch: Launch) -> int:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path, PurePath
 from types import FunctionType, UnionType
@@ -105,7 +106,11 @@ class Recipe(ActionConfigFile):
     """A recipe on the command line; what is wrong in it is told with its name."""
 
     def __call__(self, parser, cfg, values, option_string=None):
-        if Path(values).is_file() and isinstance(content := read_recipe(values), dict):
+        if Path(values).is_file():
+            if not isinstance(content := read_recipe(values), dict):
+                raise ValueError(
+                    f"--config {values}: no settings stand there; give a YAML file of NAME: VALUE lines"
+                )
             _refuse_nothing(parser.settings, content, f"--config {values}: ")
         try:
             super().__call__(parser, cfg, values, option_string)
@@ -195,22 +200,63 @@ UNION = re.compile(
     r'Parser key "([^"]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:'
     r".*Given value: (.*)", re.DOTALL
 )  # fmt: skip
-TEXT = re.compile(r"""Parser key "([^"]+)": Expected a <class 'str'>. Got value: (.*)""", re.DOTALL)
+WRONG = re.compile(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: ?(.*)', re.DOTALL)
+GROUP = re.compile(r'Parser key "([^"]+)": Unable to load config .*"(.*)"')
+WANTED = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'list'>": "a list, '[A, B]'",
+    "<class 'dict'>": "names and values, '{NAME: VALUE}', a space after the colon",
+}
+UNKNOWN = re.compile(r"(?:arguments: --|(?:Group '(.*)' does not accept o|O)ption ')([\w.-]+)")
 
 
 def plainly(message: str) -> str:
     """jsonargparse's words for a value of a wrong type, shorter; of a number or truth in a text's place."""
     message = " ".join(message.split())
-    if found := TEXT.search(message):
+    if found := UNION.search(message):
+        return _of_no_type(*found.groups())
+    if found := GROUP.search(message):
         key, value = found.groups()
-        return f"{key}: {value} is no text to YAML; put it in quotes"
-    if not (found := UNION.search(message)):
+        return f"{key}: {value}; it is a group: give its settings one by one, --{key}.NAME VALUE"
+    if not (found := WRONG.search(message)):
         return message
-    key, types, value = found.groups()
-    for raw, plain in (("typing.", ""), ("<class 'NoneType'>", "null"), ("<class '", ""), ("'>", "")):
+    key, wanted, value = found.groups()
+    if wanted == "<class 'str'>":
+        return f"{key}: {value} is no text to YAML; put it in quotes"
+    choice = wanted.removeprefix("typing.Literal[").removesuffix("]").replace("'", "")
+    return f"{key}: {value}; give {WANTED.get(wanted, f'one of {choice}')}"
+
+
+def _of_no_type(key: str, types: str, value: str) -> str:
+    for raw, plain in (
+        ("typing.", ""), ("<class 'NoneType'>", "null"), ("<class '", ""), ("'>", ""),
+        ("distill.settings.StudentConfig", "settings below it"),
+    ):  # fmt: skip
         types = types.replace(raw, plain)
-    quotes = "; put words such as 0, no and 1.5 in quotes, for YAML takes them for others"
-    return f"{key}: {value} is none of {types}{quotes if 'str' in types else ''}"
+    types = re.sub(r"Literal\[(.*?)\]", r"\1", types).replace("'", "")
+    how = ""
+    if "list[str]" in types and not value.startswith("["):
+        how = "; give a list, '[A, B]'"
+    elif "str" in types:
+        how = "; put words such as 0, no and 1.5 in quotes, for YAML takes them for others"
+    return f"{key}: {value} is none of {types}{how}"
+
+
+def meant(name: str, message: str) -> str:
+    """What a setting that the job does not have may have been meant to be; empty where nothing is near."""
+    if not (found := UNKNOWN.search(message)):
+        return ""
+    group, typed = found.groups()
+    typed = f"{group}.{typed}" if group else typed
+    names = [option[2:] for option in parser(name)._option_string_actions if option.startswith("--")]
+    ends = {each: each.rpartition(".")[2].replace("-", "_") for each in names if not each.endswith("+")}
+    end = typed.rpartition(".")[2].replace("-", "_")
+    near = [each for each in ends if ends[each] == end] or get_close_matches(typed, ends, 1)
+    if not near and (close := get_close_matches(end, ends.values(), 1)):
+        near = [each for each in ends if ends[each] == close[0]]
+    return f"; do you mean --{' or --'.join(near[:3])}?" if near else ""
 
 
 def _refuse_nothing(kind: Any, values: dict[str, Any], at: str) -> None:
@@ -301,7 +347,9 @@ def read_recipe(path: str) -> Any:
         _check_yaml(text)
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is no YAML file of settings ({error}); give a YAML file") from None
+        reason = str(error).replace('in "<unicode string>", ', "at ")
+        how = "put spaces in the tab's place" if r"'\t'" in reason else "give a YAML file"
+        raise ValueError(f"{path} is no YAML file of settings ({reason}); {how}") from None
 
 
 def _check_yaml(text: str) -> None:

@@ -329,9 +329,101 @@ def test_labels_are_texts_as_they_are_typed(how, labels):
 def test_a_value_of_none_of_several_types_is_told_plainly(capsys):
     assert cli.main(["finetune", "--task.train=a.tsv", "--task.dev=b.tsv", "--task.metric=pearson"]) == 2
     said = capsys.readouterr().err
-    assert "task.metric: pearson is none of Literal['accuracy'," in said
+    assert "task.metric: pearson is none of accuracy, f1," in said
     assert "null; `distillery finetune --help` explains the settings" in said
     assert "Union" not in said
+
+
+@pytest.mark.parametrize(
+    ("job", "typed", "says"),
+    [
+        (
+            "finetune",
+            "--task.kind=multilabel",
+            "task.kind: multilabel; give one of classification, multi_label",
+        ),
+        ("finetune", "--engine.zero=5", "engine.zero: 5; give one of 0, 1, 2, 3"),
+        ("finetune", "--seed=x", "seed: x; give a whole number"),
+        ("finetune", "--seed=", "seed: ; give a whole number"),
+        ("finetune", "--stage.epochs=many", "stage.epochs: many; give a number"),
+        ("finetune", "--task.header=maybe", "task.header: maybe; give true or false"),
+        ("finetune", "--record.trackers=wandb", "record.trackers: wandb; give a list, '[A, B]'"),
+        (
+            "finetune",
+            "--task.labels=a,b",
+            "task.labels: a,b is none of list[str], null; give a list, '[A, B]'",
+        ),
+        ("finetune", "--shape=4", "shape: 4 is none of settings below it, null"),
+        (
+            "finetune",
+            "--stage=3",
+            "stage: 3; it is a group: give its settings one by one, --stage.NAME VALUE",
+        ),
+        ("evaluate", "--models=runs/a", "models: runs/a; give names and values, '{NAME: VALUE}', a space"),
+        ("evaluate", "--models={a:[b]}", "a space after the colon"),
+        ("evaluate", "--models={a: b}", "models: b; give a list, '[A, B]'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_told_with_what_to_give(capsys, job, typed, says):
+    assert cli.main([job, "--task.train=a.tsv", "--task.dev=b.tsv", typed]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {says}" in said or says in said
+    for words in ("Parser key", "<class", "typing", "Literal", "Expected"):
+        assert words not in said
+
+
+@pytest.mark.parametrize(
+    ("job", "typed", "means"),
+    [
+        ("finetune", "--stage.epoch=3", "--stage.epochs?"),
+        ("finetune", "--lr=1e-3", "--stage.optimizer.lr?"),
+        ("task", "--epochs=3", "--intermediate.epochs or --prediction.epochs?"),
+        ("finetune", "--dry_run", "--dry-run?"),
+        ("finetune", "--batch-size=8", "--stage.batch_size?"),
+        ("finetune", "--max_lenght=8", "--task.max_length?"),
+        ("finetune", "--frobnicate=8", ""),
+    ],
+)
+def test_a_misspelt_setting_is_told_with_those_like_it(capsys, job, typed, means):
+    needed = ["--teacher.path=m"] if job == "task" else []
+    assert cli.main([job, "--task.train=a.tsv", "--task.dev=b.tsv", *needed, typed]) == 2
+    said = capsys.readouterr().err
+    assert f"unrecognized arguments: {typed}" in said
+    assert (f"; do you mean {means}; `" in said) if means else ("do you mean" not in said)
+
+
+def test_a_misspelt_setting_of_a_recipe_is_told_with_those_like_it(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("stage: {optimizer: {learning_rate: 1, lrr: 2}}\n")
+    (tmp_path / "b.yaml").write_text("modle: x\n")
+    for name, means in (("a", ""), ("b", "; do you mean --model?")):
+        flags = [f"--config={tmp_path}/{name}.yaml", "--task.train=a.tsv", "--task.dev=b.tsv"]
+        assert cli.main(["finetune", *flags]) == 2
+        assert means in capsys.readouterr().err
+
+
+def test_resuming_a_folder_without_a_run_says_so(tmp_path, capsys):
+    assert cli.main(["finetune", "--run", str(tmp_path / "tpyo"), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert f"--resume: {tmp_path}/tpyo holds no run" in said
+    assert "required: task.train, task.dev; give --run FOLDER of the run to continue" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stage:\n\tepochs: 3\n", "at line 2, column 1"),
+        ("stage:\n\tepochs: 3\n", "; put spaces in the tab's place"),
+        ("", "no settings stand there; give a YAML file of NAME: VALUE lines"),
+        ("- a\n", "no settings stand there"),
+    ],
+)
+def test_a_recipe_that_can_not_be_read_says_why(tmp_path, capsys, text, says):
+    (tmp_path / "a.yaml").write_text(text)
+    assert cli.main(["finetune", f"--config={tmp_path}/a.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/a.yaml" in said
+    assert says in said
+    assert said.count("\n") == 1
 
 
 def test_a_name_that_stands_twice_is_refused(tmp_path, capsys):
