@@ -112,6 +112,8 @@ def _rows(path: str, columns: list[str], header: bool, task: TaskConfig | None) 
     if _is_data_set(path):
         return _dataset_rows(path, columns, task)
     if not is_url(path):
+        if not path:
+            raise ValueError("task: the name of a file is empty; give an existing file")
         if (Path(path) / "dataset_dict.json").is_file():
             raise ValueError(f"task: {path} holds several splits; give the folder of one, as {path}/train")
         if Path(path).is_dir():
@@ -187,9 +189,9 @@ def _table_rows(
                 f"a {mark}?"
             )
         if len(fields) <= max(places):
+            wanted = f"the header {width}" if header else f"column {max(places)} is needed, counted from 0"
             raise ValueError(
-                f"{named} line {number} has {len(fields)} columns and "
-                f"column {max(places)} is needed; is it cut off?"
+                f"{named} line {number} has {len(fields)} columns and {wanted}; is it cut off?"
             )
         yield [fields[place] for place in places]
 
@@ -221,11 +223,18 @@ def _place(column: str, names: list[str], named: str, header: bool) -> int:
             raise ValueError(f'{named} has no header, so "{column}" must be a column number')
         return int(column)
     if column not in names:
-        bare = "; if that is no header, give header false" if column.isdecimal() else ""
-        raise ValueError(f'{named} has no column "{column}"; it has {", ".join(names)}{bare}')
+        raise ValueError(
+            f'{named} has no column "{column}"; it has {_listed(names)}: name one of these, or, if that is '
+            "no header, give header false and columns by number"
+        )
     if names.count(column) > 1:
         raise ValueError(f'{named} has several columns "{column}"; give each a name of its own')
     return names.index(column)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names of columns, in quotes where blanks would not be seen."""
+    return ", ".join(name if name and name == name.strip() else repr(name) for name in names)
 
 
 def _json_rows(
@@ -240,8 +249,9 @@ def _json_rows(
         except (ValueError, AttributeError):
             raise ValueError(f"{named} line {number} is no JSON object") from None
         if missing:
-            what = "nothing in the" if missing[0] in row else "no"
-            raise ValueError(f"{named} line {number} has {what} field '{missing[0]}'")
+            if missing[0] in row:
+                raise ValueError(f"{named} line {number} has nothing in the field '{missing[0]}'")
+            raise ValueError(f"{named} line {number} has no field '{missing[0]}'; it has {_listed(row)}")
         yield _fields(row, columns, task, f"{named} line {number}")
 
 
@@ -274,7 +284,8 @@ def _dataset_rows(path: str, columns: list[str], task: TaskConfig | None) -> Ite
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise ValueError(
-            f'task: {path} has no column "{missing[0]}"; it has {", ".join(rows.column_names)}'
+            f'task: {path} has no column "{missing[0]}"; it has {_listed(rows.column_names)}: name one of '
+            "these"
         )
     classes = {column: _class_label(rows.features[column]) for column in columns}
     for number, row in enumerate(rows.select_columns(columns), 1):
@@ -343,6 +354,11 @@ def _names(value: list, task: TaskConfig, named: str) -> list[str]:
         raise ValueError(
             f"{named} holds a list of zeros and ones, or one that repeats a number; give --task.labels, "
             "a name for each of its entries in order, or lists of names"
+        )
+    if task.labels and bits and len(value) > 1 and not {"0", "1"}.intersection(task.labels):
+        raise ValueError(
+            f"{named} holds a list of {len(value)} zeros and ones and --task.labels has {len(task.labels)} "
+            "names; give a name for each of its entries in order"
         )
     return list(map(_word, value))
 

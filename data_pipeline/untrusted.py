@@ -19,7 +19,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def bounded_lines(file: TextIO, path: str) -> Iterator[str]:
-    """The lines of a file. Raises ValueError at one longer than LONGEST_ROW, and near what is not UTF-8."""
+    """The lines of a file. Raises ValueError at one longer than LONGEST_ROW, and where one is not UTF-8."""
     number = 0
     try:
         while line := file.readline(LONGEST_ROW):
@@ -28,9 +28,10 @@ def bounded_lines(file: TextIO, path: str) -> Iterator[str]:
                 most = f"{LONGEST_ROW >> 20} million characters"
                 raise ValueError(f"{path} line {number} has more than {most}; is it a text of lines?")
             yield line
-    except UnicodeDecodeError:  # a part of the file is decoded at once
+    except UnicodeDecodeError as error:  # a part of the file is decoded at once, lines before it too
+        number += 1 + error.object[: error.start].count(b"\n")
         raise ValueError(
-            f"{path} is not UTF-8 text, soon after line {number}; convert it, or give another file"
+            f"{path} line {number} is not UTF-8 text; convert the file, or give another"
         ) from None
 
 

@@ -652,7 +652,9 @@ def test_a_trained_student_with_an_impossible_dropout(refused, task, tiny_model)
 
 def test_a_column_number_where_a_header_is_meant_to_be(refused, finetune):
     refused(
-        "finetune", {**finetune, "task.text": "1"}, "it has sentence, label; if that is no header, give"
+        "finetune",
+        {**finetune, "task.text": "1"},
+        "it has sentence, label: name one of these, or, if that is no header, give",
     )
 
 
@@ -715,7 +717,7 @@ def test_a_line_that_is_cut_off(refused, finetune, tmp_path):
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
 def test_labelled_data_of_garbage(refused, finetune, tmp_path, name):
     train = labelled(tmp_path, name, b"\x80\xff\xfe" * 100)
-    refused("finetune", {**finetune, **train}, f"{name} is not UTF-8 text, soon after line 0; convert it")
+    refused("finetune", {**finetune, **train}, f"{name} line 1 is not UTF-8 text; convert the file")
 
 
 def test_a_missing_training_file(refused, finetune, tmp_path):
