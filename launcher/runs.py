@@ -42,10 +42,19 @@ def refuse_other_run(folder: Path, config: Any, resume: bool) -> None:
         raise ValueError(
             f"--run: {folder} holds another run; give a new folder, or --resume to continue it"
         )
-    if _what(stored.read_text(encoding="utf-8")) != _what(to_yaml(config)):
+    if changed := _changed(_what(stored.read_text(encoding="utf-8")), _what(to_yaml(config))):
         raise ValueError(
-            f"--resume: the settings differ from {stored}; leave them out, or give a new --run"
+            f"--resume: the settings differ from {stored}: {', '.join(changed[:5])}; leave them out, or "
+            "give a new --run"
         )
+
+
+def _changed(before: Any, now: Any, name: str = "") -> list[str]:
+    """Names of the settings that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = {**before, **now}
+        return [each for key in keys for each in _changed(before.get(key), now.get(key), f"{name}.{key}")]
+    return [] if before == now else [name.removeprefix(".") or "all"]
 
 
 def _what(recipe: str) -> Any:

@@ -320,7 +320,8 @@ def test_a_run_folder_that_holds_another_run(refused, general):
 
 @pytest.mark.usefixtures("other_run")
 def test_resuming_with_other_settings(refused, general):
-    refused("general", {**general, "seed": 8, "resume": True}, "settings differ", "give a new --run")
+    flags = {**general, "seed": 8, "stage.optimizer.lr": 0.1, "engine.zero": 1, "resume": True}
+    refused("general", flags, "config.yaml: stage.optimizer.lr, seed; leave them out, or give a new --run")
 
 
 def test_resuming_with_the_work_shared_out_otherwise(other_run, general):
