@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.augment import read
@@ -116,6 +118,15 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     warn_of_unread(config.student)
 
 
+@contextmanager
+def _as_shape() -> Iterator[None]:
+    """What a student's checks say, of a `shape`. Raises ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"(?<![\w/.-])student\.(?=[a-z_]+\b)", "shape.", str(error))) from None
+
+
 def check_pretrain(config: PretrainConfig, processes: int) -> None:
     """Refuse a pretraining that can't work."""
     model, shape = model_config(config.model, "model"), config.shape
@@ -124,7 +135,8 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
     if shape and (shape.path or shape.cls or shape.kind != "transformer"):
         raise ValueError("shape: give layers, hidden_size, heads and intermediate_size of a transformer")
     if shape:
-        model = check_student(shape, config.model)
+        with _as_shape():
+            model = check_student(shape, config.model)
         if shape.dropout:
             raise ValueError("shape.dropout: of a pretraining it is --dropout; leave it out")
     elif "architectures" in model and not has_weights(config.model):
@@ -147,8 +159,9 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     base = model_config(config.model, "model") if config.model else {"model_type": WORDS}
     model = base
     if shape:
-        check_start(shape, config.model)
-        model = check_student(shape, config.model, by_layers=False) if config.model else base
+        with _as_shape():
+            check_start(shape, config.model)
+            model = check_student(shape, config.model, by_layers=False) if config.model else base
         check_words("shape", shape, [config.stage], config.engine)
         if shape.dropout:
             raise ValueError("shape.dropout: of a fine-tuning it is --dropout; leave it out")

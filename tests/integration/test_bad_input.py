@@ -646,6 +646,22 @@ def test_a_model_that_is_no_encoder_we_know(refused, general, tiny_model, tmp_pa
     refused("general", flags, "distilbert", "num_hidden_layers", "give ", "--student.cls (task)")
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"shape.layers": 0}, "error: shape.layers: 0; give 1 or more"),
+        ({"shape.heads": 5}, "change shape.heads or shape.hidden_size"),
+        ({"shape.cls": "words"}, "error: shape.cls: words; give MODULE.NAME"),
+        ({"shape.layers": 99, "shape.start": "teacher"}, "error: shape.layers: 99 is more than the 4 of"),
+    ],
+)
+def test_a_shape_is_named_as_it_was_typed(refused, finetune, flags, says):
+    """Its checks are those of a student."""
+    said = refused("finetune", {**finetune, **student("shape"), **flags}, says)
+    assert "student.layers" not in said
+    assert "student.heads" not in said
+
+
 def test_a_trained_student_with_an_impossible_dropout(refused, task, tiny_model):
     flags = {**task, "student.path": tiny_model, "student.dropout": 2}
     refused("task", flags, "student.dropout: 2.0; give 0 or more, below 1")
