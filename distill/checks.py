@@ -75,6 +75,8 @@ from distill.task_checks import (
     warn_of_outputs,
 )
 
+# Endings of what would be labelled line by line for what it is not.
+NO_LINES = {".json", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip", ".xls", ".xlsx"}
 LARGEST_GRAPH = 2_000_000_000  # bytes; a protobuf message holds 2 GiB in all
 
 
@@ -338,6 +340,11 @@ def check_predict(config: PredictConfig) -> None:
             raise ValueError(
                 f"runtime: {config.model} has no {FILES[config.runtime]}; give the model/ of an export run"
             )
+    if config.format == "auto" and Path(config.input).suffix.lower() in NO_LINES:
+        raise ValueError(
+            f"input: {config.input} is no file of lines; give a text a line, .tsv, .csv or .jsonl, or say "
+            "which of them it is by --format"
+        )
     check_least(config, ("batch_size", "window"))
     longest = positions(model)
     if config.max_length is not None and not 4 <= config.max_length <= longest:

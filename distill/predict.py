@@ -114,7 +114,7 @@ def form_of(config: PredictConfig) -> str:
     """What the input is: lines, tsv, csv or jsonl."""
     if config.format != "auto":
         return config.format
-    ending = Path(config.input).suffix[1:]
+    ending = Path(config.input).suffix[1:].lower()
     return ending if ending in ("tsv", "csv", "jsonl") else "lines"
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.packing import Row
+from distill.predict import form_of
+from distill.settings import PredictConfig
 from launcher import cli, jobs, local
 from launcher.settings import parse
 from tests.helpers import tiny_tokens, tree, write_shards
@@ -864,6 +866,20 @@ def test_an_evaluation_relative_to_nobody(refused, evaluate):
 @pytest.mark.parametrize("name", ["batch_size", "latency_repeats"])
 def test_an_evaluation_of_no_size(refused, evaluate, name):
     refused("evaluate", {**evaluate, name: 0}, f"{name}: 0; give 1 or more")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.JSON", "a.csv.gz"])
+def test_texts_in_a_file_that_holds_no_lines(capsys, classifier, tmp_path, name):
+    """Its lines would be labelled as if each were a text."""
+    (tmp_path / name).write_text("[\n]\n")
+    assert cli.main(["predict", "--model", str(classifier), "--input", f"{tmp_path}/{name}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} is no file of lines; give a text a line, .tsv, .csv or .jsonl, or say which of" in said
+
+
+def test_a_files_ending_in_capitals_tells_its_form_too():
+    assert form_of(PredictConfig("model", input="A.TSV")) == "tsv"
+    assert form_of(PredictConfig("model", input="A.TXT")) == "lines"
 
 
 def test_a_report_of_a_folder_that_is_no_run(capsys, tmp_path):
