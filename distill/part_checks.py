@@ -143,8 +143,9 @@ def check_stage(
     name: str, stage: StageConfig, engine: EngineConfig, processes: int, measured: bool
 ) -> None:
     """Refuse a stage whose numbers don't fit one another, or that asks for measurements it has not."""
-    if not 0 < stage.epochs < math.inf or stage.batch_size < 1:
-        raise ValueError(f"{name}: epochs must be above 0 and batch_size 1 or more")
+    if not 0 < stage.epochs < math.inf:
+        raise ValueError(f"{name}.epochs: {stage.epochs}; give a number above 0")
+    check_least(stage, ("batch_size",), f"{name}.")
     if stage.evaluate_every is not None and stage.evaluate_every < 1:
         raise ValueError(f"{name}.evaluate_every: {stage.evaluate_every}; give 1 or more, or null")
     if stage.evaluate_every and not measured:

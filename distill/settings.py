@@ -203,7 +203,7 @@ class StageConfig:
     """One stage of training.
 
     Args:
-        epochs: Passes over the data; may be a fraction; 0 skips the stage.
+        epochs: Passes over the data; may be a fraction; of `task` 0 skips the stage.
         batch_size: Sequences of a step over all processes.
         objective: The loss.
         optimizer: The optimizer.
@@ -499,7 +499,7 @@ class PredictConfig:
         model: Model folder of any kind; of an export its model/.
         input: File of texts; `-` is standard input.
         format: `lines` (a text each), tsv, csv or jsonl; `auto` goes by the file's ending, and is `lines`
-            for any other and for standard input.
+            for .txt and unknown ones, and for standard input.
         text: Column of the text, in files with columns.
         text_pair: Column of the second text of a pair; in `lines` it stands after a tab.
         header: Whether a tsv or csv begins with a line of column names; without one columns are numbers.

@@ -847,7 +847,11 @@ def test_a_distillation_without_a_step(refused, task):
 @pytest.mark.parametrize("epochs", [-1, ".nan", ".inf"])
 def test_epochs_that_are_no_number_of_passes(refused, task, epochs):
     flags = {**task, "prediction.epochs": epochs}
-    refused("task", flags, "prediction: epochs must be above 0")
+    refused("task", flags, "prediction.epochs: ", "; give a number above 0")
+
+
+def test_a_step_of_nothing(refused, finetune):
+    refused("finetune", {**finetune, "stage.batch_size": 0}, "stage.batch_size: 0; give 1 or more")
 
 
 def test_an_evaluation_of_no_model(refused, evaluate):
