@@ -209,12 +209,21 @@ WANTED = {
     "<class 'list'>": "a list, '[A, B]'",
     "<class 'dict'>": "names and values, '{NAME: VALUE}', a space after the colon",
 }
+INSIDE = re.compile(
+    r"""Parser key "([^"]+)": .*Problem with given class_path '[\w.]+': (.*?) - Expected a <class 'None"""
+)
+MISSING = "the following arguments are required: "
 UNKNOWN = re.compile(r"(?:arguments: --|(?:Group '(.*)' does not accept o|O)ption ')([\w.-]+)")
 
 
 def plainly(message: str) -> str:
     """jsonargparse's words for a value of a wrong type, shorter; of a number or truth in a text's place."""
     message = " ".join(message.split())
+    if found := INSIDE.search(message):
+        key, said = found[1], plainly(found[2])
+        return (
+            f"{MISSING}{key}.{said.removeprefix(MISSING)}" if said.startswith(MISSING) else f"{key}.{said}"
+        )
     if found := UNION.search(message):
         return _of_no_type(*found.groups())
     if found := GROUP.search(message):
@@ -253,8 +262,8 @@ def meant(name: str, message: str) -> str:
     names = [option[2:] for option in parser(name)._option_string_actions if option.startswith("--")]
     ends = {each: each.rpartition(".")[2].replace("-", "_") for each in names if not each.endswith("+")}
     end = typed.rpartition(".")[2].replace("-", "_")
-    near = [each for each in ends if ends[each] == end] or get_close_matches(typed, ends, 1)
-    if not near and (close := get_close_matches(end, ends.values(), 1)):
+    near = [each for each in ends if ends[each] == end] or get_close_matches(typed, ends, 1, 0.75)
+    if not near and (close := get_close_matches(end, ends.values(), 1, 0.75)):
         near = [each for each in ends if ends[each] == close[0]]
     return f"; do you mean --{' or --'.join(near[:3])}?" if near else ""
 

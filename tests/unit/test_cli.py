@@ -359,6 +359,8 @@ def test_a_value_of_none_of_several_types_is_told_plainly(capsys):
             "--stage=3",
             "stage: 3; it is a group: give its settings one by one, --stage.NAME VALUE",
         ),
+        ("finetune", "--shape.layers=x", "shape.layers: x; give a whole number"),
+        ("finetune", "--shape.kind=lstm", "shape.kind: lstm; give one of transformer, bilstm,"),
         ("evaluate", "--models=runs/a", "models: runs/a; give names and values, '{NAME: VALUE}', a space"),
         ("evaluate", "--models={a:[b]}", "a space after the colon"),
         ("evaluate", "--models={a: b}", "models: b; give a list, '[A, B]'"),
@@ -382,14 +384,22 @@ def test_a_value_of_a_wrong_type_is_told_with_what_to_give(capsys, job, typed, s
         ("finetune", "--batch-size=8", "--stage.batch_size?"),
         ("finetune", "--max_lenght=8", "--task.max_length?"),
         ("finetune", "--frobnicate=8", ""),
+        ("evaluate", "--processes=2", ""),  # --progress is another thing
     ],
 )
 def test_a_misspelt_setting_is_told_with_those_like_it(capsys, job, typed, means):
-    needed = ["--teacher.path=m"] if job == "task" else []
+    needed = {"task": ["--teacher.path=m"], "evaluate": ["--models={a: [b]}"]}.get(job, [])
     assert cli.main([job, "--task.train=a.tsv", "--task.dev=b.tsv", *needed, typed]) == 2
     said = capsys.readouterr().err
     assert f"unrecognized arguments: {typed}" in said
     assert (f"; do you mean {means}; `" in said) if means else ("do you mean" not in said)
+
+
+def test_a_task_without_one_of_its_files_is_told_by_the_settings_name(capsys):
+    """Of a job that may do without any."""
+    assert cli.main(["export", "--model=m", "--task.train=a.tsv"]) == 2
+    said = capsys.readouterr().err
+    assert "error: the following arguments are required: task.dev; `distillery export --help`" in said
 
 
 def test_a_misspelt_setting_of_a_recipe_is_told_with_those_like_it(tmp_path, capsys):
