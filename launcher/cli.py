@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         said = f"{plainly(str(error))}{meant(name, str(error))}"
         return refuse(f"{said}; `distillery {name} --help` explains the settings", name)
     except (ValueError, OSError) as error:
-        return refuse(str(error), name)
+        before, key, said = str(error).partition("Parser key")  # of a search's values
+        return refuse(before + plainly(key + said), name)
 
 
 def usage() -> str:

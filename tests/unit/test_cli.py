@@ -402,6 +402,14 @@ def test_a_task_without_one_of_its_files_is_told_by_the_settings_name(capsys):
     assert "error: the following arguments are required: task.dev; `distillery export --help`" in said
 
 
+def test_a_value_that_a_search_can_not_try_is_told_plainly(capsys):
+    pytest.importorskip("ray")
+    needed = ["--base.teacher.path=m", "--base.task.train=a.tsv", "--base.task.dev=b.tsv"]
+    assert cli.main(["tune", *needed, "--space={student.kind: [cnn, lstm]}"]) == 2
+    said = capsys.readouterr().err
+    assert "space: {'student.kind': 'lstm'}: student.kind: lstm; give one of transformer, bilstm," in said
+
+
 def test_a_misspelt_setting_of_a_recipe_is_told_with_those_like_it(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("stage: {optimizer: {learning_rate: 1, lrr: 2}}\n")
     (tmp_path / "b.yaml").write_text("modle: x\n")
