@@ -21,7 +21,8 @@ from distill.run_folder import held
 from launcher import jobs, local, node, runs, submitted
 from launcher.places import place
 from launcher.rank import quiet
-from launcher.settings import Launch, default_run, given, job_of, meant, parse, plainly, to_yaml
+from launcher.settings import Launch, default_run, given, job_of, option_names, parse, to_yaml
+from launcher.wording import meant, plainly
 
 ENDING = 10.0  # seconds that processes of a run may take to end after what started them
 
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"distillery {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ArgumentError as error:
-        said = f"{plainly(str(error))}{meant(name, str(error))}"
+        said = f"{plainly(str(error))}{meant(str(error), option_names(name))}"
         return refuse(f"{said}; `distillery {name} --help` explains the settings", name)
     except (ValueError, OSError) as error:
         before, key, said = str(error).partition("Parser key")  # of a search's values

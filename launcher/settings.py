@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path, PurePath
 from types import FunctionType, UnionType
@@ -22,6 +21,7 @@ from data_pipeline.urls import is_url
 from distill.custom import name_of
 from launcher.jobs import JOBS, load
 from launcher.places import PLACES
+from launcher.wording import plainly
 
 IN_ALLOCATION = "DISTILLERY_IN_ALLOCATION"  # in the environment of what slurm/ray.sbatch runs
 LABELS = "task.labels"  # the end of that setting's name, within a search too
@@ -175,6 +175,12 @@ def parser(name: str, launch: bool = True) -> ArgumentParser:
     return result
 
 
+def option_names(name: str) -> list[str]:
+    """The options of a job, without their dashes."""
+    options = parser(name)._option_string_actions
+    return [option[2:] for option in options if option.startswith("--") and not option.endswith("+")]
+
+
 def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     """Settings and launch options of a job. Raises ArgumentError on a wrong key or type."""
     command = parser(name)
@@ -194,78 +200,6 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     if is_url(launch.run):  # as a path it would be a folder here
         raise ValueError(f"--run: {launch.run}; give a folder (--on ray takes a bucket as --storage)")
     return _build(name, command, values), launch
-
-
-UNION = re.compile(
-    r'Parser key "([^"]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:'
-    r".*Given value: (.*)", re.DOTALL
-)  # fmt: skip
-WRONG = re.compile(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: ?(.*)', re.DOTALL)
-GROUP = re.compile(r'Parser key "([^"]+)": Unable to load config .*"(.*)"')
-WANTED = {
-    "<class 'int'>": "a whole number",
-    "<class 'float'>": "a number",
-    "<class 'bool'>": "true or false",
-    "<class 'list'>": "a list, '[A, B]'",
-    "<class 'dict'>": "names and values, '{NAME: VALUE}', a space after the colon",
-}
-INSIDE = re.compile(
-    r"""Parser key "([^"]+)": .*Problem with given class_path '[\w.]+': (.*?) - Expected a <class 'None"""
-)
-MISSING = "the following arguments are required: "
-UNKNOWN = re.compile(r"(?:arguments: --|(?:Group '(.*)' does not accept o|O)ption ')([\w.-]+)")
-
-
-def plainly(message: str) -> str:
-    """jsonargparse's words for a value of a wrong type, shorter; of a number or truth in a text's place."""
-    message = " ".join(message.split())
-    if found := INSIDE.search(message):
-        key, said = found[1], plainly(found[2])
-        return (
-            f"{MISSING}{key}.{said.removeprefix(MISSING)}" if said.startswith(MISSING) else f"{key}.{said}"
-        )
-    if found := UNION.search(message):
-        return _of_no_type(*found.groups())
-    if found := GROUP.search(message):
-        key, value = found.groups()
-        return f"{key}: {value}; it is a group: give its settings one by one, --{key}.NAME VALUE"
-    if not (found := WRONG.search(message)):
-        return message
-    key, wanted, value = found.groups()
-    if wanted == "<class 'str'>":
-        return f"{key}: {value} is no text to YAML; put it in quotes"
-    choice = wanted.removeprefix("typing.Literal[").removesuffix("]").replace("'", "")
-    return f"{key}: {value}; give {WANTED.get(wanted, f'one of {choice}')}"
-
-
-def _of_no_type(key: str, types: str, value: str) -> str:
-    for raw, plain in (
-        ("typing.", ""), ("<class 'NoneType'>", "null"), ("<class '", ""), ("'>", ""),
-        ("distill.settings.StudentConfig", "settings below it"),
-    ):  # fmt: skip
-        types = types.replace(raw, plain)
-    types = re.sub(r"Literal\[(.*?)\]", r"\1", types).replace("'", "")
-    how = ""
-    if "list[str]" in types and not value.startswith("["):
-        how = "; give a list, '[A, B]'"
-    elif "str" in types:
-        how = "; put words such as 0, no and 1.5 in quotes, for YAML takes them for others"
-    return f"{key}: {value} is none of {types}{how}"
-
-
-def meant(name: str, message: str) -> str:
-    """What a setting that the job does not have may have been meant to be; empty where nothing is near."""
-    if not (found := UNKNOWN.search(message)):
-        return ""
-    group, typed = found.groups()
-    typed = f"{group}.{typed}" if group else typed
-    names = [option[2:] for option in parser(name)._option_string_actions if option.startswith("--")]
-    ends = {each: each.rpartition(".")[2].replace("-", "_") for each in names if not each.endswith("+")}
-    end = typed.rpartition(".")[2].replace("-", "_")
-    near = [each for each in ends if ends[each] == end] or get_close_matches(typed, ends, 1, 0.75)
-    if not near and (close := get_close_matches(end, ends.values(), 1, 0.75)):
-        near = [each for each in ends if ends[each] == close[0]]
-    return f"; do you mean --{' or --'.join(near[:3])}?" if near else ""
 
 
 def _refuse_nothing(kind: Any, values: dict[str, Any], at: str) -> None:
