@@ -12,6 +12,8 @@ from distill.attention import Heads
 from distill.losses import (
     attention_score_loss,
     label_loss,
+    multi_label_loss,
+    soft_multi_label_loss,
     soft_target_loss,
     squared_error,
 )
@@ -74,8 +76,8 @@ def test_score_loss_equals_the_naive_formula(case):
 def test_score_gradients_equal_the_naive_formulas(case):
     student, teacher, queries, keys = case
     wide = doubled(student)
-    expected = gradients(naive_score_loss(wide, doubled(teacher), queries, keys), wide)
-    for own, naive in zip(gradients(attention_score_loss(*case), student), expected, strict=True):
+    expected = gradients(0.3 * naive_score_loss(wide, doubled(teacher), queries, keys), wide)
+    for own, naive in zip(gradients(0.3 * attention_score_loss(*case), student), expected, strict=True):
         assert (own - naive).norm() <= 1e-5 * naive.norm()
 
 
@@ -217,6 +219,41 @@ def test_label_loss_is_the_sum_of_surprises():
     labels = torch.tensor([0, 1, 2, 3, 3, 0])
     expected = -torch.softmax(logits.double(), dim=-1)[torch.arange(6), labels].log().sum()
     torch.testing.assert_close(label_loss(logits, labels), expected.float())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_labels_are_those_of_two_classes_each(temperature):
+    """A label's logit beside one of 0 is a softmax of two classes."""
+    student, teacher = 3 * torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    own, plain = (student.clone().requires_grad_() for _ in range(2))
+    loss = soft_multi_label_loss(own, teacher, temperature)
+    pairs = (torch.stack([x, torch.zeros_like(x)], dim=-1).flatten(0, 1) for x in (plain, teacher))
+    expected = soft_target_loss(*pairs, temperature)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, y)[0] for x, y in ((loss, own), (expected, plain))))
+
+
+def test_multi_label_loss_is_the_sum_of_surprises():
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = (logits.roll(1, dims=0) > 0).float()
+    chance = logits.double().sigmoid()
+    expected = -torch.where(labels > 0, chance, 1 - chance).log().sum()
+    torch.testing.assert_close(multi_label_loss(logits, labels), expected.float())
+
+
+@pytest.mark.parametrize("kind", ["soft", "labels", "squares", "soft labels", "several labels"])
+def test_bf16_logits_are_compared_in_fp32(kind):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = 3 * torch.randn(2, 50, 4, generator=generator).bfloat16()
+    classes, labels = teacher.argmax(dim=-1), (teacher > 0).float()
+    loss = {
+        "soft": lambda own, other: soft_target_loss(own, other, 3.0),
+        "labels": lambda own, _: label_loss(own, classes),
+        "squares": squared_error,
+        "soft labels": lambda own, other: soft_multi_label_loss(own, other, 3.0),
+        "several labels": lambda own, _: multi_label_loss(own, labels),
+    }[kind]
+    assert torch.equal(loss(student, teacher), loss(student.float(), teacher.float()))
 
 
 def test_squared_error_is_the_sum_over_all():
