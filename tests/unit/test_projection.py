@@ -48,7 +48,9 @@ def test_hidden_positions_change_nothing():
         assert torch.equal(a, b)
 
 
-def test_bf16_states_are_summed_in_fp32():
+@pytest.mark.parametrize("entries", [100, 1 << 20], ids="slices of {} entries".format)
+def test_bf16_states_are_summed_in_fp32(monkeypatch, entries):
+    monkeypatch.setitem(projection.SLICE, "cpu", entries)
     layer, student, teacher, mask = a_case(torch.bfloat16)
     loss, expected = layer(student, teacher, mask), formula(layer, student, teacher, mask)
     assert loss.dtype == torch.float32
