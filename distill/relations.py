@@ -57,7 +57,7 @@ class PlainRelationDivergence(torch.autograd.Function):
             target = _log_softmax(other_left[:, :, tile], other_right, hidden)
             counted = rows[:, None, tile, None].float()
             probability = target.exp()
-            divergence = probability * (target - own).masked_fill(hidden, 0.0)
+            divergence = probability * (target - own)
             loss = loss + (divergence * counted).sum()
             gradient = (own.exp() - probability) * counted  # (batch, heads, tile, length)
             for_left[:, :, tile] = gradient @ right

@@ -124,6 +124,24 @@ def test_bf16_inputs_are_compared_in_fp32():
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
 
 
+def test_autocast_leaves_the_relations_in_fp32():
+    case = some_heads(0, 4, 6), some_heads(1, 4, 16), "vv", 0, a_mask(11, 7, 3), a_mask(11, 7, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = relation_loss(*case)
+    assert torch.equal(inside, relation_loss(*case))
+
+
+def test_a_row_without_keys_loses_nothing():
+    own, other, mask = some_heads(0, 4, 6), some_heads(1, 4, 16), a_mask(11, 7, 0)
+    loss = relation_loss(own, other, "qk", 0, mask, mask)
+    first = [
+        heads._replace(**{side: getattr(heads, side)[:2] for side in ("query", "key", "value")})
+        for heads in (own, other)
+    ]
+    torch.testing.assert_close(loss, relation_loss(*first, "qk", 0, mask[:2], mask[:2]))
+    assert all(part.isfinite().all() for part in gradients(loss, own))
+
+
 def test_regrouped_heads_lie_side_by_side():
     part = torch.arange(2 * 3 * 5 * 4.0).reshape(2, 3, 5, 4)
     two = regroup(part, 2)
