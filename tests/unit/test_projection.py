@@ -68,6 +68,19 @@ def test_a_teacher_of_another_dtype_is_compared_in_the_students():
     assert torch.equal(layer(student, narrow, mask), layer(student, narrow.float(), mask))
 
 
+def test_autocast_leaves_the_projection_in_fp32():
+    layer, student, teacher, mask = a_case()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = layer(student, teacher, mask)
+    assert torch.equal(inside, layer(student, teacher, mask))
+
+
+def test_a_projection_begins_as_the_students_own_layers():
+    layer = HiddenProjection(120, 200, std=0.5)
+    assert layer.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    assert not layer.bias.any()
+
+
 def test_no_projected_tensor_is_kept_for_backward():
     layer, student, teacher, mask = a_case()
     kept: list[Tensor] = []
