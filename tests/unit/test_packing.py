@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.masking import mask
-from data_pipeline.packing import Row, pack
+from data_pipeline.packing import Row, _truncate, pack
 from data_pipeline.settings import MaskingConfig, PackingConfig
 from data_pipeline.vocabulary import Vocabulary, load_vocabulary
 
@@ -77,6 +77,7 @@ def test_rows_begin_with_cls_and_segments_end_with_sep(vocabulary, shape, method
         assert row.ids[0] == CLS
         assert row.ids[row.boundary - 1] == row.ids[-1] == SEP
         assert row.ids.count(SEP) == (1 if row.boundary == len(row.ids) else 2)
+        assert bool(segments(row)[1]) == (row.boundary < len(row.ids))
 
 
 @given(shapes(least=2, longest=30), methods, st.integers(8, 64), st.integers(0, 9))
@@ -118,6 +119,31 @@ def test_pairs_are_random_about_half_of_the_time(vocabulary):
     pairs = [segments(row) for row in rows]
     random = sum(home[first[0]] != home[second[0]] for first, second in pairs if second)
     assert 0.4 < random / len(rows) < 0.6
+
+
+def test_a_random_segment_begins_at_any_sentence(vocabulary):
+    documents = distinct_documents([[4] * 10, [4] * 10])
+    config, starts = PackingConfig("pairs", 16, short_probability=0.0), set()
+    for seed in range(20):
+        for row in rows_of(documents, config, vocabulary, seed):
+            first, second = segments(row)
+            if second[0] > documents[0][-1][-1] >= first[0]:
+                starts.add(second[0])
+    assert len(starts) > 4
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(2, 40))
+def test_the_longer_segment_is_cut_first_and_from_both_ends(long, short, room):
+    first, second = list(range(long)), list(range(100, 100 + short))
+    lengths = [long, short]
+    while sum(lengths) > room:
+        lengths[lengths[0] <= lengths[1]] -= 1  # of equals the second
+    cut = [_truncate(first, second, room, np.random.default_rng(seed)) for seed in range(20)]
+    for pair in cut:
+        assert [len(part) for part in pair] == lengths
+        assert all(is_run(part) for part in pair if part)
+    if 0 < lengths[0] < long:
+        assert len({pair[0][0] for pair in cut}) > 1
 
 
 @given(shapes(), st.integers(0, 9))
@@ -191,6 +217,19 @@ def test_short_rows_come_as_often_as_asked(vocabulary):
     assert all(len(row.ids) == 103 for row in never)
     short = sum(len(row.ids) < 103 for row in often)
     assert 0.4 < short / len(often) < 0.6
+
+
+def test_short_rows_are_of_any_length_from_two_tokens_on(vocabulary):
+    documents = distinct_documents([[1] * 2000])
+    config = PackingConfig("contiguous_pairs", 12, short_probability=1.0)
+    rows = rows_of(documents, config, vocabulary)[:-1]  # the last takes what is left
+    assert {len(row.ids) - 3 for row in rows} == set(range(2, 10))
+
+
+def test_a_sentence_that_fills_a_row_is_paired_with_another_document(vocabulary):
+    documents = distinct_documents([[20] * 10, [20] * 10])
+    for row in rows_of(documents, PackingConfig("pairs", 16, short_probability=0.0), vocabulary):
+        assert all(segments(row))
 
 
 def test_the_same_generator_gives_the_same_rows_and_another_others(vocabulary):
