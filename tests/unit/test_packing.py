@@ -71,9 +71,10 @@ def test_no_row_is_longer_than_max_length(vocabulary, shape, method, max_length,
     assert max(len(row.ids) for row in rows) <= max_length
 
 
-@given(shapes(), methods, st.integers(8, 32), st.integers(0, 9))
-def test_rows_begin_with_cls_and_segments_end_with_sep(vocabulary, shape, method, max_length, seed):
-    for row in rows_of(distinct_documents(shape), PackingConfig(method, max_length), vocabulary, seed):
+@given(shapes(), methods, st.integers(8, 32), st.sampled_from([0.0, 0.5]), st.integers(0, 9))
+def test_rows_begin_with_cls_and_segments_end_with_sep(vocabulary, shape, method, max_length, masked, seed):
+    config = PackingConfig(method, max_length, masking=MaskingConfig(masked))
+    for row in rows_of(distinct_documents(shape), config, vocabulary, seed):
         assert row.ids[0] == CLS
         assert row.ids[row.boundary - 1] == row.ids[-1] == SEP
         assert row.ids.count(SEP) == (1 if row.boundary == len(row.ids) else 2)
