@@ -3,11 +3,18 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from distill import attention
 from distill.attention import Collector, install
@@ -176,6 +183,69 @@ def test_the_teacher_gets_no_gradient():
     pair = Pair(**EVERY_TERM)
     pair.terms(batch_of(LENGTHS))["loss"].backward()
     assert all(parameter.grad is None for parameter in pair.teacher.parameters())
+
+
+# ---- logits and labels
+
+
+KINDS = {"classes": "single_label_classification", "labels": "multi_label_classification", "number": None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_compared_as_their_kind_asks(kind):
+    """Sums over the rows divided by their number: cross-entropies and divergences, or squared errors."""
+    torch.manual_seed(0)
+    batch, student = batch_of(LENGTHS), encoder("bert", 2, 24, head=True)
+    student.config.problem_type = KINDS[kind]
+    student.classifier = nn.Linear(24, 1 if kind == "number" else 3)
+    teacher = 3 * torch.randn(8, student.classifier.out_features)
+    config = ObjectiveConfig(logits=0.5, logits_mse=0.2, labels=0.3, temperature=2.0)
+    if kind != "classes":
+        batch.labels = (teacher > 0).float() if kind == "labels" else torch.randn(8)
+    own = student(batch.ids, batch.mask, batch.segments).logits
+    terms = Objective(student, config, [], 32)(batch, Signal(teacher), count(batch, "valid"))
+    error = (own - teacher).square().sum() / 8
+    if kind == "number":
+        logits, labels = error, (own.flatten() - batch.labels).square().mean()
+    else:
+        # a label's logit beside one of 0 is a softmax of two classes
+        pair = (lambda x: x) if kind == "classes" else (lambda x: torch.stack([0 * x, x], -1).flatten(0, 1))
+        chances, soft = pair(own).log_softmax(-1), [(pair(x) / 2).log_softmax(-1) for x in (own, teacher)]
+        logits = 4 * nn.functional.kl_div(*soft, reduction="sum", log_target=True) / 8
+        labels = nn.functional.nll_loss(chances, batch.labels.flatten().long(), reduction="sum") / 8
+    expected = {"logits": 0.5 * logits, "logits_mse": 0.2 * error, "labels": 0.3 * labels}
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, check_dtype=False)
+
+
+def test_masked_tokens_are_what_their_terms_are_divided_by():
+    torch.manual_seed(0)
+    student = AutoModelForMaskedLM.from_config(encoder("bert", 2, 24).config).eval()
+    objective = Objective(student, ObjectiveConfig(logits=1.0, mlm=1.0), [], 32)
+    batch, places = batch_of(LENGTHS), torch.tensor([2, 14, 15])
+    whole = student(batch.ids, batch.mask, batch.segments).logits.flatten(0, 1)
+    for masked in (places, places[:0]):  # short rows may have none
+        some = replace(batch, masked=masked, labels=batch.ids.flatten()[masked])
+        teacher = torch.randn(len(masked), 60)
+        terms = objective(some, Signal(teacher), count(some, "valid"))
+        number = max(1, len(masked))
+        own, theirs = whole[masked].log_softmax(-1), teacher.log_softmax(-1)
+        expected = nn.functional.kl_div(own, theirs, reduction="sum", log_target=True) / number
+        torch.testing.assert_close(terms["logits"], expected, check_dtype=False)
+        expected = nn.functional.nll_loss(own, some.labels, reduction="sum") / number
+        torch.testing.assert_close(terms["mlm"], expected, check_dtype=False)
+
+
+def likeness(own: Signal, teacher: Signal, batch: Batch) -> Tensor:
+    """A term of the user's own."""
+    return (own.logits * teacher.logits).sum()
+
+
+def test_a_term_of_ones_own_is_weighted_and_divided_by_the_rows():
+    pair, batch = Pair(custom={likeness: 0.4}), batch_of(LENGTHS)
+    own = pair.objective.student(batch.ids, batch.mask, batch.segments).logits
+    (value,) = (term for name, term in pair.terms(batch).items() if name != "loss")
+    torch.testing.assert_close(value, 0.4 * likeness(Signal(own), pair.signal(batch), batch) / 8)
 
 
 # ---- against the paper
