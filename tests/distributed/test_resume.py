@@ -261,6 +261,31 @@ def test_the_best_student_outlives_a_kill_after_it(task, tmp_path):
     assert tree(tmp_path / "killed" / "student") == tree(tmp_path / "undisturbed" / "student")
 
 
+def test_dropout_is_for_steps_alone_and_of_equal_students_the_first_is_best(task, tmp_path):
+    """A student from a folder comes in eval mode; this teacher keeps its dropout but for its own score."""
+    train_step, told = Trainer.train_step, []
+    modes: dict[str, set[bool]] = {"step": set(), "dev": set()}
+    scores = iter([0.9, 0.5, 0.7, 0.7, 0.6])  # the teacher's, and the student's after steps 2, 4, 6, 7
+
+    def step(trainer: Trainer, number: int) -> Any:
+        modes["step"] |= {trainer.objective.student.training, trainer.teacher.model.training}
+        return train_step(trainer, number)
+
+    def measure(model: torch.nn.Module, *_: Any) -> dict[str, float]:
+        modes["dev"].add(model.training)
+        return {"accuracy": next(scores)}
+
+    teacher, student = replace(task.teacher, dropout=True), StudentConfig(path=task.teacher.path)
+    config = replace(task, teacher=teacher, student=student)
+    with patch.object(Trainer, "train_step", step), patch.object(distill.task, "measure_dev", measure):
+        found = distill.task.run(config, tmp_path, on_measure=lambda *one: told.append(one))
+    assert modes == {"step": {True}, "dev": {False}}
+    assert found["best"] == {"accuracy": 0.7, "step": 4}
+    assert [score["accuracy"] for score, _ in told] == [0.5, 0.7, 0.7, 0.6]
+    shares = [(1 + 0.2 * steps) / 2.4 for steps in (2, 4, 6, 7)]
+    assert [share for _, share in told] == pytest.approx(shares)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_best_student_that_no_checkpoint_knows_of_is_the_summarys(task, tmp_path, lost):
     """Better than what is measured after the resume; or a kill between two renames has left none."""
