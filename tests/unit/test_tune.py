@@ -40,7 +40,7 @@ from tune.population import check_room, replaced_by
 from tune.proposals import Grid, Optuna, proposals
 from tune.record import Record, Trial
 from tune.result import best, front, rank_correlation, result, spearman
-from tune.search import Candidates, _Known, _scheduler, _tell_past
+from tune.search import Candidates, _Known, _labelled, _scheduler, _tell_past
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.shape import shape_of
 from tune.space import check_space, combinations, drawn, fingerprint, read_space, value_of, with_values
@@ -873,18 +873,34 @@ def test_the_search_changes_the_worst_and_hears_of_its_old_workers_no_more(tmp_p
     assert Record(tmp_path).trials == record.trials
 
 
-def test_a_finished_trials_checkpoints_go_at_once_and_a_stopped_ones_stay(tmp_path):
-    record = at_work(tmp_path, [0.6, 0.9])
-    done, stopped = (trial_folder(record.run(record.trials[number]), 20, "x") for number in (0, 1))
-    (done / "summary.json").write_text(json.dumps({"best": {"accuracy": 0.7}}))
+def test_a_finished_trials_checkpoints_go_at_once_and_those_of_others_stay(tmp_path):
+    record = at_work(tmp_path, [0.6, 0.9, 0.8])
+    folders = [trial_folder(record.run(trial), 20, "x") for trial in record.trials.values()]
+    (folders[0] / "summary.json").write_text(json.dumps({"best": {"accuracy": 0.7}}))
+    (folders[2] / "error.txt").write_text("Traceback\nValueError: it has no labels\n")
     candidates = Candidates(population(), record, JOBS)
-    for name in "ab":
+    for name in "abc":
         candidates.suggest(name)
-        candidates.on_trial_complete(name)
-    assert [trial.status for trial in record.trials.values()] == ["finished", "stopped"]
-    assert not (done / "checkpoints").exists()
-    assert (done / "student").exists()
-    assert (stopped / "checkpoints").exists()
+        candidates.on_trial_complete(name, {"share": 0.5, "accuracy": 0.95}, error=name == "c")
+    trials = list(record.trials.values())
+    assert [trial.status for trial in trials] == ["finished", "stopped", "failed"]
+    assert [trial.last_score for trial in trials] == [0.7, 0.95, 0.8]
+    assert trials[2].reason == "ValueError: it has no labels"
+    assert [(run / "checkpoints").exists() for run in folders] == [False, True, True]
+    assert [(run / "stop").exists() for run in folders] == [False, True, False]  # who is asked to stop
+    assert all((run / "student").exists() for run in folders)
+
+
+def test_trials_share_the_teachers_logits_where_these_are_the_same_for_all(tmp_path):
+    (tmp_path / "label").mkdir()
+    (tmp_path / "label" / "summary.json").touch()  # computed before
+    labelled = _labelled(search(), tmp_path, JOBS)
+    assert labelled == replace(BASE, teacher=replace(BASE.teacher, outputs=f"{tmp_path}/label/outputs"))
+    for key, value in (("teacher.path", "other"), ("task.max_length", 64)):
+        assert _labelled(search(space={key: [value]}), tmp_path, JOBS) == BASE
+    for changes in ({"dropout": True}, {"outputs": "elsewhere"}):
+        own = replace(BASE, teacher=replace(BASE.teacher, **changes))
+        assert _labelled(search(base=own), tmp_path, JOBS) == own
 
 
 def test_a_search_killed_before_it_recorded_a_change_does_so(tmp_path):
