@@ -65,7 +65,7 @@ def test_the_order_of_words_counts(kind):
 def test_a_pair_is_two_texts_wherever_its_border_lies(kind):
     model = student(kind, pair=True)
     ids, mask = padded([[5, 6, 3, 7, 8, 9]], 9)
-    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0]])
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]])  # as little matters under the mask as ids do
     got = model(ids, mask, segments).logits
     u = model.encoder.encode(model.embeddings(ids[:, :2]), mask[:, :2])
     v = model.encoder.encode(model.embeddings(ids[:, 3:6]), mask[:, 3:6])
@@ -104,6 +104,13 @@ def test_a_pair_whose_first_text_has_no_words_takes_none_of_the_second(kind):
 def test_a_text_without_words_has_an_answer(kind):
     logits = student(kind)(*padded([[], [5, 6]], 2)).logits
     assert logits.isfinite().all()
+
+
+def test_the_vector_of_padding_is_zero_and_stays_so():
+    model = student("bilstm")
+    model(*padded([[], [5, 6]], 2)).logits.sum().backward()
+    assert not model.embeddings.weight[0].any()
+    assert not model.embeddings.weight.grad[0].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,18 +164,23 @@ def test_a_padded_lstm_is_torchs_over_packed_rows():
             torch.testing.assert_close(parameter.grad, getattr(packed, name + suffix).grad)
 
 
-def test_dynamic_attention_is_routing_by_agreement():
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_dynamic_attention_is_routing_by_agreement(rounds):
+    """Its weights take no gradient."""
     torch.manual_seed(0)
-    x, lengths = torch.randn(2, 3, 5, 4).double() - 0.5, [5, 3]
+    x, lengths = (torch.randn(2, 3, 5, 4).double() - 0.5).requires_grad_(), [5, 3]
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    got = dynamic_attention(x, mask, 2)
+    got, total = dynamic_attention(x, mask, rounds), torch.zeros(())
     for row, length in enumerate(lengths):
         for head in range(3):
             real, q = x[row, head, :length], torch.zeros(length).double()
-            for _ in range(2):
-                z = torch.tanh((q.softmax(0)[:, None] * real).sum(0))
+            for _ in range(rounds):
+                z = torch.tanh((q.softmax(0).detach()[:, None] * real).sum(0))
                 q = q + real @ z
             torch.testing.assert_close(got[row, head], z)
+            total = total + z.sum()
+    gradients = [torch.autograd.grad(value, x)[0] for value in (got.sum(), total)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_padding_scores_below_zero_take_no_attention():
