@@ -85,8 +85,7 @@ class CorpusReader:
             begin += count
         rows = sum(corpus.order.rows_per_stream * corpus.order.streams for corpus in self.corpora)
         self.identity = {folder.folder: folder.identity for folder in folders}
-        alone = self.corpora[0].order.steps_per_epoch
-        self.steps_per_epoch = alone if len(self.corpora) == 1 else rows // self.batch_size
+        self.steps_per_epoch = rows // self.batch_size
 
     def step(self, number: int) -> Rows:
         """This rank's rows of global step `number`, counted from the first epoch's start; ids int64.

@@ -130,3 +130,12 @@ def test_no_two_permutations_share_a_generator():
     assert not np.array_equal(the.step_order(0, 0), blocks)
     assert not np.array_equal(positions, blocks[blocks])
     assert (rows == 0).all()
+
+
+def test_every_stream_and_every_window_has_an_order_of_its_own():
+    the = CorpusOrder([[200]], 2, 1, 0)
+    the.window_steps = 50
+    first, second = the.window(0, 0, [0, 1])[1]
+    assert not np.array_equal(first, second - 100)
+    assert not np.array_equal(the.step_order(0, 0), the.step_order(0, 1))
+    assert not np.array_equal(the.step_order(0, 0), the.step_order(1, 0))
