@@ -39,7 +39,7 @@ from tune.handover import close, last_change, offer, take_over
 from tune.population import check_room, replaced_by
 from tune.proposals import Grid, Optuna, proposals
 from tune.record import Record, Trial
-from tune.result import best, front, rank_correlation, result, spearman
+from tune.result import _cost, best, front, rank_correlation, result, spearman
 from tune.search import Candidates, _Known, _labelled, _scheduler, _tell_past
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.shape import shape_of
@@ -312,6 +312,17 @@ def test_after_a_restart_a_candidate_has_parents_among_the_earlier_ones():
     assert sum(any(rate == pytest.approx(other) for other in rates) for rate in later) > 2
 
 
+def test_optuna_draws_evenly_in_the_logarithm_and_after_a_restart_others():
+    config = search(space={RATE: {"low": 1e-5, "high": 1.0, "log": True}}, search="optuna", trials=40)
+    first, again, later = (
+        [source.ask(number)[RATE] for number in range(10)]
+        for source in (Optuna(config, past) for past in (0, 0, 10))
+    )
+    assert first == again
+    assert not {*first} & {*later}
+    assert 2 <= sum(rate < 10**-2.5 for rate in first) <= 8
+
+
 def test_optuna_counts_no_failures_and_takes_two_aims():
     config = search(search="optuna", space=RANGES, trials=8, minimise="latency_ms")
     source = Optuna(config)
@@ -376,6 +387,33 @@ def test_a_search_that_finds_nothing_new_says_so_once(tmp_path, capsys):
         candidates.prepare()
         assert candidates.suggest("a") == candidates.suggest("b") == "FINISHED"
         assert capsys.readouterr().err.count("100 draws in a row were refused or known") == lines
+
+
+def test_a_candidate_is_asked_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("tune.search.check_candidate", lambda *_: None)
+    later = SimpleNamespace(remote=lambda *_: None)
+    monkeypatch.setattr("tune.search._shape", SimpleNamespace(options=lambda **_: later))
+    config = search(space={RATE: [1e-3]}, search="random", trials=5)
+    candidates = Candidates(config, Record(tmp_path), JOBS)
+    assert [candidates._ask(), candidates._ask()] == [True, False]
+
+
+def test_what_is_above_the_budget_or_can_not_be_measured_is_refused(tmp_path, monkeypatch):
+    def get(measured: Any) -> Any:
+        if isinstance(measured, Exception):
+            raise measured
+        return measured
+
+    monkeypatch.setattr("ray.wait", lambda waiting, timeout: (waiting, []))
+    monkeypatch.setattr("ray.get", get)
+    candidates = Candidates(search(budget=BudgetConfig(parameters=1000)), Record(tmp_path), JOBS)
+    candidates.in_vain = 7  # before one that can be trained
+    for number, measured in enumerate([SHAPE, {**SHAPE, "parameters": 1001}, RayActorError()]):
+        candidates.measuring = Trial(number, {RATE: 0.1 * number}, "refused"), measured
+        assert candidates._look(wait=True)
+        assert candidates.in_vain == number
+    assert [trial.number for trial in candidates.ready] == [0]
+    assert [trial.status for trial in Record(tmp_path).trials.values()] == ["begun", "refused", "refused"]
 
 
 # ---- what comes out
@@ -479,6 +517,16 @@ def test_a_grid_that_is_stopped_early_is_in_a_seeded_order():
 def test_one_and_one_point_nothing_are_the_same_candidate():
     assert fingerprint({"a": 1, "b": [2, 3.0]}) == fingerprint({"b": [2.0, 3], "a": 1.0})
     assert fingerprint({"a": 1}) != fingerprint({"a": True}) != fingerprint({"a": "1"})
+
+
+def test_a_trial_costs_its_steps_and_all_its_processes(tmp_path):
+    steps = [("intermediate", 3), ("intermediate", 5), ("prediction", 2)]
+    lines = [json.dumps({"stage": stage, "split": "train", "step": step}) for stage, step in steps]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    legs = [{"wall_s": 1800, "cpu_s": 1, "gpus": 0}] * 2
+    (tmp_path / "legs.json").write_text(json.dumps(legs))
+    cost = _cost(tmp_path, WorkersConfig(processes=2, cpus=3, gpus=1))
+    assert cost == {"steps": 7, "wall_s": 3600, "cpu_hours": 6, "gpu_hours": 2}
 
 
 def test_a_search_without_a_finished_trial_says_why(tmp_path):
@@ -881,8 +929,13 @@ def test_a_finished_trials_checkpoints_go_at_once_and_those_of_others_stay(tmp_p
     candidates = Candidates(population(), record, JOBS)
     for name in "abc":
         candidates.suggest(name)
-        candidates.on_trial_complete(name, {"share": 0.5, "accuracy": 0.95}, error=name == "c")
+        for _ in range(2):  # as a trial that goes on from its checkpoint does
+            candidates.on_trial_result(name, {"share": 0.3, "accuracy": 0.8, "changes": 0})
+        last = {"share": 1.0 if name == "a" else 0.5, "accuracy": 0.95}
+        candidates.on_trial_complete(name, last, error=name == "c")
     trials = list(record.trials.values())
+    shares = [[share for share, _ in trial.measured] for trial in trials]
+    assert shares == [[0.25, 0.3], [0.25, 0.3, 0.5], [0.25, 0.3]]
     assert [trial.status for trial in trials] == ["finished", "stopped", "failed"]
     assert [trial.last_score for trial in trials] == [0.7, 0.95, 0.8]
     assert trials[2].reason == "ValueError: it has no labels"
