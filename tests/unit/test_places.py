@@ -22,6 +22,7 @@ from distill import preemption
 from distill.preemption import EXIT_CODE, NOTHING_KEPT
 from launcher import cli, jobs, local, node, rank, ray_place, slurm, submitted
 from launcher.settings import Launch, job_of, parse, to_yaml
+from tests.helpers import tree
 from tests.unit.test_cli import AWKWARD, CONFIGS, GENERAL, ROOT, printed
 
 CLOUD = ROOT / "launcher" / "cloud"
@@ -447,6 +448,11 @@ def test_without_slurm_a_line_says_so(capsys, monkeypatch, tiny_corpus, tiny_tok
     assert cli.main(["pregenerate", *corpus, "--on=slurm", f"--run={tmp_path / 'run'}"]) == 2
     assert "no sbatch here" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(local, "start", lambda *_: 0)
+    assert cli.main(["pregenerate", *corpus, f"--run={tmp_path / 'run'}"]) == 0
+    before = tree(tmp_path / "run")
+    assert cli.main(["pregenerate", "--on=slurm", f"--run={tmp_path / 'run'}", "--resume"]) == 2
+    assert tree(tmp_path / "run") == before  # a run that had begun stays
 
 
 def test_an_environment_file_that_is_not_there_is_refused(
