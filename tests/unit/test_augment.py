@@ -146,6 +146,15 @@ def test_joined_pieces_hold_every_example_and_no_variant_twice(tmp_path):
     assert counts == {"examples": 4, "variants": 3, "duplicates": 2}
 
 
+@pytest.mark.parametrize("origins", [(1, 0), (0, 4), (-1, 0)])
+def test_a_piece_of_other_examples_is_damaged(tmp_path, origins):
+    config, examples = AugmentConfig(file="none", model="none"), Examples(["a", "b"], [], ["0", "1"])
+    begin_pieces(tmp_path, {"examples": "1"})
+    write_piece(tmp_path, 0, [row(config, "x", None, "0", origin) for origin in origins])
+    with pytest.raises(ValueError, match=r"000000\.jsonl is damaged \(its examples are out of order\)"):
+        join(tmp_path, config, examples, 1)
+
+
 def test_a_file_without_a_variant_is_warned_of(tmp_path, capsys):
     config = settings("none", teacher="some")
     rows = [row(config, "a", None, "0", 0), row(config, "b\x1b", None, "1", 1)]
@@ -345,6 +354,25 @@ def test_no_batch_size_changes_a_candidate(model, monkeypatch):
     assert by_model(settings(model)) == expected
 
 
+def test_what_is_near_is_decided_in_float64(model):
+    contexts = [Context((2, 10, 4, 11, 3), 5, (2,)), Context((2, 4, 12, 3), 4, (1,))]
+    masked, other = (MaskedWords(settings(model), DEVICE) for _ in range(2))
+    for weight in other.model.parameters():
+        weight.zero_()  # to which all tokens are alike
+    expected, found = masked.best(contexts), other.best(contexts)
+    assert {context: tokens.tolist() for context, tokens in found.items()} == {
+        context: tokens.tolist() for context, tokens in expected.items()
+    }
+
+
+def test_special_tokens_are_no_words(model):
+    masked = MaskedWords(settings(model), DEVICE)
+    vocabulary = masked.vocabulary
+    (word, number), *_ = whole_entries(vocabulary).items()
+    tokens = [vocabulary.unk, vocabulary.sep, vocabulary.mask, vocabulary.pad, vocabulary.cls, number]
+    assert masked.words(np.array([tokens]), "word") == [word]
+
+
 def test_a_step_has_the_texts_asked_for_or_the_tokens_of_its_device(model, monkeypatch):
     masked = MaskedWords(settings(model), DEVICE)
     lengths = [3, 3, 4, 5, 9, 30]
@@ -477,6 +505,22 @@ def test_without_a_file_the_models_own_embeddings_are_searched(model):
     (found,) = Neighbours(config, masked).best(["zzz"]).values()
     assert len(found) == 6
     assert set(found) <= set(whole_entries(masked.vocabulary))
+
+
+def test_the_models_own_embeddings_are_compared_by_what_tells_them_from_their_mean(model):
+    config, masked = settings(model), MaskedWords(settings(model), DEVICE)
+    masked.model.get_input_embeddings().weight.add_(1.0)  # which all have in common
+    table = masked.model.get_input_embeddings().weight.double().numpy()
+    table = table - table.mean(axis=0)
+    entries = whole_entries(masked.vocabulary)
+    word = next(iter(entries))
+    cosine = {
+        name: table[number] @ table[entries[word]] / np.linalg.norm(table[number])
+        for name, number in entries.items()
+        if name != word
+    }
+    expected = sorted(sorted(cosine, key=cosine.__getitem__)[-6:])
+    assert Neighbours(config, masked).best([word]) == {word: expected}
 
 
 def test_a_model_without_its_head_is_refused(tiny_model):
