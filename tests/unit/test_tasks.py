@@ -20,6 +20,7 @@ from data_pipeline.bucket import Bucket
 from data_pipeline.outage import Outage
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import (
+    Encoded,
     Examples,
     bucketed_steps,
     checked_examples,
@@ -641,3 +642,17 @@ def test_an_outage_is_told_from_a_mistake(monkeypatch, error, told, passes):
         read_examples("memory://a.tsv", task())
     assert told in str(found.value)
     assert isinstance(found.value, Outage) == passes
+
+
+def test_data_that_is_cut_otherwise_is_other_data():
+    def identity(*rows: list[int]) -> dict[str, str]:
+        ids = [np.array(row, dtype=np.int32) for row in rows]
+        return Encoded(ids, ids, np.zeros(len(ids), dtype=np.int64), 0).identity
+
+    assert identity([1, 2], [3]) == identity([1, 2], [3]) != identity([1], [2, 3])
+
+
+def test_without_a_header_later_rows_may_be_longer(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("good\t1\nbad\t0\tand more\n", encoding="utf-8")
+    assert read_examples(str(path), task(text="0", label="1", header=False)).labels == ["1", "0"]
