@@ -40,6 +40,15 @@ def test_a_leg_that_is_killed_counts_to_its_last_beat(tmp_path):
     assert spent(tmp_path)["cpu_hours"] == round((first["cpu_s"] + last["cpu_s"]) / 3600, 4)
 
 
+def test_every_process_counts(tmp_path, monkeypatch):
+    """As this one does, whose time is told."""
+    seconds = iter([10.0])
+    monkeypatch.setattr("distill.legs._cpu_seconds", lambda: next(seconds, 14.0))
+    with leg(tmp_path, 3):
+        pass
+    assert [one["cpu_s"] for one in read(tmp_path)] == [12.0]
+
+
 def test_a_leg_that_fails_counts_too(tmp_path):
     with pytest.raises(KeyboardInterrupt), leg(tmp_path, 1):
         raise KeyboardInterrupt

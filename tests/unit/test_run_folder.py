@@ -69,3 +69,15 @@ def test_a_line_of_metrics_without_its_end_does_not_run_into_the_next(tmp_path):
     metrics.rewind("general", 1)
     metrics.append({"stage": "general", "step": 2})
     assert [json.loads(line)["step"] for line in metrics.path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_resumed_run_counts_its_time_on_and_keeps_other_stages(tmp_path):
+    metrics = Metrics(tmp_path)
+    lines = [("first", 9, 10.0), ("second", 1, 20.0), ("second", 2, 30.0)]
+    rows = [{"stage": stage, "step": step, "time": time} for stage, step, time in lines]
+    metrics.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metrics.rewind("second", 1)
+    metrics.append({"stage": "second", "step": 2})
+    *kept, last = map(json.loads, metrics.path.read_text().splitlines())
+    assert kept == rows[:2]
+    assert last["time"] >= 20
