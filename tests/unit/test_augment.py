@@ -130,6 +130,7 @@ def test_draws_are_a_function_of_their_key():
 
 def test_a_capital_is_kept():
     assert [cased("room", word) for word in ("Kitchen", "kitchen", "KITCHEN")] == ["Room", "room", "ROOM"]
+    assert cased("everyone", "I") == "Everyone"
 
 
 def test_joined_pieces_hold_every_example_and_no_variant_twice(tmp_path):
@@ -240,6 +241,23 @@ def test_an_ngram_is_kept_or_masked(kind):
         )
         lengths.add(count)
     assert lengths == {1, 2, 3}
+
+
+def test_an_ngram_of_a_short_text_lies_anywhere_in_it():
+    config = NoiseConfig(masked=0, replaced=0, ngram=1, ngrams="keep")
+    tagged = [Tagged(0, 1, ""), Tagged(2, 3, "")]
+    assert {*noisy_variants("a b", tagged, {}, "[MASK]", config, 50, [0])} == {"a", "b"}
+
+
+def test_noise_leaves_what_stands_between_words_and_around_them():
+    tagged = [Tagged(1, 2, ""), Tagged(4, 5, ""), Tagged(6, 7, "")]
+    for ngrams, expected in (
+        ("keep", {"A", "b", "c", "A, b", "b-c"}),
+        ("mask", {"(#, b-c)", "(A, #-c)", "(A, b-#)", "(#, #-c)", "(A, #-#)", "(#, #-#)"}),
+    ):
+        config = NoiseConfig(masked=0, replaced=0, ngram=1, longest=3, ngrams=ngrams)
+        assert {*noisy_variants("(A, b-c)", tagged, {}, "#", config, 200, [0])} == expected
+    assert words_by_tag(["(A, b-c)"], lambda text: tagged) == {"": ["a", "b", "c"]}
 
 
 def test_no_noise_no_variants():
