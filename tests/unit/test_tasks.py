@@ -652,6 +652,25 @@ def test_data_that_is_cut_otherwise_is_other_data():
     assert identity([1, 2], [3]) == identity([1, 2], [3]) != identity([1], [2, 3])
 
 
+def test_other_logits_of_the_teachers_are_other_data():
+    ids, labels = [np.array([1, 2], dtype=np.int32)], np.zeros(1, dtype=np.int64)
+    known = [Encoded(ids, ids, labels, 0, teacher).identity for teacher in (None, labels, labels + 1)]
+    assert len({*map(str, known)}) == 3
+
+
+def test_rows_are_padded_behind_their_ends():
+    ids = [np.array(row, dtype=np.int32) for row in ([5, 6, 7], [8])]
+    data = Encoded(ids, [row > 6 for row in ids], np.zeros(2, dtype=np.int64), 9)
+    for width, more in ((None, []), (5, [9, 9])):
+        found = {name: part.tolist() for name, part in data.padded(np.array([1, 0]), width).items()}
+        none = [0] * len(more)
+        assert found == {
+            "ids": [[8, 9, 9, *more], [5, 6, 7, *more]],
+            "mask": [[1, 0, 0, *none], [1, 1, 1, *none]],
+            "segments": [[1, 0, 0, *none], [0, 0, 1, *none]],
+        }
+
+
 def test_without_a_header_later_rows_may_be_longer(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("good\t1\nbad\t0\tand more\n", encoding="utf-8")
