@@ -230,6 +230,10 @@ def test_numbers_out_of_range_are_refused():
     for gpus in (1.5, math.nan, math.inf):  # Ray reserves no such share
         with pytest.raises(ValueError, match=f"workers.gpus: {gpus}; give a whole number"):
             check_workers(WorkersConfig(gpus=gpus))
+    with pytest.raises(
+        ValueError, match=r"workers\.gpus: 0\.5; the 2 processes of a trial need a whole one"
+    ):
+        check_workers(WorkersConfig(processes=2, gpus=0.5))
     check_workers(WorkersConfig(retries=-1))  # without end
     for name, value in (("grace", 0), ("grace", 1), ("reduction", 1)):
         with pytest.raises(ValueError, match=f"scheduler.{name}"):
@@ -321,6 +325,12 @@ def test_optuna_draws_evenly_in_the_logarithm_and_after_a_restart_others():
     assert first == again
     assert not {*first} & {*later}
     assert 2 <= sum(rate < 10**-2.5 for rate in first) <= 8
+
+
+def test_optuna_counts_the_last_score_of_a_stopped_trial():
+    source = Optuna(search(search="optuna", space=RANGES, trials=8))
+    source.tell(Trial(0, source.ask(0), "stopped", SHAPE, [(0.25, 0.5), (0.5, 0.75)]))
+    assert source.study.best_value == 0.75
 
 
 def test_optuna_counts_no_failures_and_takes_two_aims():
@@ -499,6 +509,11 @@ def test_rank_correlations_are_scipys_and_count_what_finished():
     trials[0].measured.pop()
     trials[4].changes = 1  # its way was another's
     assert rank_correlation(trials) == [{"share": 0.25, "trials": 4, "spearman": -1.0}]
+
+
+def test_a_grid_names_every_candidate_and_then_none():
+    source, expected = Grid(search()), list(combinations(read_space(SPACE), BASE))
+    assert [source.ask(number) for number in range(len(expected) + 1)] == [*expected, None]
 
 
 def test_a_grid_that_is_stopped_early_is_in_a_seeded_order():
