@@ -56,7 +56,7 @@ class Domain:
             return rng.choice(self.choices)
         if self.log:
             value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
-            return min(int(self.high), max(int(self.low), round(value))) if self.whole else value
+            return round(value) if self.whole else value
         return (
             rng.randint(int(self.low), int(self.high)) if self.whole else rng.uniform(self.low, self.high)
         )
