@@ -29,6 +29,7 @@ from data_pipeline.tasks import (
     label_set,
     line_ends,
     read_examples,
+    read_targets,
     rows_of,
 )
 from data_pipeline.vocabulary import load_vocabulary
@@ -675,3 +676,10 @@ def test_without_a_header_later_rows_may_be_longer(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("good\t1\nbad\t0\tand more\n", encoding="utf-8")
     assert read_examples(str(path), task(text="0", label="1", header=False)).labels == ["1", "0"]
+
+
+def test_every_label_of_an_example_is_in_its_targets(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("sentence\tlabel\na\tjoy; fear\nb\t\nc\tfear;\n", encoding="utf-8")
+    found = read_targets(str(path), task(kind="multi_label", separator=";"), ["fear", "joy"])
+    assert found.tolist() == [[1, 1], [0, 0], [1, 0]]
