@@ -594,6 +594,11 @@ def test_a_vocabulary_with_a_letter_that_others_begin_words_with_gives_its_words
     assert whole_entries(vocabulary) == {"\u0120": 1, "soup": 2}
 
 
+def test_of_chinese_words_the_most_frequent_are_taken():
+    assert chinese_words([["东", "北"], ["京"]], 2) == ["东京", "北京"]
+    assert chinese_words([["东", "北"], ["京"]], 1) == ["北京"]
+
+
 def test_chinese_candidates_are_words_that_jieba_knows():
     found = chinese_words([["今", "昨", "x"], ["天", "y"]], 5)
     assert found == sorted(["今天", "昨天"])
