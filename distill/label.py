@@ -114,10 +114,9 @@ def gate(scores: dict[str, float], task: TaskConfig, labels: list[str], precisio
     how = f" (in {precision})" if precision != "fp32" else ""
     print(f"teacher on dev{how}: {shown}", file=sys.stderr)
     if scores[task.selection] < floor + 0.1 * (1 - floor):
-        always = "from one answer to all" if task.kind == "regression" else "from one class alone"
+        always = f" ({floor:.2f} comes from one class alone)" if floor else ""
         order = ", and are its labels in this order" if labels else ""
         print(
-            f"warning: the teacher is poor ({floor:.2f} comes {always}): is it fine-tuned on this "
-            f"task{order}?",
+            f"warning: the teacher is poor{always}: is it fine-tuned on this task{order}?",
             file=sys.stderr,
         )

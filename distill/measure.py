@@ -105,9 +105,10 @@ def task_metrics(logits: Tensor, labels: np.ndarray, selection: Metric) -> dict[
     scores = {"accuracy": float(accuracy_score(labels, predicted))}
     if selection == "f1":
         average = "binary" if logits.shape[-1] == 2 else "macro"
-        scores["f1"] = float(f1_score(labels, predicted, average=average))
+        scores["f1"] = float(f1_score(labels, predicted, average=average, zero_division=0))
     if selection in ("f1_micro", "f1_macro"):
-        scores[selection] = float(f1_score(labels, predicted, average=selection.removeprefix("f1_")))
+        average = selection.removeprefix("f1_")
+        scores[selection] = float(f1_score(labels, predicted, average=average, zero_division=0))
     if selection == "matthews":
         scores["matthews"] = float(matthews_corrcoef(labels, predicted))
     return scores
@@ -128,7 +129,7 @@ def agreement(logits: Tensor, others: Tensor, several: bool = False) -> float | 
 
 
 def _correlation(kind: Callable[..., Any], values: np.ndarray, labels: np.ndarray) -> float:
-    if np.ptp(values) == 0:  # a model that says one thing correlates with nothing
+    if 0 in (np.ptp(values), np.ptp(labels)):  # what says one thing correlates with nothing
         return 0.0
     found = float(kind(values, labels).statistic)
     return found if math.isfinite(found) else 0.0

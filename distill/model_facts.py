@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 
@@ -115,7 +116,12 @@ def check_weights(name: str, path: str) -> None:
     """Refuse a folder whose weights are missing or damaged, as a copy that was cut off leaves them."""
     folder = Path(model_folder(path))
     files = {file.name for file in folder.glob("model*.safetensors")}
-    if not files and any(folder.glob("pytorch_model*.bin")):
+    if not files and (older := list(folder.glob("pytorch_model*.bin"))):
+        for file in older:
+            if not _may_be_torchs(file):
+                raise ValueError(
+                    f"{name}: {file} is no whole file of torch's; copy or save the model again"
+                )
         return
     if (index := folder / "model.safetensors.index.json").is_file():
         try:
@@ -134,6 +140,13 @@ def check_weights(name: str, path: str) -> None:
             raise ValueError(
                 f"{name}: {folder / file} can't be read ({error}); copy or save the model again"
             ) from None
+
+
+def _may_be_torchs(file: Path) -> bool:
+    """Whether a file is an archive with its table, which stands at the end, or of torch before 1.6."""
+    with file.open("rb") as opened:
+        is_bare_pickle = opened.read(1) == b"\x80"
+        return is_bare_pickle or is_zipfile(opened)
 
 
 def fp32_bytes(path: str, model: dict) -> int:

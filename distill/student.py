@@ -16,6 +16,7 @@ from data_pipeline.settings import TaskConfig, WordsConfig
 from data_pipeline.tasks import read_examples
 from data_pipeline.tokenising import leads_with_space
 from data_pipeline.vocabulary import load_vocabulary
+from data_pipeline.whole import to_disk
 from data_pipeline.word_vectors import Vectors, read_vectors, train_vectors
 from data_pipeline.words import SPECIAL, build_tokenizer, known_words, write_vocabulary
 from distill.candidates import whole_entries
@@ -70,6 +71,7 @@ def _of_words(
         partial = vectors_file.with_suffix(".partial")
         with partial.open("wb") as file:
             np.save(file, vectors)
+        to_disk(partial)
         partial.replace(vectors_file)
     barrier()
     vectors = np.load(vectors_file)

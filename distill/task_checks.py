@@ -182,7 +182,12 @@ def check_task(task: TaskConfig, labels: list[str] | None, longest: int, batch_s
 
 
 def check_reading(task: TaskConfig, longest: int, whose: str = "the model") -> None:
-    """Refuse sequences longer than a model takes, and a metric that is not the task's."""
+    """Refuse a column that is two things, too long sequences, and a metric that is not the task's."""
+    columns = [column for column in (task.text, task.text_pair, task.label) if column is not None]
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise ValueError(
+            f"task: the column {twice[0]} is named twice; give text, text_pair and label one each"
+        )
     if task.max_length > longest or task.max_length < 4:
         raise ValueError(f"task.max_length: {task.max_length}; {whose} takes 4 to {longest}")
     if task.selection not in METRICS[task.kind]:

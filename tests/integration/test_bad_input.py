@@ -619,9 +619,18 @@ def cut_weights(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def cut_pickled_weights(folder: Path) -> None:
+    lose_weights(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and no table")
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
+        (
+            cut_pickled_weights,
+            "pytorch_model.bin is no whole file of torch's; copy or save the model again",
+        ),
         (lose_weights, "lacks its weights (no model.safetensors there); copy or save the model again"),
         (lose_a_part, "lacks its weights (no model-00002-of-00002.safetensors there)"),
         (cut_weights, "model.safetensors can't be read ("),
@@ -667,6 +676,10 @@ def test_a_shape_is_named_as_it_was_typed(refused, finetune, flags, says):
 def test_a_trained_student_with_an_impossible_dropout(refused, task, tiny_model):
     flags = {**task, "student.path": tiny_model, "student.dropout": 2}
     refused("task", flags, "student.dropout: 2.0; give 0 or more, below 1")
+
+
+def test_a_column_that_is_text_and_label(refused, finetune):
+    refused("finetune", {**finetune, "task.text": "label"}, "task: the column label is named twice; text,")
 
 
 def test_a_column_number_where_a_header_is_meant_to_be(refused, finetune):

@@ -71,6 +71,18 @@ def test_a_model_that_says_one_thing_correlates_with_nothing():
     assert scores == {"pearson": 0.0, "spearman": 0.0, "pearson_spearman": 0.0}
 
 
+@pytest.mark.filterwarnings("error")
+def test_answers_of_one_kind_are_measured_without_a_warning_of_the_library():
+    constant = task_metrics(torch.arange(30.0)[:, None], np.ones(30), "pearson_spearman")
+    assert constant["pearson_spearman"] == 0.0
+    never = logits_of(np.zeros(5, dtype=np.int64), 3)
+    for selection in ("f1", "f1_micro", "f1_macro"):
+        task_metrics(never, np.array([0, 1, 2, 2, 1]), selection)
+    assert (
+        task_metrics(logits_of(np.zeros(5, dtype=np.int64)), np.zeros(5, dtype=np.int64), "f1")["f1"] == 0
+    )
+
+
 # ---- predictions
 
 
