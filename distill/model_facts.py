@@ -117,11 +117,8 @@ def check_weights(name: str, path: str) -> None:
     folder = Path(model_folder(path))
     files = {file.name for file in folder.glob("model*.safetensors")}
     if not files and (older := list(folder.glob("pytorch_model*.bin"))):
-        for file in older:
-            if not _may_be_torchs(file):
-                raise ValueError(
-                    f"{name}: {file} is no whole file of torch's; copy or save the model again"
-                )
+        if cut := [file for file in older if not _may_be_torchs(file)]:
+            raise ValueError(f"{name}: {cut[0]} is no whole file of torch's; copy or save the model again")
         return
     if (index := folder / "model.safetensors.index.json").is_file():
         try:
