@@ -101,8 +101,8 @@ def hub_parts(path: str) -> tuple[str, str | None, str]:
 
 
 def _name(path: str) -> PurePosixPath:
-    """What tells a file's kind; a signed URL has a query after it."""
-    return PurePosixPath(path.partition("?")[0] if is_url(path) else path)
+    """What tells a file's kind, in capitals or not; a signed URL has a query after it."""
+    return PurePosixPath((path.partition("?")[0] if is_url(path) else path).lower())
 
 
 def expand_url(pattern: str) -> list[str]:

@@ -121,8 +121,8 @@ def _rows(path: str, columns: list[str], header: bool, task: TaskConfig | None) 
         if not Path(path).is_file():
             raise ValueError(f"task: {path} does not exist; give an existing file")
     name = path.partition("?")[0] if is_url(path) else path  # a signed URL has a query
-    if name.endswith((".tsv", ".csv", ".jsonl")):
-        return _file_rows(path, Path(name).suffix[1:], columns, header, task)
+    if (form := Path(name).suffix[1:].lower()) in ("tsv", "csv", "jsonl"):
+        return _file_rows(path, form, columns, header, task)
     kinds = ".tsv, .csv or .jsonl" if is_url(path) else ".tsv, .csv, .jsonl or .parquet"
     raise ValueError(f"task: {path} is of no known kind; give {kinds}")
 
@@ -130,7 +130,11 @@ def _rows(path: str, columns: list[str], header: bool, task: TaskConfig | None) 
 def _is_data_set(path: str) -> bool:
     """Whether the library `datasets` reads it."""
     saved = (Path(path) / "state.json").is_file()
-    return path.startswith(HUB) or saved or (path.endswith(".parquet") and Path(path).is_file())
+    return path.startswith(HUB) or saved or (_is_parquet(path) and Path(path).is_file())
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
 
 
 def _file_rows(
@@ -270,7 +274,7 @@ def _data_set(path: str) -> Any:
         if path.startswith(HUB):
             name, configuration, split = hub_parts(path)
             return load_dataset(name, configuration, split=split)
-        if path.endswith(".parquet"):
+        if _is_parquet(path):
             return Dataset(ParquetFile(path).read())  # its from_parquet leaves a copy in the user's cache
         return load_from_disk(path)
     except Exception as error:  # of many libraries and kinds: no such name, no network, a damaged file

@@ -96,6 +96,11 @@ def test_compressed_texts_of_one_stream_or_several(tmp_path, kind, parts):
     assert list(read_documents(CorpusConfig(files=[str(path)]))) == DOCUMENTS
 
 
+def test_an_ending_in_capitals_is_one(tmp_path):
+    (tmp_path / "A.TXT.GZ").write_bytes(COMPRESS["gz"](TEXT.encode()))
+    assert list(read_documents(CorpusConfig(files=[str(tmp_path / "A.TXT.GZ")]))) == DOCUMENTS
+
+
 @pytest.mark.parametrize("kind", COMPRESS)
 def test_a_compressed_text_that_is_cut_off_is_named(tmp_path, kind):
     data = COMPRESS[kind](os.urandom(5000).hex().encode())

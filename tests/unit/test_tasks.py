@@ -78,6 +78,13 @@ def test_jsonl_gives_the_named_fields(tmp_path):
     assert read_examples(path, task(text="a", text_pair="b", label="y")) == PAIRS
 
 
+@pytest.mark.parametrize("name", ["A.TSV", "A.CSV", "A.JSONL"])
+def test_an_ending_in_capitals_is_one(tmp_path, name):
+    text = {"A.TSV": "sentence\tlabel\none\t1\n", "A.CSV": "sentence,label\none,1\n"}.get(name)
+    path = write(tmp_path / name, text or '{"sentence": "one", "label": 1}')
+    assert read_examples(path, task()) == Examples(["one"], [], ["1"])
+
+
 def test_half_a_character_in_jsonl_is_replaced(tmp_path):
     path = write(tmp_path / "a.jsonl", r'{"sentence": "one \ud83d", "label": 1}')
     assert read_examples(path, task()).firsts == ["one \ufffd"]
