@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"distillery {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ArgumentError as error:
-        said = f"{plainly(str(error))}{meant(str(error), option_names(name))}"
+        recipes = [value for option, value in given(rest) if option == "config"]
+        said = plainly(str(error), " or ".join(recipes)) + meant(str(error), option_names(name))
         return refuse(f"{said}; `distillery {name} --help` explains the settings", name)
     except (ValueError, OSError) as error:
         before, key, said = str(error).partition("Parser key")  # of a search's values

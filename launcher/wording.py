@@ -23,12 +23,15 @@ INSIDE = re.compile(
     r"""Parser key "([^"]+)": .*Problem with given class_path '[\w.]+': (.*?) - Expected a <class 'None"""
 )
 MISSING = "the following arguments are required: "
-UNKNOWN = re.compile(r"(?:arguments: --|(?:Group '(.*)' does not accept o|O)ption ')([\w.-]+)")
+TYPED = re.compile(r"unrecognized arguments: --([\w.-]+)")
+IN_RECIPE = re.compile(r"(?:Group '(.*)' does not accept o|O)ption '([\w.-]+)'")
 
 
-def plainly(message: str) -> str:
-    """jsonargparse's words for a value of a wrong type, shorter; of a number or truth in a text's place."""
+def plainly(message: str, recipe: str = "") -> str:
+    """jsonargparse's words for a value of a wrong type, or for a name in a recipe, shorter."""
     message = " ".join(message.split())
+    if name := _in_recipe(message):
+        return f"{recipe}: {name}: no such setting" if recipe else f"{name}: no such setting"
     if found := INSIDE.search(message):
         key, said = found[1], plainly(found[2])
         return (
@@ -64,13 +67,22 @@ def _of_no_type(key: str, types: str, value: str) -> str:
 
 def meant(message: str, names: Iterable[str]) -> str:
     """Which of the settings `names` one that is none of them may be meant to be; empty if none is near."""
-    if not (found := UNKNOWN.search(message)):
+    found = TYPED.search(message)
+    if not (typed := found[1] if found else _in_recipe(message)):
         return ""
-    group, typed = found.groups()
-    typed = f"{group}.{typed}" if group else typed
-    ends = {each: each.rpartition(".")[2].replace("-", "_") for each in names}
-    end = typed.rpartition(".")[2].replace("-", "_")
-    near = [each for each in ends if ends[each] == end] or get_close_matches(typed, ends, 1, 0.75)
-    if not near and (close := get_close_matches(end, ends.values(), 1, 0.75)):
-        near = [each for each in ends if ends[each] == close[0]]
+    typed, ends = _snake(typed), {each: _snake(each).rpartition(".")[2] for each in names}
+    end = typed.rpartition(".")[2]
+    close = get_close_matches(end, ends.values(), 1, 0.75)  # not whole names, which may share a long path
+    near = [each for each in ends if _snake(each).replace(".", "_") == typed.replace(".", "_")]
+    near = near or [each for each in ends if close and ends[each] == close[0]]
     return f"; do you mean --{' or --'.join(near[:3])}?" if near else ""
+
+
+def _snake(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _in_recipe(message: str) -> str:
+    """The name in a recipe that is told to be no setting; empty where the message is of something else."""
+    found = IN_RECIPE.search(message)
+    return ".".join(filter(None, found.groups())) if found else ""

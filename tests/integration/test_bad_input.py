@@ -148,7 +148,8 @@ def test_an_unknown_setting_on_the_command_line(refused, general):
 def test_an_unknown_setting_in_a_recipe(refused, general, tmp_path):
     (tmp_path / "recipe.yaml").write_text("student:\n  layer: 3\n", encoding="utf-8")
     flags = {"config": tmp_path / "recipe.yaml", **general}
-    refused("general", flags, "'student' does not accept option 'layer'", "general --help")
+    says = "recipe.yaml: student.layer: no such setting; do you mean --student.layers?"
+    refused("general", flags, says, "general --help")
 
 
 @pytest.mark.parametrize(

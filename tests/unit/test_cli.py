@@ -383,6 +383,7 @@ def test_a_value_of_a_wrong_type_is_told_with_what_to_give(capsys, job, typed, s
         ("finetune", "--dry_run", "--dry-run?"),
         ("finetune", "--batch-size=8", "--stage.batch_size?"),
         ("finetune", "--max_lenght=8", "--task.max_length?"),
+        ("finetune", "--stage-epochs=8", "--stage.epochs?"),
         ("finetune", "--frobnicate=8", ""),
         ("evaluate", "--processes=2", ""),  # --progress is another thing
     ],
@@ -411,12 +412,14 @@ def test_a_value_that_a_search_can_not_try_is_told_plainly(capsys):
 
 
 def test_a_misspelt_setting_of_a_recipe_is_told_with_those_like_it(tmp_path, capsys):
-    (tmp_path / "a.yaml").write_text("stage: {optimizer: {learning_rate: 1, lrr: 2}}\n")
-    (tmp_path / "b.yaml").write_text("modle: x\n")
-    for name, means in (("a", ""), ("b", "; do you mean --model?")):
-        flags = [f"--config={tmp_path}/{name}.yaml", "--task.train=a.tsv", "--task.dev=b.tsv"]
-        assert cli.main(["finetune", *flags]) == 2
-        assert means in capsys.readouterr().err
+    recipe = tmp_path / "a.yaml"
+    for text, says in (
+        ("stage: {optimizer: {learning_rate: 1}}", "stage.optimizer.learning_rate: no such setting; `"),
+        ("modle: x", "modle: no such setting; do you mean --model?; `"),
+    ):
+        recipe.write_text(f"{text}\n")
+        assert cli.main(["finetune", f"--config={recipe}", "--task.train=a.tsv", "--task.dev=b.tsv"]) == 2
+        assert f"error: {recipe}: {says}" in capsys.readouterr().err
 
 
 def test_resuming_a_folder_without_a_run_says_so(tmp_path, capsys):
