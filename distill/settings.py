@@ -22,7 +22,7 @@ class StudentConfig:
             which learns from logits and labels only: bilstm (Tang et al. 2019), bilstm_max,
             mean_bilstm, cnn, densenet_cnn, densenet_dsa. Their shapes are fixed; a learning rate of
             about 1e-3 suits them.
-        words: Words and word vectors of such a student.
+        words: Words and word vectors of a student of whole words.
         path: Folder of a trained student (a general run's student/); its kind and shape are used.
         start: Where no path is given: `random` weights, or the `teacher`'s: an even choice of its layers,
             and of their units where the student is narrower.
@@ -30,11 +30,11 @@ class StudentConfig:
         hidden_size: Width.
         heads: Attention heads; must divide the width.
         intermediate_size: Width of the feed-forward layer.
-        dropout: Dropout in training. Distillation of a small student gains by 0; the originals
+        dropout: Dropout in training. A small student is distilled better without; the originals
             use 0.1.
         cls: A model class of one's own instead of a kind, `my_module.MyStudent` or from Python the class
             itself: docs/own_student.md. It reads the teacher's tokens and learns from logits and labels.
-        arguments: Arguments of its configuration.
+        arguments: Arguments of that class's configuration.
     """
 
     kind: Kind = "transformer"
@@ -56,10 +56,10 @@ class TeacherConfig:
 
     Args:
         path: Model folder (or hub name where there is a network).
-        precision: Of the products of its matrices. `auto` is bf16 where the hardware multiplies bf16
-            matrices (GPUs since Ampere, CPUs with AMX), else int8 on CPUs with AVX-512 VNNI, else fp32;
-            models of whole words stay in fp32, and logits that are stored are never of int8, but of
-            bf16 on AMD's CPUs with AVX-512 BF16 too. In int8 a teacher is about twice as fast as in
+        precision: Of its matrix products. `auto` is bf16 where the hardware multiplies bf16 matrices
+            (GPUs since Ampere, CPUs with AMX), else int8 on CPUs with AVX-512 VNNI, else fp32. Models
+            of whole words stay in fp32. Logits that are stored are never computed in int8, but in bf16
+            on AMD's CPUs with AVX-512 BF16 too. In int8 a teacher is about twice as fast as in
             fp32 and its signal a few percent off, which students hardly notice (docs/benchmarks.md).
         dropout: Leave the teacher's dropout live, as the TinyBERT code does. Off by default.
         ensemble: Further teachers with their weights, {FOLDER: WEIGHT, ...}: logits are averaged with
@@ -86,27 +86,29 @@ class ObjectiveConfig:
 
     Args:
         attention: Squared error of attention scores before softmax (TinyBERT).
-        relation: Divergence of relations between tokens (MiniLM): of unlike numbers of heads too. With
-            `layer_map: last` of the last layers only, as published.
-        relations: Which: `qk` is the attention distribution; [qk, vv] is MiniLM, [qq, kk, vv] MiniLMv2.
+        relation: Divergence of relations between tokens (MiniLM); the numbers of heads may differ.
+            `layer_map: last` compares the last layers only, as published.
+        relations: Which relations: `qk` is the attention distribution; [qk, vv] is MiniLM, [qq, kk, vv]
+            MiniLMv2.
         relation_heads: Heads that both sides are cut into for it, a divisor of both widths; 0 keeps
             each model's own.
         hidden: Squared error of projected hidden states, the embedding output included.
         logits: Kullback-Leibler divergence from the teacher's softened outputs, times the squared
-            temperature (Hinton et al. 2015); squared error for regression. Over a corpus, of masked
-            tokens (DistilBERT, Sanh et al. 2019).
+            temperature (Hinton et al. 2015); squared error for regression. In `general` over the
+            vocabulary, at masked tokens (DistilBERT, Sanh et al. 2019).
         logits_mse: Squared error of the logits, summed over the classes (Tang et al. 2019).
-        labels: Cross-entropy with the labels, of each label by itself where there may be several;
+        labels: Cross-entropy with the labels (binary for each where an example may have several);
             squared error for regression.
         mlm: Cross-entropy of masked tokens (Devlin et al. 2019).
         custom: Terms of one's own with their weights, {my_module.my_term: 1.0}, or from Python the
             functions or module classes themselves as keys: docs/own_student.md.
-        custom_layers: Give them hidden states too, of the layers that the layer map names.
+        custom_layers: Give custom terms hidden states too, of the layers that the layer map names.
         temperature: Softens the logits of both sides.
         layer_map: `uniform`, `last`, or the teacher layer for each student layer.
         projection: One projection for every layer, or one for each.
-        normalise: `valid` averages over real tokens, `all` over padding too (the paper's code): to
-            task.max_length, in `general` to the packing's with pad_to_longest false.
+        normalise: `valid` averages over real tokens, `all` over padding too, as the paper's code does:
+            rows are then padded to task.max_length (in `general`, which needs pad_to_longest false, to
+            the packing's max_length).
     """
 
     attention: float = 0.0
@@ -131,10 +133,10 @@ class OptimizerConfig:
     """The optimizer.
 
     Args:
-        name: `adamw`; `lamb` (Adam with steps as long as each tensor: for batches of thousands;
-            ZeRO 0 and a weight_decay above 0 only); or `bert_adam` (no bias correction, each
-            tensor's gradient clipped by itself: what the TinyBERT code trains with; ZeRO 0 in fp32
-            only).
+        name: `adamw`; `lamb` (Adam whose step on each tensor is scaled to the tensor's norm: for
+            batches of thousands; ZeRO 0 and a weight_decay above 0 only); or `bert_adam` (no
+            bias correction, each tensor's gradient clipped by itself: what the TinyBERT code trains
+            with; ZeRO 0 in fp32 only).
         lr: Highest learning rate.
         weight_decay: Decoupled; none on biases and layer norms.
         beta1: Decay of the first moment.
@@ -163,11 +165,11 @@ class EngineConfig:
             ZeRO is 1 at least.
         micro_batch_size: Sequences a process takes at once; the rest of its share is
             accumulated, in the student's precision. By default its whole share.
-        patience: Seconds that ranks wait for one that does not come to a step's sums, until the run ends
-            and names it; 0 leaves that to the collectives, which give up after 30 minutes, nameless.
-        skip_non_finite: How many steps of a stage, whose loss or gradient is not finite, are left out, each
-            by going back to the newest checkpoint; one more ends the run. All are looked at then, which
-            waits for the device.
+        patience: Seconds that ranks wait for one that does not join a step's sums, before the run ends
+            and names it; 0 leaves that to the collectives, which give up after 30 minutes, naming none.
+        skip_non_finite: How many steps whose loss or gradient is not finite a stage may leave out, each by
+            going back to the newest checkpoint; one more ends the run. Above 0 every step is checked,
+            which waits for the device.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
@@ -182,7 +184,7 @@ class RecordConfig:
     """What is recorded of a training run on its way.
 
     Args:
-        log_every: Steps between lines of metrics; a measurement and a checkpoint have one before them too.
+        log_every: Steps between lines of metrics; one is also written before a measurement or checkpoint.
         save_every: Steps between checkpoints; the last step always makes one.
         keep: Checkpoints kept.
         profile: Steps to profile, after the first two, into RUN/trace-STAGE.json, which
@@ -203,7 +205,7 @@ class StageConfig:
     """One stage of training.
 
     Args:
-        epochs: Passes over the data; may be a fraction; of `task` 0 skips the stage.
+        epochs: Passes over the data; may be a fraction; in `task` 0 skips the stage.
         batch_size: Sequences of a step over all processes.
         objective: The loss.
         optimizer: The optimizer.
@@ -229,7 +231,7 @@ def _general_stage() -> StageConfig:
 
 
 def masking_of_models() -> MaskingConfig:
-    """What models are masked by where nothing else is said."""
+    """The default masking of tokens that a model is to predict: BERT's 15 %."""
     return MaskingConfig(probability=0.15, most=1000)
 
 
@@ -246,8 +248,8 @@ class GeneralConfig:
         stage: The training.
         masking: What is masked, anew in every epoch, where the objective has logits (then soft targets
             of the masked tokens, from a teacher with a masked-language-model head) or mlm.
-        pad_to_longest: Fill a step with rows of like lengths and pad them to the longest; otherwise
-            with any, padded to the packing's max_length.
+        pad_to_longest: Fill a step with rows of similar lengths and pad them to the longest; if false,
+            with rows of any length, padded to the packing's max_length.
         engine: DeepSpeed.
         record: Metrics and checkpoints.
         seed: Seed of weights, order, masks and dropout.
@@ -283,7 +285,7 @@ class PretrainConfig:
     """Settings of `distillery pretrain`: masked language modelling over a corpus.
 
     Args:
-        model: The encoder that trains on, any with a masked-language-model class in transformers; or
+        model: The encoder to train further, any with a masked-language-model class in transformers; or
             the folder of a `vocabulary` run.
         shards: The shards/ folder of a pregenerate run without masking, or its URL; or several with
             weights.
@@ -393,7 +395,7 @@ class TextGcnConfig:
         window: Words within which two words count as neighbours.
         least: How often a word must occur to be a node.
         most: Words that are nodes at most.
-        epochs: Steps over the whole graph; the best on dev is told.
+        epochs: Steps over the whole graph; the best on dev is reported.
         lr: Learning rate of Adam.
         dropout: Before either layer.
         seed: Seed of weights and dropout.
@@ -438,11 +440,11 @@ class EvaluateConfig:
         batch_size: Sequences of a step.
         latency_repeats: Timed forwards of each model, at each batch size.
         latency_batches: Batch sizes that are timed.
-        latency: Measure it; off saves time where only accuracy is wanted.
+        latency: Measure latency; off saves time where only accuracy is wanted.
         predictions: Write RUN/predictions-NAME.jsonl with logits of the row's first model.
-        submit: Files without labels, {NAME: FILE, ...}: the first model of each row answers them in
-            RUN/submission-ROW/NAME.tsv as GLUE's server takes them, such as {AX: diagnostic.tsv}; as
-            CoLA, SST-2, MRPC, QQP and WNLI with a class's number for its name.
+        submit: Files without labels, {NAME: FILE, ...}, such as {AX: diagnostic.tsv}: the first model of
+            each row answers them in RUN/submission-ROW/NAME.tsv as GLUE's server takes them. Where NAME
+            is CoLA, SST-2, MRPC, QQP or WNLI, answers are the classes' numbers instead of their names.
         classes: Model classes of one's own that folders hold, [my_module.MyStudent].
     """
 
@@ -467,7 +469,7 @@ class ExportConfig:
         task: The labelled data that accuracy is measured on, and latency with it.
         int8: Write a dynamically quantised file too.
         torch_export: Write RUN/model/model.pt2 too, which torch.export.load reads without transformers;
-            of transformers alone.
+            not for models of whole words.
         push_to_hub: Upload RUN/model under this name, OWNER/NAME, to the Hugging Face hub, where you are
             logged in; a new repository is private.
         opset: ONNX operator set, 18 to 20; by default 20.
@@ -498,8 +500,8 @@ class PredictConfig:
     Args:
         model: Model folder of any kind; of an export its model/.
         input: File of texts; `-` is standard input.
-        format: `lines` (a text each), tsv, csv or jsonl; `auto` goes by the file's ending, and is `lines`
-            for .txt and unknown ones, and for standard input.
+        format: `lines` (one text a line), tsv, csv or jsonl; `auto` goes by the file's ending, and is
+            `lines` for .txt and unknown ones, and for standard input.
         text: Column of the text, in files with columns.
         text_pair: Column of the second text of a pair; in `lines` it stands after a tab.
         header: Whether a tsv or csv begins with a line of column names; without one columns are numbers.
