@@ -14,8 +14,8 @@ from distill.encoders import Batch
 from distill.engine import from_rank_0, rank, sum_over_ranks, world_size
 
 MIX = -7046029254386353131  # an odd number of 64 bits, 2^64 over the golden ratio
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by their bytes
-ROUNDING = 1e-3  # of the weights' size; unlike processors round unlike
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by a weight's size in bytes
+ROUNDING = 1e-3  # of the weights' norm: as far apart as different processors' rounding takes them
 
 
 @lru_cache(maxsize=64)
@@ -24,17 +24,20 @@ def _factors(width: int, device: torch.device) -> Tensor:
 
 
 def digest(batch: Batch) -> Tensor:
-    """A number for the rows of a batch, float64 (), below 2^31 a row and exact.
+    """A hash of the rows of a batch, float64 (): below 2^31 a row, so that sums of many are exact.
 
-    It has the same sum whatever the order of the rows, their padding, and the batches they come in.
+    Digests add up to the same whatever the order of the rows, their padding, and the batches they come in.
     """
     rows = (batch.ids * batch.mask * _factors(batch.ids.shape[1], batch.ids.device)).sum(dim=1)
     return (rows * MIX >> 33).bitwise_and(2**31 - 1).sum().double()
 
 
-def rows_apart(steps: list[int], batch_size: int, rows: float, positions: float) -> str:
-    """What is wrong with the rows and the sum of all ranks' positions in these steps; empty for nothing."""
-    if (rows, positions) == (len(steps) * batch_size, sum(steps) * world_size()):
+def rows_apart(steps: list[int], batch_size: int, rows: float, sum_of_steps: float) -> str:
+    """What is wrong with what the ranks took in these steps, in words; empty for nothing.
+
+    `rows` is the sum of all ranks' rows, `sum_of_steps` that of the step numbers each of them took.
+    """
+    if (rows, sum_of_steps) == (len(steps) * batch_size, sum(steps) * world_size()):
         return ""
     return (
         f"in steps {steps[0] + 1} to {steps[-1] + 1} the ranks took {rows:.0f} rows together instead of "
@@ -44,7 +47,7 @@ def rows_apart(steps: list[int], batch_size: int, rows: float, positions: float)
 
 @torch.no_grad()
 def weights_digest(module: nn.Module) -> Tensor:
-    """A number for the bits of a module's weights, int64 ()."""
+    """A hash of the bits of a module's weights, int64 ()."""
     bits = (weight.view(BITS[weight.element_size()]) for weight in module.parameters())
     every = torch.stack([part.sum(dtype=torch.int64) for part in bits])
     return (every * _factors(len(every), every.device)).sum()
@@ -52,7 +55,7 @@ def weights_digest(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def weights_apart(module: nn.Module) -> list[float]:
-    """How far each rank's weights are from rank 0's, in parts of their size. Every rank calls.
+    """How far each rank's weights are from rank 0's, relative to their norm. Every rank calls.
 
     Empty where all have the same bits, which costs one sum over the weights.
     """

@@ -57,7 +57,7 @@ class BatchSource(Protocol):
     """Where micro-batches come from."""
 
     steps_per_epoch: int
-    identity: dict[str, str]  # what tells the data from other data, by the name of each part
+    identity: dict[str, str]  # fingerprints of the data, by part: a run resumed on other data is refused
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This process's micro-batches of a global step."""
@@ -80,7 +80,7 @@ class Trainer:
         folder: The run folder.
         evaluate: Measures the student on dev; called on every rank, returns metrics.
         on_best: Saves the student when `evaluate`'s metric `selection` is the best so far.
-        best_folder: Where it saves it.
+        best_folder: Where `on_best` saves it.
         selection: Name of that metric.
         head_share: Share of the tokens that the student's head sees.
         on_measure: Told of every measurement, with the share of this stage that is done.
@@ -132,7 +132,7 @@ class Trainer:
         """
         start = self._resume()
         if self.engine_config.skip_non_finite and not start:
-            self.checkpoints.save(self.engine, 0, self._state())  # for the first steps
+            self.checkpoints.save(self.engine, 0, self._state())  # what the first steps go back to
         self.engine.train()
         trace = self.folder / f"trace-{self.name}.json"
         trackers = self.record.trackers if rank() == 0 else []
@@ -152,7 +152,10 @@ class Trainer:
         return self.best
 
     def _steps(self, start: int, progress: Progress, profile_step: Callable[[], object]) -> None:
-        """The steps from `start` to the end. Raises Stopped, and _NonFinite for a loss or gradient."""
+        """Train from step `start` to the end.
+
+        Raises Stopped where a signal asked for it, _NonFinite for a loss or gradient that is not finite.
+        """
         votes, window = _Votes(), _Window()
         for step in range(start, self.total):
             done, stop = step + 1, False
@@ -168,7 +171,7 @@ class Trainer:
             evaluates = self._is_evaluation(done)
             saves = done % self.record.save_every == 0 or done == self.total or stop
 
-            # once in a while: metrics, before what takes time and is no step too: every step is in a line
+            # once in a while: metrics; before a measurement or checkpoint too, whose time is not the steps'
             if window.steps and (done % self.record.log_every == 0 or evaluates or saves):
                 progress.describe(*self._close(window, done))
                 window = _Window()
@@ -194,17 +197,18 @@ class Trainer:
     # ------------------------------------------------------------------------- one step
     def train_step(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step; returns the terms (this rank's share), and what was summed over all ranks:
-        the votes to stop, the positions, the digest of the rows, and the six `Counts`.
+        the votes to stop, the steps taken, the digest of the rows, and the six `Counts`.
         """
         batches = [batch.to(self.engine.device) for batch in self.source.micro_batches(step)]
         self.watchdog.move()
-        own = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
+        counts = torch.stack([count(batch, self.stage.objective.normalise) for batch in batches])
         rows = torch.stack([digest(batch) for batch in batches]).sum(dim=0, keepdim=True)
-        stop = asked() or self.checkpoints.failed  # which the end then tells
-        beside = [own.new_full((1,), value) for value in (stop, step)]
-        sums = sum_over_ranks(torch.cat([*beside, rows, own.sum(dim=0)]))  # one all-reduce of nine numbers
+        stop = asked() or self.checkpoints.failed  # the last save, which waits, then raises what failed
+        own = [*(counts.new_full((1,), value) for value in (stop, step)), rows, counts.sum(dim=0)]
+        sums = sum_over_ranks(torch.cat(own))  # one all-reduce of nine numbers
         divisors = sums[3:].float()
-        torch.manual_seed(hash((self.seed, step, rank())))  # dropout as a function of the step
+        # Dropout as a function of the step. Python hashes integers alike in every process.
+        torch.manual_seed(hash((self.seed, step, rank())))
 
         lr = self.stage.optimizer.lr * factor(self.stage.schedule, step, self.total)
         totals: dict[str, Tensor] = {}
@@ -245,7 +249,7 @@ class Trainer:
         return cost.times(3) + forward_cost(self._signal, self.engine.device, longest)
 
     def _ceiling(self) -> float:
-        """FLOP/s of all processes at matrix products in the teacher's dtype, in the student's without."""
+        """FLOP/s of all processes at matrix products, in the teacher's dtype; without one the student's."""
         live = self._live_teacher()
         dtype = live.products if live else self.engine.dtype
         barrier()  # processes that share a machine measure it together
@@ -254,27 +258,27 @@ class Trainer:
 
     def _refuse_other_rows(self, window: _Window) -> None:
         """Raise ValueError where the ranks did not take the steps of the window together."""
-        if wrong := rows_apart(window.steps, self.stage.batch_size, *window.rows_and_positions()):
+        if wrong := rows_apart(window.steps, self.stage.batch_size, *window.rows_and_steps()):
             raise ValueError(f"{self.name}: {wrong}")
 
     def _refuse_other_weights(self, done: int) -> None:
         """Raise ValueError, on all ranks together, where one has other weights; rounding is told once."""
-        if world_size() == 1 or self.engine.zero == 3:  # where a weight is on one rank only
+        if world_size() == 1 or self.engine.zero == 3:  # there no two ranks hold the same weight
             return
         apart = {number: share for number, share in enumerate(weights_apart(self.engine.module)) if share}
         named = ", ".join(f"rank {number} ({share:.2g} of their size)" for number, share in apart.items())
-        if not all(share <= ROUNDING for share in apart.values()):
+        if not all(share <= ROUNDING for share in apart.values()):  # true of NaN too
             raise Outage(
                 f"{self.name}: at step {done} the weights differ from rank 0's on {named}: a processor or "
                 "memory fails there, or the gradients are not summed; continue with --resume elsewhere"
             )
         if apart and rank() == 0 and not self.told_rounding:
             self.told_rounding = True
-            print(f"warning: {self.name}: the ranks round unlike: {named}", file=sys.stderr)
+            print(f"warning: {self.name}: the ranks round differently: {named}", file=sys.stderr)
 
     def _refuse_non_finite(self, window: _Window, done: int) -> None:
-        """Raise _NonFinite, on all ranks together, where a step of the window had no finite loss, or the
-        last one no finite gradient, which is then in the weights.
+        """Raise _NonFinite, on all ranks together, where a loss of the window's steps was not finite, or
+        the last gradient: the weights' norm then tells.
         """
         norm = get_total_norm([weight.detach() for weight in self.objective.parameters()])
         sums = sum_over_ranks(torch.stack([*window.losses, norm]).float())
@@ -383,8 +387,8 @@ class Trainer:
         return state["step"]
 
     def _saved_best(self, known: dict[str, float]) -> dict[str, float]:
-        """What the best student that lies there scored, where a checkpoint has `known` of one: a killed run
-        may have saved a better one since, or none. Rank 0's alone counts.
+        """The scores of the student in `best_folder`: a killed run may have saved a better one than that
+        which the checkpoint has `known`. Nothing where it is gone. Only rank 0's are used.
         """
         if not known or self.best_folder is None:
             return known
@@ -392,7 +396,7 @@ class Trainer:
             return {}
         try:
             best = parse_json((self.best_folder / BEST).read_bytes())
-        except (OSError, ValueError):  # of an earlier release
+        except (OSError, ValueError):  # an earlier release saved no scores with it
             return known
         return best if best.pop("stage") == self.name else known
 
@@ -406,14 +410,14 @@ class _NonFinite(Exception):
 
 
 class _Window:
-    """Means and speed since the last line of metrics; numbers leave the device only at its end."""
+    """Means and speed since the last line of metrics; nothing leaves the device before `close`."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.steps: list[int] = []
         self.terms: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []  # this rank's share in each step
-        self.sums: Tensor | float = 0.0
+        self.sums: Tensor | float = 0.0  # what `Trainer.train_step` sums over all ranks, over the steps
 
     def add(self, step: int, terms: dict[str, Tensor], sums: Tensor) -> None:
         self.steps.append(step)
@@ -422,16 +426,16 @@ class _Window:
         for name, term in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + term
 
-    def rows_and_positions(self) -> tuple[float, float]:
-        """Rows of all ranks, and the sum of their positions."""
-        _, positions, _, counts = self._summed()
-        return counts.rows, positions
+    def rows_and_steps(self) -> tuple[float, float]:
+        """Rows of all ranks, and the sum of the step numbers that each of them took."""
+        steps, _, counts = self._summed()
+        return counts.rows, steps
 
-    def _summed(self) -> tuple[float, float, float, Counts]:
-        """Votes, positions, digest and counts, as `Trainer.train_step` says."""
+    def _summed(self) -> tuple[float, float, Counts]:
+        """Step numbers, digest of the rows, and counts."""
         assert isinstance(self.sums, Tensor)
-        votes, positions, rows, *counts = self.sums.tolist()
-        return votes, positions, rows, Counts(*counts)
+        _, steps, digest_of_rows, *counts = self.sums.tolist()
+        return steps, digest_of_rows, Counts(*counts)
 
     def close(self, cost: Cost, ceiling: float) -> dict[str, Any]:
         """Means of the terms, speed, the share of the ceiling that the model's FLOPs take, and a digest of
@@ -440,7 +444,7 @@ class _Window:
         """
         names = list(self.terms)
         sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
-        _, _, rows, counts = self._summed()
+        _, digest_of_rows, counts = self._summed()
         seconds = time.perf_counter() - self.started
         rate = cost.flops(counts.rows, counts.real_tokens, counts.real_pairs) / seconds
         means = {_label(name): total / len(self.steps) for name, total in zip(names, sums, strict=True)}
@@ -450,7 +454,7 @@ class _Window:
             "tokens_per_s": round(counts.real_tokens / seconds, 1),
             "tflops_per_s": round(rate / 1e12, 4),
             "mfu": round(rate / max(ceiling, rate), 4),
-            "rows_digest": f"{round(rows):x}",
+            "rows_digest": f"{round(digest_of_rows):x}",
         }
 
 
