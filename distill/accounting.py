@@ -76,7 +76,7 @@ def forward_cost(run: Callable[[Batch], object], device: torch.device, longest: 
 def model_cost(model: PreTrainedModel, head_share: float = 1.0, hidden: bool = False) -> Cost:
     """The cost of a model's shape, counted on a copy: its own weights may lie elsewhere, or in parts.
 
-    `head_share` is the share of the tokens that its head sees; `hidden` as of `reading`.
+    `head_share` is the share of the tokens that its head sees; `hidden` as for `reading`.
     """
     with torch.random.fork_rng(devices=[]):
         copy = type(model)(model.config).eval()
@@ -86,6 +86,7 @@ def model_cost(model: PreTrainedModel, head_share: float = 1.0, hidden: bool = F
     if head_share == 1:
         with reading(copy, None, hidden):
             return _plain_cost(copy)
+    # The head's share of the tokens passes through all; the rest through what `reading` leaves of the body.
     body = copy.base_model
     with reading(body, torch.zeros(0, dtype=torch.long), hidden):
         unread = _plain_cost(body)
@@ -102,10 +103,9 @@ def count_flops(run: Callable[[], object]) -> int:
     # Attention and LSTMs as the plain products that they are made of, which the counter knows.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of hardware that is not here
-        own, cudnn = torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False)
         with (
-            own,
-            cudnn,
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False, custom_mapping=products.FLOPS | int8.FLOPS) as counter,
         ):
@@ -137,7 +137,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory that this process has held, in MB of 2^20: the GPU's, or without one its own."""
+    """The most memory that this process has held, in MiB: the GPU's, or without one its own."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -24,7 +24,7 @@ from distill.int8_rows import attend, is_quick
 from distill.read_places import is_part
 
 NAME = "distillery"
-MULTIPLE = 8  # of which head sizes are that attention kernels take
+MULTIPLE = 8  # a GPU's fused attention kernels take head sizes that are multiples of it
 
 
 class Heads(NamedTuple):
@@ -89,11 +89,11 @@ def _capturing_sdpa(
 
 
 def _fits_one_pass(module: torch.nn.Module, query: Tensor, mask: Tensor | None) -> bool:
-    """Whether a layer attends in one pass over memory: one of BERT's kind, in fp32 on a CPU, untrained."""
+    """Whether a layer attends by `attend`: one of BERT's kind, in fp32 on a CPU, without gradients."""
     if query.device.type != "cpu" or query.dtype != torch.float32 or torch.is_grad_enabled():
         return False
-    own = is_part(module, "SelfAttention") and not module.is_causal
-    return own and is_of_keys(mask, query.shape[0], query.shape[2]) and is_quick()
+    known = is_part(module, "SelfAttention") and not module.is_causal
+    return known and is_of_keys(mask, query.shape[0], query.shape[2]) and is_quick()
 
 
 def is_of_keys(mask: Tensor | None, sequences: int, length: int) -> bool:
@@ -108,9 +108,9 @@ def is_of_keys(mask: Tensor | None, sequences: int, length: int) -> bool:
 
 
 def _is_slow(query: Tensor) -> bool:
-    """Whether a GPU's kernels take heads of this size only with zeros behind.
+    """Whether a GPU's fused kernels take heads of this size only with zeros behind.
 
-    What else is left where a mask is given writes the scores of all pairs, in fp32.
+    What serves them otherwise, where there is a mask, writes the scores of all pairs to memory, in fp32.
     """
     return query.is_cuda and query.shape[-1] % MULTIPLE != 0
 
@@ -118,8 +118,8 @@ def _is_slow(query: Tensor) -> bool:
 def _mask(
     *, attention_mask: Tensor | None = None, allow_is_bidirectional_skip: bool = False, **kwargs: Any
 ) -> Tensor | None:
-    """SDPA's mask, or None where it would hide nothing. To know that, transformers looks into it, for which
-    a GPU would have to end all that it was given before.
+    """SDPA's mask, or None where it would hide nothing. To know that, transformers reads the mask, which
+    on a GPU would wait for all work queued before: there it is always given.
     """
     looks = attention_mask is None or attention_mask.device.type == "cpu"
     skip = allow_is_bidirectional_skip and looks

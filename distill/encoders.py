@@ -54,7 +54,7 @@ class Batch:
 
     `teacher` holds the teacher's logits, (batch, outputs), where they were computed beforehand.
     `masked` holds the places of masked tokens in the flattened batch, (places,); labels are theirs then.
-    `full` says, of a batch that was moved, whether no sequence is padded: a GPU would have to be asked.
+    `full`, set by `to`, says that no sequence is padded: to ask a GPU later would mean to wait for it.
     """
 
     ids: Tensor
@@ -70,8 +70,8 @@ class Batch:
         return {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`, copied without waiting. (From memory that is not pinned a GPU takes no copy
-        before its work is done.)
+        """The same on `device`, copied without waiting: from pinned memory, for a copy from any other waits
+        until the GPU has done its queued work.
         """
         parts = self.parts()
         if device.type == "cuda":
@@ -91,8 +91,8 @@ class Signal:
 
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-    """A batch as the keyword arguments of a model; segments only where it has them, and no mask of ones
-    where it needs none: flash attention takes none.
+    """A batch as a model's keyword arguments: segments only where the model has embeddings for them, and
+    no mask of ones where it can do without: flash attention takes no mask.
     """
     inputs = {"input_ids": batch.ids}
     if not (batch.full and needs_no_mask(model)):
@@ -120,7 +120,7 @@ def run_encoder(
         )
     logits = getattr(output, "logits", None)
     if batch.masked is not None and logits is not None:
-        logits = logits[0]
+        logits = logits[0]  # `reading` makes them (1, places, ...)
     return Signal(logits, {layer: output.hidden_states[layer] for layer in hidden}, layers)
 
 
@@ -140,9 +140,9 @@ class Teacher:
         head: Any = AutoModelForSequenceClassification,
         kept: bool = False,
     ):
-        """`layers`: load a backbone of so many layers; None loads all and a head, as the class `head`.
+        """`layers`: load a bare encoder of so many layers; None loads the whole model, of the class `head`.
 
-        `kept`: what it says outlasts this run, so that `auto` takes no int8.
+        `kept`: its logits are stored for later runs, so that `auto` takes no int8.
         """
         path = model_folder(config.path)
         if layers is None:
@@ -153,12 +153,15 @@ class Teacher:
                 model.final_norm = nn.Identity()  # ModernBERT's, of its very last layer alone
         self.collector = listen(model)
         fuse_layer_norms(model)
-        small = config.precision == "auto" and isinstance(model, WordModelForSequenceClassification)
-        dtype = self.products = torch.float32 if small else precision_of(config.precision, device, kept)
+        if config.precision == "auto" and isinstance(model, WordModelForSequenceClassification):
+            self.products = torch.float32
+        else:
+            self.products = precision_of(config.precision, device, kept)
+        dtype = self.products
         if dtype == torch.int8:
             check_int8(device)
             quantise(model.base_model)
-            dtype = torch.float32  # beside the products
+            dtype = torch.float32  # of everything but the products
         speed_up_products(model)
         self.model = model.to(device=device, dtype=dtype).requires_grad_(False)
         self.model.train(config.dropout)
@@ -175,7 +178,10 @@ class Teacher:
 
 
 def whole_model(head: Any, path: str, name: str, **given: Any) -> PreTrainedModel:
-    """A folder's model of the class `head`. Raises ValueError where weights are missing: random ones."""
+    """A folder's model of the class `head`.
+
+    Raises ValueError where it lacks weights, which transformers would replace by random ones.
+    """
     model, said = head.from_pretrained(path, output_loading_info=True, **given)
     if said["missing_keys"]:
         missing = ", ".join(sorted(said["missing_keys"])[:3])
@@ -184,7 +190,7 @@ def whole_model(head: Any, path: str, name: str, **given: Any) -> PreTrainedMode
 
 
 class StoredTeacher:
-    """A teacher whose logits were computed beforehand, in `precision`; `live` gives the rest."""
+    """A teacher whose logits were computed beforehand, in `precision`; `live` runs for its layers."""
 
     def __init__(self, precision: str, live: Teacher | None = None):
         self.precision = precision
@@ -204,7 +210,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 def precision_of(precision: str, device: torch.device, kept: bool = False) -> torch.dtype:
-    """The dtype of a frozen model's matrix products; `auto` is the fastest, for `kept` without int8."""
+    """The dtype of a frozen model's matrix products; `auto` is the fastest, but never int8 if `kept`."""
     if precision != "auto":
         return PRECISIONS[precision]
     if has_bf16_units(device):
@@ -281,23 +287,23 @@ def student_shape(student: StudentConfig, base: PretrainedConfig) -> PretrainedC
         }
         if hasattr(base, "pooler_hidden_size"):  # DeBERTa's
             shape["pooler_hidden_size"] = student.hidden_size
-        if kinds := getattr(base, "layer_types", None):  # ModernBERT's: which layers look how far
+        if kinds := getattr(base, "layer_types", None):  # ModernBERT's: full or sliding-window attention
             shape["layer_types"] = _kinds(kinds, student.layers)
         config = type(base)(**{**base.to_dict(), **shape})
     return with_dropout(config, student.dropout)
 
 
 def _kinds(kinds: list[str], layers: int) -> list[str]:
-    """Kinds of the student's layers: those of the teacher's in the uniform map, which are their model or
-    their origin.
+    """Kinds of attention of the student's layers: those of the teacher's layers in the uniform map, which
+    they learn or inherit from.
     """
-    if layers > len(kinds):  # a student that is compared with none
+    if layers > len(kinds):  # no map then, and layers are not compared
         return (kinds * layers)[:layers]
     return [kinds[teacher - 1] for _, teacher in layer_map("uniform", layers, len(kinds))[1:]]
 
 
 def with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
-    """Set every dropout of an encoder's configuration."""
+    """Set every dropout of an encoder's configuration, in place; returns it."""
     for name in vars(config).keys() & DROPOUTS:
         if getattr(config, name) is not None:
             setattr(config, name, dropout)
@@ -305,7 +311,7 @@ def with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
 
 
 def build_backbone(student: StudentConfig, teacher: str, head: Any = AutoModel) -> PreTrainedModel:
-    """A student encoder in fp32, bare or with a head: trained weights from its path, or first ones."""
+    """A student encoder in fp32, bare or with a head: with the weights of its path, or initial ones."""
     config = student_shape(student, read_config(teacher))
     path = model_folder(student.path or teacher)
     extra = _backbone(path) if head is AutoModel else {}
@@ -340,7 +346,7 @@ def build_classifier(
 
     A head of another number of outputs gives way to a random one.
     """
-    outputs = config.num_labels
+    outputs = config.num_labels  # the folder's, before they change
     set_labels(config, labels, kind if labels else "regression")
     if path:
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -374,7 +380,7 @@ def save_model(
     config._attn_implementation = "sdpa"  # ours is not known where the folder will be loaded
     try:
         model.save_pretrained(partial, state_dict={k: v.float() for k, v in weights.items()})
-        config.dtype = torch.float32  # it wrote the dtype trained in, which would be loaded
+        config.dtype = torch.float32  # save_pretrained wrote that of training, which would be loaded
         config.save_pretrained(partial)
     finally:
         config._attn_implementation = implementation

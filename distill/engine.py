@@ -54,7 +54,7 @@ class Engine:
     ):
         self.accumulation = accumulation
         precision = precision_name(config.precision, optimizer.name)
-        # Without ZeRO DeepSpeed divides gradients by a scale that it has not multiplied the loss with.
+        # In fp16 without ZeRO it divides gradients by a scale that it has not multiplied the loss with.
         self.zero = max(config.zero, 1) if precision == "fp16" else config.zero
         fuse_layer_norms(module)
         if self.zero < 3:  # under 3 a layer's weights are whole only while DeepSpeed's own product runs
@@ -65,14 +65,14 @@ class Engine:
             config=deepspeed_config(optimizer, self.zero, precision, accumulation, micro_batch_size),
         )
         if precision == "bf16" and self.zero == 0:
-            # It waits for the device at each tensor; the gradient's norm, looked at next, tells the same.
+            # It waits for the device at each tensor; the gradient's norm, checked next, tells the same.
             self.optimizer.overflow_checker.has_overflow = lambda *_, **__: False
-        # Alone, its sum over processes only copies every gradient to and fro.
+        # For a single process DeepSpeed's all-reduce would only copy every gradient to and fro.
         self.alone = world_size() == 1 and self.zero == 0 and precision == "fp32"
         if self.alone:
             self.engine.enable_backward_allreduce = False
-        # To make room for its moments DeepSpeed has the optimizer make a step with gradients and
-        # a learning rate of 0: it changes no weight, but would count for the correction of bias.
+        # To allocate the moments DeepSpeed has had the optimizer make a step with zero gradients and a
+        # learning rate of 0: it changed no weight, but would count for the correction of bias.
         self._whole_state().count_from(0)
 
     @property
@@ -102,10 +102,10 @@ class Engine:
         self.engine.backward(loss * (self.accumulation * world_size()))
 
     def step(self, lr: float) -> None:
-        """Update the weights, at the end of a step's micro-batches, with learning rate `lr`."""
+        """Call after every micro-batch; the step's last updates the weights, with learning rate `lr`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.alone:  # as the sum does: what had no part in the loss decays all the same
+        if self.alone:  # as the all-reduce does: what had no part in the loss decays all the same
             for parameter in self.module.parameters():
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -113,8 +113,8 @@ class Engine:
 
     @property
     def overflowed(self) -> bool:
-        """Whether DeepSpeed left the last update out for a gradient that is not finite, as it does under
-        ZeRO and in bf16 without a word; the same on all ranks. In fp16 it then scales the loss.
+        """Whether DeepSpeed, without a word, left the last update out for a gradient that is not finite, as
+        it does under ZeRO and in bf16; the same on all ranks. False in fp16, which so finds its loss scale.
         """
         return not self.engine.fp16_enabled() and getattr(self.optimizer, "overflow", False)
 
@@ -127,7 +127,7 @@ class Engine:
         self.engine.eval()
 
     def share_buffers(self) -> None:
-        """Give all ranks rank 0's buffers of floating point: each has running means of its own rows."""
+        """Give all ranks rank 0's floating-point buffers: running means differ, for each saw other rows."""
         for buffer in self.module.buffers():
             if buffer.is_floating_point():
                 from_rank_0(buffer)
@@ -159,7 +159,7 @@ class Engine:
         Raises ValueError where it is another student's or optimizer's.
         """
         self._whole_state().scatter(tensors, numbers)
-        if self.overflowed:  # told of an update before
+        if self.overflowed:  # by the last update before this load
             self.optimizer.overflow = False
 
     def _whole_state(self) -> WholeState:
@@ -188,7 +188,7 @@ def deepspeed_config(
 
 
 def precision_name(precision: str, optimizer: str = "adamw") -> str:
-    """The student's precision: `auto` is bf16 on GPUs that multiply it, fp32 elsewhere and with bert_adam.
+    """The student's precision; `auto` is bf16 on GPUs that multiply it, fp32 elsewhere and with bert_adam.
 
     Raises ValueError for fp16 on a CPU, which has none.
     """
@@ -196,7 +196,7 @@ def precision_name(precision: str, optimizer: str = "adamw") -> str:
         raise ValueError("engine.precision: fp16 needs a GPU and there is none; give bf16, fp32 or auto")
     if precision != "auto":
         return precision
-    has_units = torch.cuda.is_available() and has_bf16_units(torch.device("cuda"))  # others emulate them
+    has_units = torch.cuda.is_available() and has_bf16_units(torch.device("cuda"))  # others emulate bf16
     return "bf16" if has_units and optimizer != "bert_adam" else "fp32"
 
 
@@ -223,9 +223,9 @@ def load_communication(root: Path) -> None:
 
 
 def extensions_folder(wanted: str | None) -> Path:
-    """A folder of this Python environment's own.
+    """A folder for compiled extensions that only this Python environment builds in.
 
-    No other program builds there, for other versions or at the same time; and two environments with unlike
+    Other programs may use other versions, or build at the same time; and two environments of different
     paths would each take for stale what the other has built.
     """
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -236,9 +236,9 @@ def extensions_folder(wanted: str | None) -> Path:
 
 
 def tools_first(path: str) -> str:
-    """PATH, where DeepSpeed looks for ninja, with what lies beside this Python in front.
+    """PATH with the folder of this Python in front, so that DeepSpeed always finds the same ninja.
 
-    Always the same ninja: another version takes what is built for stale, and builds it anew.
+    Another version takes what is built for stale, and builds it anew.
     """
     tools = str(Path(sys.executable).parent)
     return path if path.split(os.pathsep)[0] == tools else f"{tools}{os.pathsep}{path}"
@@ -256,10 +256,10 @@ def start_processes(patience: timedelta = PATIENCE) -> torch.device:
     with redirect_stdout(io.StringIO()):  # it prints which extensions it compiled
         load_communication(root)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        # Plain torchrun has opened a store for its ranks; ours leaves that to them (launcher/local.py).
-        theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        here = os.environ.get("MASTER_ADDR") == LOOPBACK and not theirs
-        where = "loopback://" if here else None
+        # Plain torchrun opens a store for its ranks; our launcher leaves that to them (launcher/local.py).
+        has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        opens_store = os.environ.get("MASTER_ADDR") == LOOPBACK and not has_store
+        where = "loopback://" if opens_store else None
         deepspeed.init_distributed(dist_backend=backend, timeout=patience, init_method=where)
     if not torch.cuda.is_available():
         return torch.device("cpu")

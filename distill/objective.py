@@ -32,8 +32,9 @@ from distill.settings import ObjectiveConfig
 
 
 class Counts(NamedTuple):
-    """What terms are divided by, sums over rows; and what is no padding, which counts in `tokens` and
-    `pairs` under `all`.
+    """Sums over rows that terms are divided by; `pairs` are pairs of positions within a row.
+
+    Under `normalise: all` padding counts in `tokens` and `pairs`; in `real_*` it never does.
     """
 
     rows: Any
@@ -50,7 +51,11 @@ def count(batch: Batch, normalise: str) -> Tensor:
     lengths = torch.full_like(real, batch.ids.shape[1]) if normalise == "all" else real
     masked = real.new_full((), 0 if batch.masked is None else len(batch.masked))
     rows = torch.ones_like(real).sum()
-    return torch.stack(Counts(rows, *_sums(lengths), masked, *_sums(real)))
+    return torch.stack(Counts(rows, *_tokens_and_pairs(lengths), masked, *_tokens_and_pairs(real)))
+
+
+def _tokens_and_pairs(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    return lengths.sum(), lengths.square().sum()
 
 
 def _custom(
@@ -60,7 +65,7 @@ def _custom(
     try:
         value = term(own, signal, batch)
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
+        frames = traceback.extract_tb(error.__traceback__)  # the first is this function's
         where = next(
             (f"{one.filename}:{one.lineno}" for one in frames[1:] if "/torch/" not in one.filename), ""
         )
@@ -76,10 +81,6 @@ def _custom(
     if torch.is_grad_enabled() and not value.requires_grad:
         raise ValueError(f"objective.custom: {name} has no gradient; compute it from the student's outputs")
     return value
-
-
-def _sums(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    return lengths.sum(), lengths.square().sum()
 
 
 class Objective(nn.Module):
@@ -163,7 +164,7 @@ class Objective(nn.Module):
         return 2.0 * self.student.config.hidden_size * self.teacher_width * len(self.hidden_layers)
 
     def _attention(self, own: Signal, signal: Signal, batch: Batch) -> Tensor:
-        # Padding keys never count; padding queries do in the paper's code.
+        # Padding keys never count; padding queries do in the paper's code (`normalise: all`).
         queries = self._counted(batch)
         total = torch.zeros((), device=batch.mask.device)
         for student, teacher in self.attention_layers:
@@ -198,13 +199,13 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of the student's logits, beside the teacher's and the labels."""
         terms, config = {}, self.config
-        # Of rows, or of masked tokens, of which short rows may have none.
-        number = whole.rows if batch.masked is None else whole.masked.clamp(min=1)
+        # A step of short rows may have no masked token at all.
+        answers = whole.rows if batch.masked is None else whole.masked.clamp(min=1)
         if config.logits or config.logits_mse:
             assert own is not None
             assert teacher is not None
             if config.logits:
-                terms["logits"] = self._logits(own, teacher) / number
+                terms["logits"] = self._logits(own, teacher) / answers
             if config.logits_mse:
                 terms["logits_mse"] = squared_error(own, teacher) / whole.rows
         if config.labels or config.mlm:
@@ -213,7 +214,7 @@ class Objective(nn.Module):
             if config.labels:
                 terms["labels"] = self._labels(own, batch.labels) / whole.rows
             if config.mlm:
-                terms["mlm"] = label_loss(own, batch.labels) / number
+                terms["mlm"] = label_loss(own, batch.labels) / answers
         return terms
 
     def _logits(self, own: Tensor, teacher: Tensor) -> Tensor:
