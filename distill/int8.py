@@ -22,7 +22,7 @@ from distill.int8_rows import attend, attend_rows, gelu_rows, library, norm_rows
 from distill.read_places import is_part
 
 LEVELS = 127  # of weights, to either side of zero
-MIDDLE = 128  # what a product takes off activations, which are unsigned: so VNNI multiplies them
+MIDDLE = 128  # subtracted from activations' levels in a product: VNNI multiplies unsigned by signed
 
 
 def check_int8(device: torch.device, setting: str = "teacher.precision") -> None:
@@ -58,7 +58,7 @@ class Rounded(NamedTuple):
 
 
 class Rounding:
-    """Activations in 8 bits; the last ones are kept, for queries, keys and values are made of the same."""
+    """Rounds activations to 8 bits; keeps the last result, for queries, keys and values share an input."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, int, Rounded] | None = None
@@ -85,6 +85,7 @@ class Int8Linear(nn.Module):
         scale = row_scales(weight)
         outputs, inputs = weight.shape
         levels = (weight / scale).round_()
+        # Laid out for inputs of such a shape; others are multiplied too.
         self.packed = torch.ops.onednn.qlinear_prepack(levels.to(torch.int8), [1024, inputs])
         self.scale = scale[:, 0].contiguous()
         self.sums = levels.sum(1) * self.scale
@@ -96,16 +97,16 @@ class Int8Linear(nn.Module):
         """(tokens, outputs) without bias, still to be scaled by the tokens' factors."""
         return torch.ops.onednn.qlinear_pointwise(
             rounded.levels,
-            1.0,
-            MIDDLE,
+            1.0,  # their scale
+            MIDDLE,  # their level of zero
             self.packed,
             self.scale,
             self.zeros,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
+            None,  # bias
+            1.0,  # the output's scale,
+            0,  # level of zero
+            torch.float32,  # and dtype
+            "none",  # nothing is fused behind the product
             [],
             "",
         )
@@ -135,6 +136,7 @@ class Int8SelfAttention(nn.Module):
         rounded = sides[0].rounding(hidden)
         products = [side.product(rounded) for side in sides]
         collector: Collector | None = getattr(plain, "distillery_collector", None)
+        # A loss wants this layer's queries, keys and values; else they are scaled only within attend_rows.
         scaled = collector is not None and collector.wants_next()
         if scaled:
             for side, product in zip(sides, products, strict=True):
@@ -143,7 +145,7 @@ class Int8SelfAttention(nn.Module):
         heads = plain.num_attention_heads
         if collector is not None and collector.wanted:
             query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in products)
-            collector.take(query, key, value, plain.scaling)
+            collector.take(query, key, value, plain.scaling)  # counts layers, wanted or not
         mask = None if attention_mask is None else attention_mask[:, 0, 0].contiguous()
         if scaled:
             return attend(*products, mask, plain.scaling, heads), None
@@ -191,7 +193,7 @@ class Int8Output(nn.Module):
 
 def row_scales(rows: Tensor) -> Tensor:
     """What one level stands for in each row, (rows, 1): its largest magnitude has the last level."""
-    return (rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LEVELS)) / LEVELS
+    return rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LEVELS) / LEVELS
 
 
 def quantise(model: nn.Module) -> None:

@@ -1,9 +1,9 @@
 """What lies between the 8-bit products of a frozen encoder on a CPU, each in one pass over memory.
 
 torch takes four to six passes over these rows, and its compiler two, for what fits between a read and a
-write of each row (int8_rows.cpp). Rows are (tokens, width) in fp32. A token's factors, (tokens, 2), are f,
-what one of its levels stands for, and f (128 - z), z being the level of zero: of a product of its levels
-less 128 and of weights the first is to be multiplied by the product, the second by the weights' sum.
+write of each row (int8_rows.cpp). Rows are (tokens, width) in fp32. A level q of a token stands for the
+number f (q - z), z being the token's level of zero. Its factors, a row of (tokens, 2), are f and
+f (128 - z): to scale a product P of (q - 128) and weights w is to make it f P + f (128 - z) sum(w).
 Attention in fp32 goes the same way.
 """
 
@@ -25,7 +25,7 @@ from torch import library as operators
 from distill.compiler import compiler
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-# What C++ says of errors and exceptions of floating point would keep the loops from being vectors.
+# To set errno and to raise floating-point exceptions, as C++ asks, would keep loops from being vectorised.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 
 
@@ -68,7 +68,9 @@ def _compiled(words: list[str]) -> ctypes.CDLL:
 
 @functools.cache
 def is_quick() -> bool:
-    """Whether attention in fp32 is to take this way: for its lanes are AVX-512's, and where it compiles."""
+    """Whether attention in fp32 goes by `attend`: where there is AVX-512, for which it is written, and
+    where it compiles.
+    """
     if compiler() is None or not torch.cpu._is_avx512_supported():
         return False
     try:
@@ -168,7 +170,8 @@ def attend(
     """The same of queries, keys and values as they are; nothing in 8 bits."""
     sequences, length, width = query.shape
     out = torch.empty_like(query)
-    given = (query, key, value, *[None] * 7, mask, scaling, out, None, None)
+    unscaled = [None] * 7  # no sums, biases or factors
+    given = (query, key, value, *unscaled, mask, scaling, out, None, None)
     _call("attend_rows", *given, counts=(sequences, length, heads, width // heads))
     return out
 

@@ -36,7 +36,9 @@ class PlainScoreError(torch.autograd.Function):
         scale: float,
         other_scale: float,
     ) -> Tensor:
-        """Queries and keys (batch, heads, length, head size); masks (batch, length)."""
+        """The student's and the teacher's (`other_`) queries and keys, (batch, heads, length, head size);
+        masks of queries (`rows`) and keys (`columns`), (batch, length).
+        """
         trained = query.shape[-1]
         rows, columns = (mask.float()[:, None, :, None] for mask in (rows, columns))
         a = _side_by_side(query, rows * scale, other_query, rows * -other_scale)

@@ -1,9 +1,9 @@
-"""Products of fp32 matrices on AMD's CPUs: by oneDNN, in place of the MKL that torch asks.
+"""Products of fp32 matrices on AMD's CPUs: by oneDNN, in place of MKL, which torch calls by default.
 
 MKL's kernels for them stop at AVX2; oneDNN's have AVX-512 and are twice as fast. torch has no switch for
 oneDNN but one that also permits it to round to bf16: it does so where there is AMX, and multiplies in fp32
-elsewhere. The switch is on around single large products alone, for the many small ones inside of torch's
-attention take oneDNN longer. Weights that don't train go another way, laid out as oneDNN wants them.
+elsewhere. The switch is on around single large products alone, for oneDNN is slower at the many small ones
+inside torch's attention. Weights that don't train go another way, laid out as oneDNN wants them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.autograd.function import once_differentiable
 
 SWITCH: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 CPUINFO = Path("/proc/cpuinfo")
-BLOCK = 64  # rows: oneDNN keeps what it makes for each number of them, and texts have all lengths
+BLOCK = 64  # rows of a product: oneDNN makes and keeps a kernel for each number, and texts have all lengths
 EIGHTH = BLOCK // 8
-ROWS = 1024  # of the products that a weight is laid out for
+ROWS = 1024  # of the inputs that a weight is laid out for; others are multiplied too
 
 
 @functools.cache
@@ -58,9 +58,9 @@ def is_exact() -> bool:
 
 @contextmanager
 def fast_products(length: int = 0) -> Iterator[None]:
-    """Let products of matrices inside take the faster way; of no effect where there is but one.
+    """Let matrix products inside go by oneDNN where it serves this machine (`by_onednn`).
 
-    Nor where their length is not one of those that recur (see BLOCK).
+    Not if their `length` is one that seldom recurs (see BLOCK); 0 says that it does.
     """
     if by_onednn() and length % (BLOCK // 2) == 0:
         with _switched_on():
@@ -80,7 +80,7 @@ def _switched_on() -> Iterator[None]:
 
 
 def _multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left @ right + bias, (rows, depth) and (depth, width): whole blocks of rows the faster way."""
+    """left @ right + bias, (rows, depth) and (depth, width): whole blocks of rows by oneDNN."""
     out = left.new_empty(left.shape[0], right.shape[1])
     whole = left.shape[0] // BLOCK * BLOCK
     with fast_products():
@@ -147,7 +147,7 @@ class _Packed:
 
 
 class FastLinear(nn.Linear):
-    """A linear layer on a CPU whose products in fp32 take the faster way.
+    """A linear layer on a CPU whose products in fp32 go by oneDNN.
 
     Where nothing trains, the weight is laid out once for all products; it is held twice then.
     """
@@ -186,7 +186,7 @@ class FastLinear(nn.Linear):
 
 
 def speed_up_products(model: nn.Module) -> None:
-    """Make a model's linear layers take the faster way, where there is one; their weights stay theirs."""
+    """Make a model's linear layers FastLinear where oneDNN is faster; their weights stay as they are."""
     if by_onednn():
         for module in model.modules():
             if type(module) is nn.Linear:

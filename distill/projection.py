@@ -20,10 +20,10 @@ SLICE = {"cuda": 1 << 24, "cpu": 1 << 20}
 
 
 def slices(rows: int, most: int) -> Iterator[tuple[slice, int]]:
-    """Parts of so many rows, with how many each has: whole blocks, then what is left."""
+    """Slices of at most `most` of `rows` rows, each with its length: whole blocks first, then the rest."""
     most = most // BLOCK * BLOCK or most
     whole = rows // BLOCK * BLOCK if most >= BLOCK else rows
-    for end, first in ((whole, 0), (rows, whole)):
+    for first, end in ((0, whole), (whole, rows)):
         for begin in range(first, end, most):
             stop = min(begin + most, end)
             yield slice(begin, stop), stop - begin
@@ -66,7 +66,7 @@ class _HiddenError(torch.autograd.Function):
 
 
 class HiddenProjection(nn.Linear):
-    """A projection of the student's states to the teacher's width, that answers with the loss."""
+    """A projection of the student's states to the teacher's width whose forward returns the loss."""
 
     def __init__(self, width: int, teacher_width: int, std: float):
         super().__init__(width, teacher_width)

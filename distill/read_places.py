@@ -19,7 +19,7 @@ FAMILIES = ("Bert", "Roberta", "Electra", "XLMRoberta", "Camembert")  # their la
 
 @contextmanager
 def reading(model: PreTrainedModel, places: Tensor | None, hidden: bool = False) -> Iterator[None]:
-    """Let the forward passes inside compute what is read alone.
+    """Let the forward passes inside compute only what is read.
 
     Args:
         model: An encoder; what is saved there depends on its family.
@@ -27,7 +27,7 @@ def reading(model: PreTrainedModel, places: Tensor | None, hidden: bool = False)
             (1, places, ...). None: what the model's own head reads.
         hidden: The hidden states of every token are wanted too.
     """
-    # What reads something else than the first token may be no encoder at all: an exported file.
+    # A model of no known family: it may read other tokens than the first, or be no module but an ONNX file.
     unknown = places is None and not is_part(model, "ForSequenceClassification")
     end = None if hidden or unknown else _end(model)
     if places is None and end is None:
@@ -56,7 +56,9 @@ def reading(model: PreTrainedModel, places: Tensor | None, hidden: bool = False)
 
 
 def _end(model: PreTrainedModel) -> nn.Module | None:
-    """What follows the last layer's attention first: of its output and of the layer's input."""
+    """The module right behind the last layer's attention: its inputs are attention's output and the layer's
+    input. None where the family is not known.
+    """
     body = model.base_model
     if not is_part(body, "Model") or body.config.chunk_size_feed_forward:
         return None
@@ -64,7 +66,7 @@ def _end(model: PreTrainedModel) -> nn.Module | None:
 
 
 def is_part(module: nn.Module, part: str) -> bool:
-    """Whether a module is that part of a family's, such as BertModel, and no other class of its name."""
+    """Whether a module is that part of one of FAMILIES, such as BertModel, as transformers defines it."""
     kind = type(module)
     known = kind.__module__.startswith("transformers.models.")
     return known and kind.__name__ in {f"{family}{part}" for family in FAMILIES}

@@ -21,12 +21,12 @@ from distill.tiles import (
     is_narrow,
     load_rows,
     of_head,
-    side_by_side,
     store_rows,
     width_of,
+    with_shared_strides,
 )
 
-HIDDEN = tl.constexpr(-1e30)  # a score that counts as none; finite, so that a row without keys is too
+HIDDEN = tl.constexpr(-1e30)  # as in relations.py
 
 
 def relation_shape(narrow: bool, width: int, other_width: int) -> dict[str, int]:
@@ -225,9 +225,9 @@ class RelationDivergence(torch.autograd.Function):
         scale: float,
         other_scale: float,
     ) -> Tensor:
-        """Student's and teacher's sides (batch, heads, length, size); masks (batch, length)."""
-        left, right = side_by_side(left, right)
-        other_left, other_right = side_by_side(other_left, other_right)
+        """As relations.PlainRelationDivergence."""
+        left, right = with_shared_strides(left, right)
+        other_left, other_right = with_shared_strides(other_left, other_right)
         rows, keys = rows.contiguous(), keys.contiguous()
         batch, heads, length, _ = left.shape
         settings = compiled_in(left, other_left)

@@ -18,7 +18,7 @@ from distill.attention import Heads
 from distill.fused import kernel
 from distill.products import fast_products
 
-HIDDEN = -1e30  # a score that counts as none; finite, so that a row without keys is too
+HIDDEN = -1e30  # the score of a masked key; finite, so that a row without keys has no NaN
 TILE = 1 << 22  # entries of a score matrix that exist at once: 16 MB in fp32
 
 
@@ -41,7 +41,9 @@ class PlainRelationDivergence(torch.autograd.Function):
         scale: float,
         other_scale: float,
     ) -> Tensor:
-        """Student's and teacher's sides (batch, heads, length, size); masks (batch, length)."""
+        """The student's and the teacher's (`other_`) sides, (batch, heads, length, size); masks of the left
+        side's positions (`rows`) and the right's (`keys`), (batch, length).
+        """
         ctx.dtype = left.dtype
         left, right, other_left, other_right = (
             part.float() for part in (left * scale, right, other_left * other_scale, other_right)

@@ -23,9 +23,9 @@ from distill.tiles import (
     load_rows,
     of_head,
     product,
-    side_by_side,
     store_rows,
     width_of,
+    with_shared_strides,
 )
 
 
@@ -41,7 +41,7 @@ def score_shape(narrow: bool, width: int, other_width: int) -> dict[str, int]:
 def fits(own: Tensor, other: Tensor) -> bool:
     """Whether the Gram matrices fit into a processor's registers and shared memory."""
     width, narrow = width_of(own.shape[-1]), own.dtype == other.dtype and own.element_size() == 2
-    if own.dtype == torch.float16 and width > 64:  # whose gradients are products in fp32
+    if own.dtype == torch.float16 and width > 64:  # its gradients are products in fp32, which take more
         return False
     return width + width_of(other.shape[-1]) <= (160 if narrow else 96)
 
@@ -197,13 +197,13 @@ class ScoreError(torch.autograd.Function):
         scale: float,
         other_scale: float,
     ) -> Tensor:
-        """Queries and keys (batch, heads, length, size); masks (batch, length)."""
-        query, key = side_by_side(query, key)
-        other_query, other_key = side_by_side(other_query, other_key)
+        """As losses.PlainScoreError."""
+        query, key = with_shared_strides(query, key)
+        other_query, other_key = with_shared_strides(other_query, other_key)
         batch, heads, length, size = query.shape
         # The sums can be too large for fp16; bf16 holds them, and half the bytes of fp32.
         kept = torch.bfloat16 if query.dtype == torch.bfloat16 else torch.float32
-        lying = (batch, length, heads, size)  # as the projections want them back
+        lying = (batch, length, heads, size)  # contiguous for the backward pass of the projections
         for_query, for_key = (query.new_empty(lying, dtype=kept).transpose(1, 2) for _ in range(2))
         losses = query.new_empty(batch * heads, dtype=torch.float32)
         settings = compiled_in(query, other_query)

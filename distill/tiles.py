@@ -23,7 +23,7 @@ def width_of(size: int) -> int:
 
 
 def compiled_in(own: Tensor, other: Tensor) -> dict[str, Any]:
-    """What the head sizes and dtypes of student and teacher are compiled in as."""
+    """The kernels' compile-time constants: head sizes, widths of tiles, whether tiles become fp32."""
     size, other_size = own.shape[-1], other.shape[-1]
     return {
         "SIZE": size,
@@ -39,7 +39,7 @@ def is_narrow(own: Tensor, other: Tensor) -> bool:
     return INTERPRETED or (own.dtype == other.dtype and own.element_size() == 2)
 
 
-def side_by_side(*parts: Tensor) -> tuple[Tensor, ...]:
+def with_shared_strides(*parts: Tensor) -> tuple[Tensor, ...]:
     """The tensors as they are where they share strides and rows are dense, else copies that do."""
     first = parts[0].stride()
     if first[-1] == 1 and all(part.stride() == first for part in parts):
