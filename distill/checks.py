@@ -1,4 +1,4 @@
-"""What each job refuses before it starts: read from files alone, without torch, nothing written.
+"""What each job refuses before it starts: by reading files alone, without torch; nothing is written.
 
 Every check raises ValueError with one line: what is wrong, where, and what to do.
 """
@@ -75,7 +75,7 @@ from distill.task_checks import (
     warn_of_outputs,
 )
 
-# Endings of what would be labelled line by line for what it is not.
+# Endings of files that hold no plain lines, and would be labelled line by line all the same.
 NO_LINES = {".json", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip", ".xls", ".xlsx"}
 LARGEST_GRAPH = 2_000_000_000  # bytes; a protobuf message holds 2 GiB in all
 
@@ -97,11 +97,11 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     objective = config.stage.objective
     check_objective("stage", objective, student, teacher, CORPUS_TERMS)
     if not any(getattr(objective, term) for term in (*LAYERS, "logits", "custom")):
-        raise ValueError("stage.objective: mlm alone asks no teacher; run distillery pretrain")
+        raise ValueError("stage.objective: mlm alone needs no teacher; run distillery pretrain")
     if objective.normalise == "all" and config.pad_to_longest:
         raise ValueError(
-            "stage.objective.normalise: all counts padding, and pad_to_longest leaves more or less of it "
-            "by the batch; give --pad_to_longest false, or valid"
+            "stage.objective.normalise: all counts padding, and with pad_to_longest its amount depends on "
+            "the batch; give --pad_to_longest false, or valid"
         )
     if objective.custom and not (objective.custom_layers or objective.logits):
         raise ValueError(
@@ -122,7 +122,7 @@ def check_general(config: GeneralConfig, processes: int) -> None:
 
 @contextmanager
 def _as_shape() -> Iterator[None]:
-    """What a student's checks say, of a `shape`. Raises ValueError."""
+    """Let the checks of a student speak of `shape.X` where they say `student.X`. Raises ValueError."""
     try:
         yield
     except ValueError as error:
@@ -140,7 +140,7 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
         with _as_shape():
             model = check_student(shape, config.model)
         if shape.dropout:
-            raise ValueError("shape.dropout: of a pretraining it is --dropout; leave it out")
+            raise ValueError("shape.dropout: pretrain takes it from --dropout; leave it out")
     elif "architectures" in model and not has_weights(config.model):
         raise ValueError(
             f"model: {config.model} holds no weights in safetensors; give shape to start from random ones"
@@ -166,7 +166,7 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
             model = check_student(shape, config.model, by_layers=False) if config.model else base
         check_words("shape", shape, [config.stage], config.engine)
         if shape.dropout:
-            raise ValueError("shape.dropout: of a fine-tuning it is --dropout; leave it out")
+            raise ValueError("shape.dropout: finetune takes it from --dropout; leave it out")
     check_dropout("dropout", config.dropout)
     check_pair((shape.path if shape else None) or config.model or "", model, config.task.text_pair)
     check_stage("stage", config.stage, config.engine, processes, measured=True)
@@ -327,7 +327,7 @@ def check_hub(name: str) -> None:
 
 def check_predict(config: PredictConfig) -> None:
     """Refuse a model, a file or sizes that can't be used."""
-    graph = config.runtime != "torch"  # it was written of a classifier, and its class is no longer needed
+    graph = config.runtime != "torch"  # exported from a classifier; the class itself is no longer needed
     model = model_config(config.model, "model", config.classes, any_kind=graph)
     if not graph:
         check_head(config.model, model, config.classes)

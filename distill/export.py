@@ -42,7 +42,7 @@ from distill.settings import ExportConfig
 
 TORCH = "torch fp32"
 PROGRAM = "model.pt2"
-ALIKE = 0.995  # of the labels: where int8 gives fewer as the model does, it is told
+ALIKE = 0.995  # share of the labels that int8 should keep: below it a warning is printed
 NAMES = {"onnx": "onnxruntime fp32", "onnx_int8": "onnxruntime int8"}
 
 
@@ -93,7 +93,7 @@ def upload(folder: Path, name: str) -> None:
         hub.create_repo(name, private=True, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by Distillery")
     except Exception as error:  # of the hub's answers, and of its network client
-        raise ValueError(f"push_to_hub: {name} was not uploaded, {folder} is whole: {error}") from error
+        raise ValueError(f"push_to_hub: {name} was not uploaded ({error}); {folder} is complete") from error
 
 
 def write_files(model: PreTrainedModel, folder: Path, config: ExportConfig) -> float:
@@ -125,13 +125,13 @@ def int8_agreement(
 ) -> float | None:
     """Share of texts that the int8 file labels as the model does: of dev's, else of random rows.
 
-    A low one is told in a line. None without such a file, and of a regression.
+    Warns where it is low. None without such a file, and for a regression.
     """
     file = folder / FILES["onnx_int8"]
     if not file.is_file():
         return None
     if rows:
-        texts, share = "texts of dev", rows[-1]["agreement"]
+        texts, share = "texts of dev", rows[-1]["agreement"]  # the last form is int8
         advice = f"where its score is too low use {FILES['onnx']} (predict --runtime onnx)"
     else:
         ours, theirs = map(torch.from_numpy, random_answers(model, file, config.seed))

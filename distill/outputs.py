@@ -34,13 +34,13 @@ VERSION = 1
 
 
 def examples_fingerprint(examples: Examples, max_length: int) -> str:
-    """Of the texts in their order; labels don't matter."""
+    """A hash of the texts in their order and the length they are cut to; labels don't matter."""
     content = json.dumps([examples.firsts, examples.seconds, max_length])
     return xxhash.xxh3_128_hexdigest(content.encode())
 
 
 def teacher_fingerprint(teacher: TeacherConfig) -> str:
-    """Of what decides a teacher's outputs."""
+    """A hash of what decides a teacher's outputs: every member's files and weight."""
     members = [[_folder_fingerprint(folder), weight] for folder, weight in teacher.members.items()]
     return xxhash.xxh3_128_hexdigest(json.dumps(members).encode())
 
@@ -77,9 +77,9 @@ class Split:
         return self.folder / f"logits-{begin:08d}.safetensors"
 
     def begin(self, precisions: list[str]) -> None:
-        """Make room for outputs of members that run in these precisions; asked of what is not whole.
+        """Prepare the folder, which is not whole, for outputs of members that run in these precisions.
 
-        What a killed run of these left stays; what is damaged or of another teacher, text, precision goes.
+        What a killed run left of the same text, teacher and precisions stays; anything else is removed.
         """
         self.identity["precision"] = precisions
         mark, made_of = self.folder / "made_of.json", json.dumps(self.identity)
@@ -151,7 +151,7 @@ class Split:
         paths = sorted(self.folder.glob("*.safetensors"))
         parts = [_logits(path) for path in paths]
         if len({part.shape[1] for part in parts}) > 1:
-            raise ValueError(f"teacher.outputs: files in {self.folder} have other outputs than others")
+            raise ValueError(f"teacher.outputs: files in {self.folder} differ in their number of outputs")
         if (rows := sum(map(len, parts))) != self.rows:
             raise ValueError(f"teacher.outputs: {self.folder} holds {rows} rows of {self.rows}")
         return np.concatenate(parts)

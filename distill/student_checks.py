@@ -44,7 +44,7 @@ def warn_of_unread(student: StudentConfig) -> None:
     own = [name.removeprefix("student.") for name in names if name.startswith("student.")]
     if idle := [name for name in own if getattr(student, name) != getattr(StudentConfig(), name)]:
         print(
-            f"warning: student.{', student.'.join(idle)}: no use is made of it, for student.{given} is "
+            f"warning: student.{', student.'.join(idle)}: not used, for student.{given} is "
             f"{getattr(student, given)}",
             file=sys.stderr,
         )
@@ -76,7 +76,7 @@ def check_words(name: str, student: StudentConfig, stages: list[StageConfig], en
 def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) -> dict:
     """Refuse an impossible shape, or another vocabulary where layers are compared; returns its config."""
     if student.cls or student.arguments:
-        return check_own(student, teacher)
+        return check_own_class(student, teacher)
     check_start(student, teacher)
     check_dropout("student.dropout", student.dropout)
     if student.path:
@@ -117,10 +117,10 @@ def _check_shape(student: StudentConfig) -> None:
         )
 
 
-def check_own(student: StudentConfig, teacher: str) -> dict:
+def check_own_class(student: StudentConfig, teacher: str) -> dict:
     """Refuse a class of the user's own that can't be found, or settings beside it; returns its config."""
     if student.cls is None:
-        raise ValueError("student.arguments: of a class given by student.cls; leave it out")
+        raise ValueError("student.arguments: read only with a class given by student.cls; leave it out")
     check_name("student.cls", student.cls)
     load_vocabulary(student.path or teacher)
     for name in ("kind", "start"):
@@ -154,7 +154,8 @@ def check_start(student: StudentConfig, teacher: str | None) -> None:
     if not has_weights(teacher or ""):
         raise ValueError(f"student.start: {teacher} holds no weights in safetensors; give random")
     for name in ("layers", "hidden_size", "intermediate_size"):
-        own, most = getattr(student, name), model.get({"layers": "num_hidden_layers"}.get(name, name), 0)
+        key = "num_hidden_layers" if name == "layers" else name  # of config.json
+        own, most = getattr(student, name), model.get(key, 0)
         if own > most:
             raise ValueError(
                 f"student.{name}: {own} is more than the {most} of {teacher}, whose weights student.start "

@@ -40,7 +40,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _packages(name: str) -> list[str]:
-    """What a tracker imports. mlflow-skinny lacks what MLflow's database needs, and a server does not."""
+    """What a tracker imports: mlflow-skinny lacks what a local database needs; with a server none is."""
     store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:"
     return [name, "sqlalchemy", "alembic"] if name == "mlflow" and store.startswith("sqlite:") else [name]
 
@@ -49,10 +49,10 @@ def _packages(name: str) -> list[str]:
 def tracked(
     names: Sequence[str], folder: Path, stage: str, start: int
 ) -> Iterator[Callable[[Values], None]]:
-    """What takes a stage's rows of metrics, from the step after `start` on.
+    """Yields what takes a stage's rows of metrics, from the step after `start` on.
 
-    Raises ValueError where a tracker can't begin. One that fails later is told once and left: a server
-    that has gone ends no training.
+    Raises ValueError where a tracker can't begin. One that fails later is named once and then left out:
+    a server that has gone ends no training.
     """
     contexts: dict[str, AbstractContextManager[Log]] = {}
     open_ones: dict[str, Log] = {}
@@ -71,7 +71,7 @@ def tracked(
             context = TRACKERS[name](folder, stage, start)
             try:
                 open_ones[name] = context.__enter__()
-            except Exception as error:  # of three libraries and their networks
+            except Exception as error:  # whatever three libraries and their networks raise
                 raise ValueError(f"record.trackers: {name} can't begin: {error}") from error
             contexts[name] = context
         yield log
@@ -87,7 +87,7 @@ def _close(contexts: dict[str, AbstractContextManager[Log]], ending: BaseExcepti
         try:
             context.__exit__(type(ending) if ending else None, ending, None)
         except Exception as error:
-            print(f"warning: {name} was not told the end: {error}", file=sys.stderr)
+            print(f"warning: {name} could not close its run: {error}", file=sys.stderr)
 
 
 NO_VALUE = ("stage", "split", "step", "rows_digest")

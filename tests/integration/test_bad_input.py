@@ -282,8 +282,8 @@ def test_dev_is_not_measured_while_layers_are_compared(refused, task):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"student.kind": "cnn"}, "student.layers, .*: no use is made of it, for student.kind is cnn"),
-        ({"student.words.size": 8}, "student.words: no use is made of it, for student.kind is transformer"),
+        ({"student.kind": "cnn"}, "student.layers, .*: not used, for student.kind is cnn"),
+        ({"student.words.size": 8}, "student.words: not used, for student.kind is transformer"),
         ({}, ""),
     ],
 )
@@ -1061,7 +1061,7 @@ def test_an_optimizer_of_no_number(refused, task, name):
     ("flags", "says"),
     [
         ({"logits": 1}, "has no masked-language-model head; train one (distillery pretrain)"),
-        ({"mlm": 1, "attention": 0, "hidden": 0}, "mlm alone asks no teacher; run distillery pretrain"),
+        ({"mlm": 1, "attention": 0, "hidden": 0}, "mlm alone needs no teacher; run distillery pretrain"),
         ({"logits_mse": 1}, "this job takes attention, relation, hidden, logits, mlm, custom, 0 or more"),
     ],
 )
@@ -1109,7 +1109,7 @@ def test_outputs_are_what_label_writes(refused, task):
         ({"task.more_dev": '{"dev": "x.tsv"}'}, "task.more_dev: dev is no name for a file"),
         ({"task.more_dev": '{"mismatched": "x.tsv"}'}, "x.tsv does not exist; give an existing file"),
         ({"model": None}, "model: none given; give a model folder, or a shape.kind of whole words"),
-        ({"shape.dropout": 0.1}, "shape.dropout: of a fine-tuning it is --dropout; leave it out"),
+        ({"shape.dropout": 0.1}, "shape.dropout: finetune takes it from --dropout; leave it out"),
         (
             {"stage.optimizer.name": "lamb", "engine.precision": "fp16"},
             "stage.optimizer: lamb does not run in fp16; give engine.precision bf16 or fp32",

@@ -188,7 +188,7 @@ def test_a_later_stages_term_is_looked_for_before_the_first_trains(teacher, tiny
         ("--student.cls nowhere_at_all.Student", "student.cls: no module nowhere_at_all"),
         ("--student.cls Student", "give MODULE.NAME"),
         ("--student.cls my_student.ConvStudent --student.kind cnn", "student.kind: student.cls is given"),
-        ("--student.arguments '{width: 3}'", "student.arguments: of a class given by student.cls"),
+        ("--student.arguments '{width: 3}'", "student.arguments: read only with a class given by"),
         ("--prediction.objective.custom '{my_student.confident: 0}'", "with 0.0; this job takes"),
         ("--prediction.objective.custom_layers", "there is no custom term"),
         (

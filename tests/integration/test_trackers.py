@@ -176,7 +176,7 @@ def test_one_that_is_gone_at_the_end_ends_no_training(tmp_path, mlflow_client, m
         log(ROWS[1])
     said = capsys.readouterr().err
     assert "warning: mlflow gets no more metrics: no route" in said
-    assert "warning: mlflow was not told the end: no route" in said
+    assert "warning: mlflow could not close its run: no route" in said
     assert events(tmp_path / "tensorboard" / "task") == {("train/loss", 1): 1.0, ("train/loss", 2): 0.5}
 
 
