@@ -31,7 +31,7 @@ def run(config: LabelConfig, folder: Path) -> dict:
     write_outputs(outputs, config.teacher, config.task, device, config.batch_size, config.rows_per_file)
     found = splits(outputs, config.task, config.teacher)
     scores = stored_scores(found, config.teacher, config.task)
-    gate(scores, config.task, _labels(config.teacher, config.task), found["dev"].precision)
+    report_scores(scores, config.task, _labels(config.teacher, config.task), found["dev"].precision)
     return {
         "teacher": scores,
         "examples": {name: split.rows for name, split in found.items()},
@@ -100,9 +100,9 @@ def stored_scores(found: dict[str, Split], teacher: TeacherConfig, task: TaskCon
     return dev_scores(logits, {name: read_targets(task.files[name], task, labels) for name in dev}, task)
 
 
-def gate(scores: dict[str, float], task: TaskConfig, labels: list[str], precision: str) -> None:
-    """Tell the teacher's scores, with the precision of what runs in another than fp32; warn where it is
-    hardly better than always saying one thing.
+def report_scores(scores: dict[str, float], task: TaskConfig, labels: list[str], precision: str) -> None:
+    """Print the teacher's scores on dev, and its precision if not fp32; warn where it is hardly better than
+    always giving the most frequent label.
     """
     if rank():
         return

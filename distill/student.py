@@ -27,7 +27,7 @@ from distill.model_facts import model_config, of_words
 from distill.settings import StudentConfig
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 
-LENGTH = 5.0  # of a mean vector that is not from a file; what GloVe's have
+LENGTH = 5.0  # mean norm of word vectors that come from no file, as GloVe's have it
 
 
 def build_student(
@@ -46,7 +46,7 @@ def build_student(
     if config.cls:
         source = config.path or base
         assert source is not None
-        return _own(config, source, labels, task.kind), source
+        return _of_own_class(config, source, labels, task.kind), source
     if config.path or config.kind == "transformer":
         source = base or config.path
         assert source is not None
@@ -90,15 +90,18 @@ def _of_words(
     return model
 
 
-def _own(config: StudentConfig, source: str, labels: list[str], kind: str) -> PreTrainedModel:
-    """A model of the user's class, of `source`'s vocabulary. Raises ValueError where it can't be made."""
+def _of_own_class(config: StudentConfig, source: str, labels: list[str], kind: str) -> PreTrainedModel:
+    """A model of the user's class, with `source`'s vocabulary.
+
+    Raises ValueError where `student.arguments` names what its configuration does not take.
+    """
     assert config.cls is not None
     cls = model_class("student.cls", config.cls)
     if config.path:
         return build_classifier(config.path, read_config(config.path), labels, kind)
     vocabulary = load_vocabulary(source)
     given = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad, **config.arguments}
-    # The __init__ that transformers writes for a class without names none of those that it hands up.
+    # For a class without an __init__ transformers writes one that does not name its parents' arguments.
     shapes = [each for each in cls.config_class.__mro__ if issubclass(each, PretrainedConfig)]
     known = {name for each in shapes for name in inspect.signature(each.__init__).parameters}
     if unknown := [name for name in config.arguments if name not in known]:
@@ -133,12 +136,13 @@ def table(words: list[str], vectors: Vectors) -> np.ndarray:
     for place, word in enumerate(words):
         if word in vectors:
             result[place] = vectors[word]
-    result[0] = 0
-    result[1] = known.mean(axis=0)  # what is known of an unknown word
+    result[0] = 0  # padding
+    result[1] = known.mean(axis=0)  # a word that is not in the vocabulary
     return result
 
 
 def _of_usual_length(vectors: Vectors) -> Vectors:
+    """Scaled to a mean norm of LENGTH."""
     mean = float(np.mean([np.linalg.norm(vector) for vector in vectors.values()])) or LENGTH
     return {word: vector * (LENGTH / mean) for word, vector in vectors.items()}
 

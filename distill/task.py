@@ -22,7 +22,7 @@ from distill.custom import load
 from distill.encoders import StoredTeacher, Teacher, read_config, saved_projections
 from distill.engine import rank, start_processes, world_size
 from distill.general import save_student, start_projections
-from distill.label import gate, stored_scores, write_outputs
+from distill.label import report_scores, stored_scores, write_outputs
 from distill.layer_map import layer_map
 from distill.measure import measure_dev
 from distill.model_facts import model_config, own_labels
@@ -42,7 +42,7 @@ def run(config: TaskDistillConfig, folder: Path, on_measure: OnMeasure | None = 
     """
     device = start_processes()
     torch.manual_seed(config.seed)
-    for stage in stages_of(config).values():  # a later one's mistake is told now
+    for stage in stages_of(config).values():  # a mistake in a later stage's terms ends the run now
         for term in stage.objective.custom:
             load("objective.custom", term)
     task = config.task
@@ -52,7 +52,7 @@ def run(config: TaskDistillConfig, folder: Path, on_measure: OnMeasure | None = 
     train = encode_split(task.train, task, vocabulary, labels)
     dev = encode_dev(task, vocabulary, labels)
     teacher, train, scores = _teacher(config, folder, device, train, dev)
-    gate(scores, task, labels, teacher.precision)
+    report_scores(scores, task, labels, teacher.precision)
     stages = _Stages(config, folder, teacher, student, tokenizer, train, dev, on_measure)
     steps = sum(stages.run(name, stage) for name, stage in stages_of(config).items())
     return {
@@ -135,7 +135,8 @@ class _Stages:
         best = trainer.fit()
         self.best = best or self.best
         is_last = name == list(stages_of(config))[-1]
-        if is_last and not answers:  # on a resume, an earlier step must not replace a later one's best
+        # The last stage's alone: after a resume, an earlier one must not replace a later one's best.
+        if is_last and not answers:
             save()
         self.projections = trainer.engine.full_state(objective.projections) or self.projections
         trainer.engine.close()
