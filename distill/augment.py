@@ -119,7 +119,7 @@ def masked_candidates(
         for number, (text, encoding) in enumerate(zip(led, encodings, strict=True))
         for word in words_of(text, encoding, config.unit)
     ]
-    ids = [encoding.ids for encoding in encodings]  # once, for all are copied each time
+    ids = [encoding.ids for encoding in encodings]  # read once: every access copies them
     contexts = [
         model.context(ids[number], word) if is_maskable(word, config.unit) else None
         for number, word in asked
@@ -181,7 +181,7 @@ METHODS = {"tinybert": _by_model, "noise": _by_noise}
 
 
 def _show(folder: Path, config: AugmentConfig, count: int = 3) -> None:
-    """Tell the first examples with a variant each; warn where none has any."""
+    """Print the first examples with a variant each; warn where none has any."""
     with (folder / "augmented.jsonl").open(encoding="utf-8") as lines:
         examples = groupby(map(json.loads, lines), itemgetter("origin"))
         pairs = (list(islice(rows, 2)) for _, rows in examples)
@@ -191,7 +191,6 @@ def _show(folder: Path, config: AugmentConfig, count: int = 3) -> None:
         shown = ("".join(filter(str.isprintable, text)) for text in texts)  # a terminal acts on others
         print("  {}\n  > {}".format(*shown), file=sys.stderr)
     if not firsts:
-        advice = "give a --model that knows their words" + ", or a lower --confidence" * bool(
-            config.teacher
-        )
+        lower = ", or a lower --confidence" if config.teacher else ""
+        advice = f"give a --model that knows their words{lower}"
         print(f"warning: augment: no text got a variant; {advice}", file=sys.stderr)

@@ -34,10 +34,10 @@ from distill.products import speed_up_products
 from distill.read_places import reading
 
 NEAR = 2e-4  # logits closer than this may change places by rounding; in fp32 they err by some 1e-5
-# In a step of the model, if no batch size is asked for: a thread's, which its caches hold; a GPU's.
+# Of a batch, if no batch size is set: for each thread of a CPU what its caches hold, and for a GPU.
 TOKENS = {"cpu": 768, "cuda": 16384}
-GROUP = 16  # texts of a step then, or a multiple, where so many fit
-WORDS_AT_ONCE = 64  # whose likeness to all others is held
+GROUP = 16  # such a batch holds a multiple of it, where so many texts fit
+WORDS_AT_ONCE = 64  # words whose cosines with all others are held at a time
 LONGEST_CHINESE_WORD = 4  # characters; candidates of more are too many to rank
 
 
@@ -109,6 +109,7 @@ class MaskedWords:
     def _all(
         self, contexts: list[Context], model: PreTrainedModel
     ) -> dict[Context, tuple[np.ndarray, bool]]:
+        """What `_top` finds for each context."""
         found: dict[Context, tuple[np.ndarray, bool]] = {}
         for batch in self._batches(contexts):
             found.update(zip(batch, self._top(batch, model), strict=True))
@@ -144,7 +145,7 @@ class MaskedWords:
 
     def _batch(self, contexts: list[Context]) -> tuple[Batch, Tensor]:
         width = max(len(context.ids) for context in contexts)
-        # With GROUP the rows are of few numbers, for which see FastLinear.
+        # An even width, and texts by GROUP: few different numbers of rows (see products.BLOCK).
         width = min(width + width % 2, self.longest)
         ids = np.full((len(contexts), width), self.vocabulary.pad, dtype=np.int64)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
@@ -160,7 +161,7 @@ class MaskedWords:
 
 
 def is_maskable(word: Word, unit: str) -> bool:
-    """Whether the model suggests for a word: for one of one token, or of few Chinese characters."""
+    """Whether the model suggests words for this one: if it is one token, or few Chinese characters."""
     tokens = word.last - word.first + 1
     if unit == "chinese_word":
         return tokens == word.end - word.begin <= LONGEST_CHINESE_WORD
@@ -185,7 +186,7 @@ def whole_word(vocabulary: Vocabulary, token: int) -> str:
 
 
 class Neighbours:
-    """Words whose vectors lie in the direction of a word's, by the cosine."""
+    """The words nearest to a word, by the cosine of their vectors."""
 
     def __init__(self, config: AugmentConfig, model: MaskedWords):
         self.vocabulary, self.lead = model.vocabulary, model.lead
@@ -208,9 +209,9 @@ class Neighbours:
         found: dict[str, list[str]] = {}
         names = list(asked)
         for part in (names[i : i + WORDS_AT_ONCE] for i in range(0, len(names), WORDS_AT_ONCE)):
-            likeness = np.stack([asked[word] for word in part]) @ self.matrix.T
-            for word, row in zip(part, likeness, strict=True):
-                row[self.numbers.get(word, [])] = -np.inf
+            cosines = np.stack([asked[word] for word in part]) @ self.matrix.T
+            for word, row in zip(part, cosines, strict=True):
+                row[self.numbers.get(word, [])] = -np.inf  # not the word itself
                 top = np.argpartition(-row, self.top)[: self.top]
                 found[word] = sorted(self.words[number] for number in top)
         return found

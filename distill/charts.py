@@ -71,7 +71,7 @@ def down_sample(points: Sequence[Point], limit: int = LIMIT) -> list[Point]:
 
 
 def linear_axis(title: str, values: Sequence[float], count: int = 5, snug: bool = False) -> Axis:
-    """Round ticks (1, 2 or 5 times a power of ten); `snug` ends at the data, not at a tick."""
+    """An axis with round ticks (1, 2 or 5 times a power of ten); `snug` ends at the data, not at a tick."""
     lo, hi = min(values), max(values)
     if 0 <= lo < 0.4 * hi:
         lo = 0.0  # the base line is worth its room
@@ -88,7 +88,7 @@ def linear_axis(title: str, values: Sequence[float], count: int = 5, snug: bool 
 
 
 def log_axis(title: str, values: Sequence[float], room: float = 1.15) -> Axis:
-    """Ticks at the powers of ten, and between them when there are too few."""
+    """An axis with ticks at the powers of ten, and between them when there are too few."""
     lo, hi = min(values) / room, max(values) * room
     powers = [10.0**e for e in range(math.floor(math.log10(lo)), math.ceil(math.log10(hi)) + 1)]
     ticks: list[float] = []
@@ -152,8 +152,9 @@ def front(points: list[tuple[float, float]]) -> list[bool]:
 
 def front_line(frame: Frame, dots: Sequence[Dot]) -> str:
     """A line through dots from left to right; nothing for less than two of them."""
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in _in_order(frame, dots))
-    return f'<path class="line1" d="M{path}"/>' if "L" in path else ""
+    places = _in_order(frame, dots)
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    return f'<path class="line1" d="M{path}"/>' if len(places) > 1 else ""
 
 
 def _in_order(frame: Frame, dots: Sequence[Dot]) -> list[Point]:

@@ -41,9 +41,9 @@ class Checkpoints:
         self.keep = keep
         self.metrics = metrics
         self._writing: Future[None] | None = None
-        # It begins to run here: one that is started when memory has run out may not, and starting it hang.
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._thread.submit(int).result()
+        # Its thread is started here: when memory has run out, starting one may fail, or hang.
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writer.submit(int).result()
 
     def save(self, engine: Engine, done: int, state: dict[str, Any], wait: bool = False) -> None:
         """Begin to write what the engine holds and `state`, as step `done`; older ones beyond `keep` go.
@@ -56,7 +56,7 @@ class Checkpoints:
             text = json.dumps({"step": done, **state, ENGINE: numbers})
             mirror = mirroring()
             send = partial(mirror.send, mirror.freeze()) if mirror else None
-            self._writing = self._thread.submit(self._write, tensors, text, done, send)
+            self._writing = self._writer.submit(self._write, tensors, text, done, send)
         if wait:
             self.finish(engine.device)
 
@@ -78,7 +78,7 @@ class Checkpoints:
         if self._writing:
             futures.wait([self._writing])
             self._writing = None
-        self._thread.shutdown(wait=False)
+        self._writer.shutdown(wait=False)
 
     def _write(
         self, tensors: dict[str, Tensor], state: str, done: int, send: Callable[[], None] | None
@@ -98,7 +98,7 @@ class Checkpoints:
             replace_folder(begun, target)
             steps = self._steps()
             for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
-                shutil.rmtree(self._path(old))  # later ones are damaged, or this would not be their past
+                shutil.rmtree(self._path(old))  # later ones are damaged: the run went back past them
         except OSError as error:
             raise ValueError(
                 f"the checkpoint {begun} can't be written ({error.strerror}); make room and continue with "

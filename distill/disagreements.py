@@ -51,7 +51,7 @@ def write_disagreements(
         own = [answer_of(values, labels, task) for values in logits.tolist()]
         places = [place for place in range(len(own)) if own[place] != theirs[place]]
         far = _distance(logits, models[reference][0], task)
-        chosen = sorted(places, key=far.__getitem__, reverse=True)[:MOST]
+        surest = sorted(places, key=far.__getitem__, reverse=True)[:MOST]
         rows = [
             {
                 "text": examples.firsts[place][:LENGTH],
@@ -60,7 +60,7 @@ def write_disagreements(
                 "reference": theirs[place],
                 "answer": own[place],
             }
-            for place in chosen
+            for place in surest
         ]
         found.append({"name": name, "count": len(places), "of": len(own), "examples": rows})
     content = {"reference": reference, "kind": task.kind, "models": found}

@@ -18,7 +18,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass
 class Counter:
-    """A counter of energy that begins anew above `most` joules; `joules` is what it has counted here."""
+    """A counter of energy that wraps around above `most` joules; `joules` is what it has counted here."""
 
     device: str
     read: Callable[[], float]
@@ -28,7 +28,7 @@ class Counter:
 
 
 class EnergyMeter:
-    """Measures from its making on; to be read more often than a counter begins anew, many minutes."""
+    """Measures from its creation on; must be read more often than a counter wraps around (many minutes)."""
 
     def __init__(self, gpus: int, powercap: Path = POWERCAP):
         self.counters = []

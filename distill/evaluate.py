@@ -71,7 +71,7 @@ def _of_first(
     dev: Encoded,
     labels: list[str],
 ) -> dict:
-    """What is told of a row's first model only; writes its predictions, picture and answers."""
+    """What a row says of its first model alone; writes that one's predictions, picture and answers."""
     found = {**size(model), "flops": flops(model, dev)}
     if labels:
         found |= by_class(logits, dev.labels, labels)

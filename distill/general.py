@@ -94,7 +94,7 @@ def corpus_reader(config: GeneralConfig | PretrainConfig, damage: DamageRecord) 
 
 
 class DamageRecord:
-    """RUN/damage.jsonl: blocks that were passed over, told by every rank, through resumes."""
+    """RUN/damage.jsonl: blocks that were skipped, written by every rank and kept through resumes."""
 
     def __init__(self, folder: Path):
         self.path = folder / "damage.jsonl"

@@ -21,9 +21,8 @@ def inherit(student: PreTrainedModel, teacher: str) -> None:
     """
     source = AutoModel.from_pretrained(model_folder(teacher), dtype=torch.float32)
     chosen = layer_map("uniform", student.config.num_hidden_layers, source.config.num_hidden_layers)
-    names = dict(
-        zip(_layer_names(student), (_layer_names(source)[t - 1] for _, t in chosen[1:]), strict=False)
-    )
+    own_names, their_names = _layer_names(student), _layer_names(source)
+    names = {own: their_names[t - 1] for own, (_, t) in zip(own_names, chosen[1:], strict=False)}
     weights, taken = source.state_dict(), {}
     for name, own in student.state_dict().items():
         layer = next((prefix for prefix in names if name.startswith(prefix)), "")

@@ -74,7 +74,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     try:
         legs = json.loads(path.read_text(encoding="utf-8"))
         for leg in legs:
-            sum(leg[figure] for figure in FIGURES)  # which only numbers have
+            sum(leg[figure] for figure in FIGURES)  # raises where one is no number
             sum(leg.get(f"{device}_j", 0) for device in DEVICES)
         return legs
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -82,7 +82,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 class _Meter:
-    """Measures one leg, from its making on."""
+    """Measures one leg, from its creation on."""
 
     def __init__(self, processes: int):
         torch = sys.modules.get("torch")

@@ -47,7 +47,7 @@ def predict(model: PreTrainedModel, data: Encoded, batch_size: int = 64) -> Tens
 
 @torch.no_grad()
 def own_predictions(model: PreTrainedModel, data: Encoded, batch_size: int) -> Tensor:
-    """Logits of every example, (examples, classes), on the CPU; this rank's affair alone."""
+    """Logits of every example, (examples, classes), on the CPU; computed by this rank alone."""
     order = np.argsort(data.lengths, kind="stable")
     steps = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     return _counted_logits(model, data, steps)[:, :-1].cpu()
@@ -129,7 +129,7 @@ def agreement(logits: Tensor, others: Tensor, several: bool = False) -> float | 
 
 
 def _correlation(kind: Callable[..., Any], values: np.ndarray, labels: np.ndarray) -> float:
-    if 0 in (np.ptp(values), np.ptp(labels)):  # what says one thing correlates with nothing
+    if 0 in (np.ptp(values), np.ptp(labels)):  # a constant correlates with nothing
         return 0.0
     found = float(kind(values, labels).statistic)
     return found if math.isfinite(found) else 0.0

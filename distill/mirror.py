@@ -174,7 +174,8 @@ class Mirror:
         shutil.rmtree(frozen)
 
     def _send(self, name: str, path: Path, held: dict[str, int]) -> None:
-        known = self._sent.get(name) == (stamp := _stamp(path))
+        stamp = _stamp(path)
+        known = self._sent.get(name) == stamp
         if known and (path.is_file() or f"{name}/{CHECKSUMS}" in held):
             return
         if path.is_file():
@@ -196,7 +197,7 @@ class Mirror:
 
 
 def mirroring() -> Mirror | None:
-    """What this process sends its run folder by, where it does."""
+    """The mirror of this process's run folder; None where it sends none."""
     return _open
 
 
@@ -206,7 +207,7 @@ def _steps(names: Iterable[str]) -> set[str]:
 
 
 def _stamp(path: Path) -> object:
-    """What changes whenever a file, or one of a folder, is written anew."""
+    """A value that changes whenever a file, or one in a folder, is written anew."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     stats = [(file.relative_to(path), file.stat()) for file in files]
     return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

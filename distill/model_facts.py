@@ -76,7 +76,8 @@ def outputs_of(model: dict, classes: Iterable[Named] = ()) -> int | None:
     heads = model.get("architectures") or []
     if not is_custom(model, classes) and not any("SequenceClassification" in head for head in heads):
         return None
-    return len(model.get("id2label") or "01")
+    labels = model.get("id2label")
+    return len(labels) if labels else 2  # as in transformers
 
 
 def positions(model: dict) -> int:

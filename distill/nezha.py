@@ -56,7 +56,7 @@ def relative_positions(
 ) -> Tensor:
     """The vectors of all pairs of positions, (length, length, width): entry i, j is that of j - i."""
     steps = torch.arange(length, device=device)
-    # What is seen while a graph is exported is no tensor to keep.
+    # The tensors of an export are symbolic: none of them may be cached.
     distances = _distances.__wrapped__ if torch.compiler.is_exporting() else _distances
     table = distances(width, largest, device, dtype)
     return table[(steps[None, :] - steps[:, None]).clamp(-largest, largest) + largest]

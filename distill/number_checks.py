@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def check_least(settings: object, names: Iterable[str], prefix: str = "", least: int = 1) -> None:
-    """Refuse numbers below `least`, and NaN; null is none. Raises ValueError."""
+    """Refuse numbers below `least`, and NaN; settings that are null pass. Raises ValueError."""
     for name in names:
         if (value := getattr(settings, name)) is not None and not value >= least:
             raise ValueError(f"{prefix}{name}: {value}; give {least} or more")

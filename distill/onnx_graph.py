@@ -33,7 +33,7 @@ SHAPES = ((1, 1), (1, 9), (2, 7), (3, 2), (8, 12), (5, 33), (2, 128))
 
 
 class _Logits(nn.Module):
-    """A model that takes what ONNX names and returns its logits alone."""
+    """A model that takes its inputs by their names in ONNX and returns its logits alone."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW, LAMB for large batches, and the original BERT Adam for runs as the paper's code."""
+"""Optimizers: AdamW, LAMB for large batches, and BERT's own Adam, which the TinyBERT code trains with."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
 
 
 class Lamb(torch.optim.Optimizer):
-    """Adam whose step on each tensor is as long as the tensor (You et al. 2020, LAMB, algorithm 2).
+    """Adam whose step on each tensor has the length lr |w| (You et al. 2020, LAMB, algorithm 2).
 
     The update m / (sqrt(v) + eps) + decay w, corrected for bias, is scaled by |w| / |update|. Groups
     without weight decay (biases, layer norms) go by Adam's own step, as in the authors' code and apex.
@@ -77,7 +77,7 @@ class Lamb(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
                 sizes, lengths = torch._foreach_norm(weights), torch._foreach_norm(updates)
-                torch._foreach_mul_(updates, list(map(_trust, sizes, lengths)))
+                torch._foreach_mul_(updates, list(map(_trust_ratio, sizes, lengths)))
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
     def _adam(self, weights: list[torch.Tensor], group: dict[str, Any]) -> list[torch.Tensor]:
@@ -99,7 +99,7 @@ class Lamb(torch.optim.Optimizer):
         return list(updates)
 
 
-def _trust(size: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+def _trust_ratio(size: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """|w| / |update|, 1 where either is 0."""
     return torch.where((size > 0) & (length > 0), size / length, 1.0)
 

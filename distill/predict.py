@@ -167,7 +167,7 @@ class Writer:
         if self.json:
             line = json.dumps({**dict(zip(self.names, row, strict=True)), **found}, ensure_ascii=False)
         else:
-            told = next(iter(found.values()))
+            told = next(iter(found.values()))  # the label, the labels, or the number
             line = "\t".join([_field(_told(told)), *(f"{value:.6f}" for value in values)])
         self.target.write(line + "\n")
 
@@ -178,9 +178,8 @@ class Writer:
         weights = 1 / (1 + np.exp(-logits)) if self.several else _softmax(logits)
         each = dict(zip(self.labels, (round(float(value), 6) for value in weights), strict=True))
         if self.several:
-            return {"labels": [name for name, v in each.items() if v > 0.5], "probabilities": each}, [
-                *weights
-            ]
+            held = [name for name, probability in each.items() if probability > 0.5]
+            return {"labels": held, "probabilities": each}, [*weights]
         best = self.labels[int(weights.argmax())]
         return {"label": best, "probability": each[best], "probabilities": each}, [*weights]
 

@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on where this one stopped
-NOTHING_KEPT = 76  # so too, but the same command begins anew
-INTERRUPTED = 130  # the same after Ctrl-C, as a shell has it
-HELD = (signal.SIGINT, signal.SIGTERM)  # what started this process has them wait until it listens
+EXIT_CODE = 75  # EX_TEMPFAIL: stopped as asked; the same command goes on from there
+NOTHING_KEPT = 76  # stopped as asked; the same command begins anew
+INTERRUPTED = 130  # stopped by Ctrl-C, as a shell has it
+HELD = (signal.SIGINT, signal.SIGTERM)  # blocked by whoever started this process, until it listens
 STEP = "stopping after the next step, with a checkpoint"
 
 _asked = False
@@ -31,13 +31,14 @@ def listen(at_once: bool) -> None:
     def ask(number: int, frame: FrameType | None) -> None:
         global _asked
         first, _asked = not _asked, True
-        if at_once and first:  # another would break off what the first has set going
+        if at_once and first:  # a second would break off the stopping that the first began
             raise Stopped("stopped, as asked")
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         global _asked, _interrupted
-        again, stops, _asked, _interrupted = _interrupted, _asked, True, True
-        if again or (at_once and not stops):
+        again, stopping = _interrupted, _asked
+        _asked = _interrupted = True
+        if again or (at_once and not stopping):
             raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background
@@ -69,7 +70,7 @@ def interrupted() -> bool:
 
 
 def exit_code(interrupted: bool, resumes: bool) -> int:
-    """That of a job which stopped as asked, by Ctrl-C or not, and which then resumes or begins anew."""
+    """The exit code of a job that stopped as asked: by Ctrl-C or not, able to resume or not."""
     if interrupted:
         return INTERRUPTED
     return EXIT_CODE if resumes else NOTHING_KEPT

@@ -1,4 +1,4 @@
-"""Job `pretrain`: masked language modelling over a corpus, of an encoder at hand or of random weights."""
+"""Job `pretrain`: masked language modelling over a corpus, from trained weights or random ones."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ class RecordedRun:
 
 
 def is_run(path: Path) -> bool:
+    """Whether a run wrote this folder, and has logged or ended."""
     return (path / "metrics.jsonl").is_file() or (path / "summary.json").is_file()
 
 

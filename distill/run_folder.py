@@ -56,7 +56,7 @@ def held(folder: Path, wait: float = 0.0) -> Iterator[None]:
 
 
 def writer(folder: Path) -> str:
-    """The process that holds a run folder, in words; empty where none does, or where that can't be told."""
+    """Which process holds a run folder, in words; empty where none does, or where that is not known."""
     try:
         with (folder / "lock").open(encoding="utf-8") as file:
             try:

@@ -51,7 +51,7 @@ class CorpusSource:
 
 
 class MaskedSource:
-    """A corpus whose tokens are masked anew in every epoch; labels are what they were."""
+    """A corpus whose tokens are masked anew in every epoch; labels are the tokens that were masked."""
 
     def __init__(self, corpus: CorpusSource, masking: DynamicMasking):
         self.corpus = corpus

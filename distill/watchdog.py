@@ -84,7 +84,7 @@ class Watchdog:
             seen = self.moves
             try:
                 self._beat()
-                missing = self._asked(interval) if stood >= self.patience else ""
+                missing = self._missing_in_time(interval) if stood >= self.patience else ""
                 if missing and self.moves == seen and not self._closed.is_set():
                     first = self._store.add(f"{self._prefix}/told", 1) == 1
                     self.end(f"{missing}, {stood:.0f} s after the others" if first else "")
@@ -107,7 +107,7 @@ class Watchdog:
             found[rank] = (int(beats), int(moves), name)
         return found
 
-    def _asked(self, interval: float) -> str:
+    def _missing_in_time(self, interval: float) -> str:
         """What `_missing` says. Raises TimeoutError where the store is silent: across a network that was
         lost it would wait for ever, its own timeout notwithstanding.
         """

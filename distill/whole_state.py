@@ -23,7 +23,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-_Masters = dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]
+_Masters = dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]  # fp32 weight and optimizer state of each
 
 WEIGHT, BUFFER = "weight", "buffer"  # kinds of tensors beside the optimizer's moments
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what fp16's loss scale counts
@@ -97,7 +97,7 @@ class WholeState:
         if self.zero == 0 or not parameter.requires_grad:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero == 3):
                 if parameter not in masters:
-                    return parameter.detach().clone()
+                    return parameter.detach().clone()  # it is not trained
                 weight, state = masters[parameter]
                 return (weight if kind is None else state[kind]).detach()
         if kind is None:
@@ -147,7 +147,7 @@ class WholeState:
         return found
 
     def _moments(self) -> list[str]:
-        """Names of what the optimizer keeps of each weight."""
+        """Names of what the optimizer keeps of each weight, by the first: all keep the same."""
         for weight, state in self.base.state.items():
             same = (name for name, value in state.items() if torch.is_tensor(value) and name != "step")
             return sorted(name for name in same if state[name].shape == weight.shape)
