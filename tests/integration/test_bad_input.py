@@ -290,7 +290,7 @@ def test_dev_is_not_measured_while_layers_are_compared(refused, task):
 def test_settings_of_a_student_that_do_nothing(task, capsys, flags, says):
     config, _ = parse("task", argv({**task, **flags}))
     jobs.check("task", config, 1)
-    warned = [line for line in capsys.readouterr().err.splitlines() if "no use" in line]
+    warned = [line for line in capsys.readouterr().err.splitlines() if "not used" in line]
     assert len(warned) == bool(says)
     assert re.search(says, "".join(warned))
 
