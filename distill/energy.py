@@ -51,33 +51,33 @@ class EnergyMeter:
 
 
 def _packages(powercap: Path) -> list[Counter]:
-    """The CPU packages'; other zones are parts of them, or hold them."""
+    """Those of the CPU packages; RAPL's other zones are parts of packages, or hold several."""
     counters = []
     for zone in sorted(powercap.glob("intel-rapl:*")):
         with suppress(OSError, ValueError):
             if (zone / "name").read_text().startswith("package"):
-                most = _micro(zone / "max_energy_range_uj")
-                counters.append(Counter("cpu", partial(_micro, zone / "energy_uj"), most))
+                most = _joules_in(zone / "max_energy_range_uj")
+                counters.append(Counter("cpu", partial(_joules_in, zone / "energy_uj"), most))
     return counters
 
 
-def _micro(path: Path) -> float:
+def _joules_in(path: Path) -> float:
     return int(path.read_text()) / 1e6
 
 
 def _gpus(count: int) -> list[Counter]:
-    """Those of the first GPUs that this process sees, which are alike or in NVML's order; none without its
-    Python module (nvidia-ml-py).
+    """Those of the first `count` GPUs that this process sees, where CUDA numbers GPUs as NVML does or all
+    are alike; none without NVML's Python module (nvidia-ml-py).
     """
     with suppress(Exception):  # no module, no driver, or a GPU that counts nothing
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
         handles = [_handle(nvml, name) for name in _visible(nvml.nvmlDeviceGetCount())[:count]]
-        return [Counter("gpu", partial(_milli, nvml, handle), 0.0) for handle in handles]
+        return [Counter("gpu", partial(_gpu_joules, nvml, handle), 0.0) for handle in handles]
     return []
 
 
-def _milli(nvml: Any, handle: Any) -> float:
+def _gpu_joules(nvml: Any, handle: Any) -> float:
     return nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
 
 

@@ -90,13 +90,13 @@ def _call(name: str, *arguments: Tensor | float | None, counts: Sequence[int]) -
     getattr(library(), name)(*given, *map(ctypes.c_int64, counts))
 
 
-def _rounded(shape: torch.Size) -> tuple[Tensor, Tensor]:
+def _empty_levels_and_factors(shape: torch.Size) -> tuple[Tensor, Tensor]:
     return torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], 2)
 
 
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in 8 bits, and their factors: levels span a row's numbers and zero."""
-    levels, factors = _rounded(rows.shape)
+    levels, factors = _empty_levels_and_factors(rows.shape)
     _call("round_rows", rows.contiguous(), levels, factors, counts=rows.shape)
     return levels, factors
 
@@ -109,9 +109,9 @@ def scale_rows_(rows: Tensor, factors: Tensor, sums: Tensor, bias: Tensor) -> Te
 
 def gelu_rows(rows: Tensor, factors: Tensor, sums: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """GELU of the scaled rows, with erf, in 8 bits and with new factors."""
-    levels, rounded = _rounded(rows.shape)
-    _call("gelu_rows", rows, factors, sums, bias, levels, rounded, counts=rows.shape)
-    return levels, rounded
+    levels, new_factors = _empty_levels_and_factors(rows.shape)
+    _call("gelu_rows", rows, factors, sums, bias, levels, new_factors, counts=rows.shape)
+    return levels, new_factors
 
 
 def norm_rows_(
@@ -122,12 +122,12 @@ def norm_rows_(
     residual: Tensor,
     norm: torch.nn.LayerNorm,
 ) -> tuple[Tensor, Tensor]:
-    """In place: the layer norm of the scaled rows plus others, (tokens, width), and it in 8 bits."""
-    levels, rounded = _rounded(rows.shape)
+    """In place: the layer norm of the scaled rows plus a residual; returns it in 8 bits, with factors."""
+    levels, new_factors = _empty_levels_and_factors(rows.shape)
     others = residual.reshape(rows.shape).contiguous()
-    given = (rows, factors, sums, bias, others, norm.weight, norm.bias, norm.eps, levels, rounded)
+    given = (rows, factors, sums, bias, others, norm.weight, norm.bias, norm.eps, levels, new_factors)
     _call("norm_rows", *given, counts=rows.shape)
-    return levels, rounded
+    return levels, new_factors
 
 
 @operators.custom_op("distillery::attend_rows", mutates_args=())
@@ -157,10 +157,10 @@ def attend_rows(
     """
     sequences, length, width = query.shape
     out = torch.empty_like(query)
-    levels, rounded = _rounded(torch.Size([sequences * length, width]))
-    given = (query, key, value, *sums, *biases, factors, mask, scaling, out, levels, rounded)
+    levels, new_factors = _empty_levels_and_factors(torch.Size([sequences * length, width]))
+    given = (query, key, value, *sums, *biases, factors, mask, scaling, out, levels, new_factors)
     _call("attend_rows", *given, counts=(sequences, length, heads, width // heads))
-    return out, levels, rounded
+    return out, levels, new_factors
 
 
 @operators.custom_op("distillery::attend", mutates_args=())

@@ -39,18 +39,18 @@ class PlainScoreError(torch.autograd.Function):
         """The student's and the teacher's (`other_`) queries and keys, (batch, heads, length, head size);
         masks of queries (`rows`) and keys (`columns`), (batch, length).
         """
-        trained = query.shape[-1]
+        own = query.shape[-1]  # columns of the student's, which alone takes gradients
         rows, columns = (mask.float()[:, None, :, None] for mask in (rows, columns))
         a = _side_by_side(query, rows * scale, other_query, rows * -other_scale)
         b = _side_by_side(key, columns, other_key, columns)
         if a.shape[-2] < a.shape[-1]:
             error = a @ b.mT  # (batch, heads, length, length), length small
             loss = error.square().sum()
-            grads = error @ (b[..., :trained] * (2 * scale)), error.mT @ (a[..., :trained] * 2)
+            grads = error @ (b[..., :own] * (2 * scale)), error.mT @ (a[..., :own] * 2)
         else:
             gram_a, gram_b = a.mT @ a, b.mT @ b  # (batch, heads, ds + dt, ds + dt)
             loss = (gram_a * gram_b).sum()
-            grads = a @ (gram_b[..., :trained] * (2 * scale)), b @ (gram_a[..., :trained] * 2)
+            grads = a @ (gram_b[..., :own] * (2 * scale)), b @ (gram_a[..., :own] * 2)
         ctx.save_for_backward(*(grad[..., : query.shape[-2], :] for grad in grads))
         ctx.dtype = query.dtype
         return loss

@@ -101,7 +101,7 @@ class _Stages:
     def __post_init__(self) -> None:
         self.projections = saved_projections(self.config.student.path)
         self.best: dict[str, float] = {}
-        self.random = torch.get_rng_state()
+        self.rng_state = torch.get_rng_state()
 
     def run(self, name: str, stage: StageConfig) -> int:
         """Run one stage; returns its steps."""
@@ -149,7 +149,7 @@ class _Stages:
             own = self.student.config.num_hidden_layers
             layers = layer_map(stage.objective.layer_map, own, teacher.num_hidden_layers)
             width = teacher.hidden_size
-        torch.set_rng_state(self.random)  # new projections are the same after a resume
+        torch.set_rng_state(self.rng_state)  # new projections are the same after a resume
         objective = Objective(self.student, stage.objective, layers, width)
         start_projections(objective, self.projections)
         return objective

@@ -48,14 +48,15 @@ def run(config: TextGcnConfig, folder: Path) -> dict:
     model = TextGcn(adjacency.shape[0], config.hidden_size, len(labels), config.dropout).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     train, dev = slice(0, len(texts[0])), slice(len(texts[0]), len(texts[0]) + len(texts[1]))
-    answers, metrics, chosen = torch.from_numpy(targets[0]).to(device), Metrics(folder), None
+    train_labels, best_logits = torch.from_numpy(targets[0]).to(device), None
+    metrics = Metrics(folder)
     metrics.rewind("textgcn", 0)  # a resumed run begins anew
     best: dict[str, float] = {}
     with Progress("textgcn", config.epochs, unit="epoch") as progress:
         for epoch in range(1, config.epochs + 1):
             model.train()
             optimizer.zero_grad()
-            loss = label_loss(model(adjacency)[train], answers) / len(answers)
+            loss = label_loss(model(adjacency)[train], train_labels) / len(train_labels)
             loss.backward()
             optimizer.step()
             model.eval()
@@ -66,13 +67,14 @@ def run(config: TextGcnConfig, folder: Path) -> dict:
             metrics.append({**position, "split": "train", "loss": loss.item(), "lr": config.lr})
             metrics.append({**position, "split": "dev", **scores})
             if not best or scores[task.selection] > best[task.selection]:
-                best, chosen = {**scores, "step": epoch}, logits
+                best, best_logits = {**scores, "step": epoch}, logits
             progress.advance()
             on_dev = f"dev {task.selection} {scores[task.selection]:.4f}"
             progress.describe(f"loss {loss.item():.4g}  {on_dev}", {"loss": loss.item(), **scores})
-    assert chosen is not None
-    nodes = {"texts": len(ids), "words": words, "edges": adjacency._nnz()}
-    return {"steps": config.epochs, "best": best, "graph": nodes, **by_class(chosen, targets[1], labels)}
+    assert best_logits is not None
+    size = {"texts": len(ids), "words": words, "edges": adjacency._nnz()}
+    classes = by_class(best_logits, targets[1], labels)
+    return {"steps": config.epochs, "best": best, "graph": size, **classes}
 
 
 class TextGcn(nn.Module):
