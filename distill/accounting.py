@@ -117,6 +117,7 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of this process at a large square matrix product: the best of a few, after one to warm up."""
     size = SIZE.get(device.type, SIZE["cpu"])
     multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
+    # Times 32, so that int8 gets more than a few numbers around 0.
     a, b = (torch.randn(size, size, device=device).mul(32).to(dtype) for _ in range(2))
     best = 0.0
     for turn in range(REPEATS + 1):

@@ -29,7 +29,7 @@ def digest(batch: Batch) -> Tensor:
     Digests add up to the same whatever the order of the rows, their padding, and the batches they come in.
     """
     rows = (batch.ids * batch.mask * _factors(batch.ids.shape[1], batch.ids.device)).sum(dim=1)
-    return (rows * MIX >> 33).bitwise_and(2**31 - 1).sum().double()
+    return ((rows * MIX) >> 33).bitwise_and(2**31 - 1).sum().double()
 
 
 def rows_apart(steps: list[int], batch_size: int, rows: float, sum_of_steps: float) -> str:

@@ -30,7 +30,7 @@ from distill.outputs import examples_fingerprint, teacher_fingerprint
 from distill.preemption import Stopped, asked
 from distill.settings import TeacherConfig
 
-Texts = list[tuple[str, list[int]]]  # a text, and what its draws are a function of
+Texts = list[tuple[str, list[int]]]  # a text, and the key that seeds its draws
 Variants = Callable[[Texts], list[list[str]]]
 
 
@@ -76,7 +76,7 @@ def _made_of(config: AugmentConfig, examples: Examples) -> dict[str, str]:
 
 def piece_rows(config: AugmentConfig, examples: Examples, part: range, variants: Variants) -> Iterator[str]:
     """The rows of some examples' variants; of a pair each text is varied beside the other's original."""
-    numbers = part[: max(0, len(examples.firsts) - part.start)]
+    numbers = part[: max(0, len(examples.firsts) - part.start)]  # the last part may be shorter
     columns = [examples.firsts, examples.seconds] if examples.seconds else [examples.firsts]
     texts = [(column[n], [config.seed, n, place]) for n in numbers for place, column in enumerate(columns)]
     found = iter(variants(texts))

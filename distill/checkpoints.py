@@ -112,7 +112,7 @@ class Checkpoints:
 
         Damaged ones are named and passed over. Raises ValueError where all are damaged.
         """
-        newest = self.newest() if rank() == 0 else 0
+        newest = self.newest() if rank() == 0 else 0  # the sum over ranks is then rank 0's
         found = torch.tensor(float(newest), dtype=torch.float64, device=engine.device)
         step = int(sum_over_ranks(found))
         if step == DAMAGED:

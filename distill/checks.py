@@ -219,7 +219,7 @@ def check_text_gcn(config: TextGcnConfig) -> None:
     check_dropout("dropout", config.dropout)
     if not 0 < config.lr < math.inf:
         raise ValueError(f"lr: {config.lr}; give a number above 0")
-    check_task(task, None, 1 << 20, 1)
+    check_task(task, labels=None, longest=1 << 20, batch_size=1)  # texts are not cut
 
 
 def check_label(config: LabelConfig, processes: int) -> None:

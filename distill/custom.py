@@ -56,6 +56,6 @@ def load(setting: str, thing: Named) -> Any:
 
 
 def _look_here() -> None:
-    """Find modules in the current folder last, as `python -m` finds them first: a script does not."""
+    """Let Python find modules in the current folder too, behind all others: from a script it does not."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -50,7 +50,7 @@ DROPOUTS = {
 
 @dataclass
 class Batch:
-    """Sequences of like lengths: ids, mask, segments (batch, length); labels (batch, ...) or None.
+    """Sequences of like lengths: ids, mask, segments, int64 (batch, length); labels (batch, ...) or None.
 
     `teacher` holds the teacher's logits, (batch, outputs), where they were computed beforehand.
     `masked` holds the places of masked tokens in the flattened batch, (places,); labels are theirs then.

@@ -72,7 +72,7 @@ class Mirror:
         held = [name for name in self.bucket.listed() if name.split("/")[0] not in OWN]
         kept = {name for name in held if "/" not in name and self._bring_file(name)}
         tops = {name.split("/")[0].removesuffix(NEW) for name in held if "/" in name}
-        unsent = set()
+        unsent = set()  # brought from NAME.new, and to be sent again as NAME
         for name in sorted(tops - {STEPS}):
             if self.bucket.bring(name, self.folder / name):
                 kept.add(name)

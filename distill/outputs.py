@@ -1,7 +1,7 @@
-"""A teacher's outputs kept beside the data, so that many students reuse them. Imports no torch.
+"""A teacher's outputs in files, so that many students reuse them. Imports no torch.
 
 FOLDER/SPLIT/logits-00000000.safetensors float32 (rows, outputs), in the order of the task's file
-FOLDER/SPLIT/manifest.json               what they are of: written last, so that a folder is whole
+FOLDER/SPLIT/manifest.json               what they are of; written last: a folder that has it is whole
 
 The manifest holds fingerprints of the texts (with the length they are cut to) and of the teacher
 (weights, configuration, tokenizer of every member), and the precision that each member ran in. Outputs of

@@ -61,6 +61,7 @@ def check_shards(
             )
         if config.stream.damaged == "fail":
             folder.refuse_missing()
+    # Made for what its constructor refuses: a batch that processes can't share, corpora that don't match.
     CorpusReader(config.shards, config.stage.batch_size, config.seed, 0, processes, config=config.stream)
 
 

@@ -54,7 +54,7 @@ def tell(wish: str) -> None:
 
 
 def watch(file: Path) -> None:
-    """Take it as the wish, too, that this file is there: for a process that no signal reaches."""
+    """Take it as the wish, too, when this file is there: for a process that no signal reaches."""
     global _file
     _file = file
 

@@ -166,7 +166,7 @@ class FastLinear(nn.Linear):
         self.packed = self.packed or _Packed()
         rows = input.reshape(-1, input.shape[-1])
         count = len(rows)
-        if count > BLOCK and count % (BLOCK // 2):
+        if count > BLOCK and count % (BLOCK // 2):  # to one of few numbers of rows
             rows = nn.functional.pad(rows, (0, 0, 0, -count % (BLOCK // 2)))
         added = None if bias is None else bias.detach()
         out = torch.ops.mkldnn._linear_pointwise(rows, self.packed(weight), added, "none", [], "")

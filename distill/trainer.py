@@ -176,7 +176,7 @@ class Trainer:
                 progress.describe(*self._close(window, done))
                 window = _Window()
 
-            # once in a while: dev
+            # once in a while: dev. Broken weights are neither measured nor kept.
             if evaluates or saves:
                 self.watchdog.rest()
                 self._refuse_non_finite(window, done)
@@ -325,15 +325,15 @@ class Trainer:
             self._refuse_non_finite(window, done)
         return self._log(done, means), means
 
-    def _log(self, done: int, window: dict[str, Any]) -> str:
-        row = {"stage": self.name, "split": "train", **self._position(done), **window}
+    def _log(self, done: int, means: dict[str, Any]) -> str:
+        row = {"stage": self.name, "split": "train", **self._position(done), **means}
         if skipped := sum(step < done for step in self.skipped):
             row["skipped"] = skipped
         row["peak_memory_mb"] = round(peak_memory_mb(self.engine.device), 1)
         row["lr"] = self.stage.optimizer.lr * factor(self.stage.schedule, done - 1, self.total)
         self._record(row)
-        speed = f"{window['sequences_per_s']:.0f} seq/s  {100 * window['mfu']:.0f} % MFU"
-        return f"loss {window['loss']:.4g}  {speed}"
+        speed = f"{means['sequences_per_s']:.0f} seq/s  {100 * means['mfu']:.0f} % MFU"
+        return f"loss {means['loss']:.4g}  {speed}"
 
     def _record(self, row: dict[str, Any]) -> None:
         if rank() == 0:
@@ -348,6 +348,7 @@ class Trainer:
         return self.evaluate is not None and (done % every == 0 or done == self.total)
 
     def _measure(self, done: int) -> tuple[str, dict[str, float]]:
+        """Measure on dev, save the student where it is the best so far; returns what to show."""
         assert self.evaluate is not None
         self.engine.eval()
         scores = self.evaluate()

@@ -359,7 +359,7 @@ class WordModelForSequenceClassification(PreTrainedModel):
             return SequenceClassifierOutput(logits=self._classify(self._encode(input_ids, mask)))
         assert token_type_ids is not None
         second = token_type_ids * mask
-        first = functional.pad((mask - second)[:, 1:], (0, 1))  # its last is the separator
+        first = functional.pad((mask - second)[:, 1:], (0, 1))  # without its last position, the separator
         u = self._encode(input_ids * first, first)
         v = self._encode(*_left_aligned(input_ids, second))
         return SequenceClassifierOutput(logits=self._classify(torch.cat([u, v, (u - v).abs(), u * v], -1)))
