@@ -42,14 +42,26 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    replace_folder(partial, folder)
 
 
 def to_disk(path: Path) -> None:
     """Wait until what was written to a file is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Put a finished folder in the place of an older one, its files on the disk before their new name."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            to_disk(path)
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(partial, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from data_pipeline.outage import Outage
 from data_pipeline.untrusted import parse_json
-from data_pipeline.whole import CHECKSUMS, checksum, to_disk, write_whole
-from distill.encoders import replace_folder
+from data_pipeline.whole import CHECKSUMS, checksum, replace_folder, to_disk, write_whole
 from distill.engine import Engine, rank, sum_over_ranks
 from distill.mirror import mirroring
 

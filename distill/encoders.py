@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from transformers import (
 
 from data_pipeline.model_folder import model_folder
 from data_pipeline.vocabulary import copy_tokenizer
-from data_pipeline.whole import to_disk
+from data_pipeline.whole import replace_folder
 from distill import nezha  # noqa: F401  (its model type becomes known)
 from distill.attention import Collector, Heads, collecting, install, needs_no_mask
 from distill.custom import Named, load, name_of
@@ -391,19 +390,6 @@ def save_model(
     if best:
         (partial / BEST).write_text(json.dumps(best) + "\n", encoding="utf-8")
     replace_folder(partial, target)
-
-
-def replace_folder(partial: Path, target: Path) -> None:
-    """Put a finished folder in the place of an older one, its files on the disk before their new name."""
-    for path in partial.rglob("*"):
-        if path.is_file():
-            to_disk(path)
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(partial, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def saved_projections(path: str | None) -> dict[str, Tensor]:

@@ -23,8 +23,8 @@ from data_pipeline.progress import Progress
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import encode_dev, label_set
 from data_pipeline.vocabulary import copy_tokenizer, load_vocabulary
-from data_pipeline.whole import write_whole
-from distill.encoders import load_classifier, replace_folder
+from data_pipeline.whole import replace_folder, write_whole
+from distill.encoders import load_classifier
 from distill.evaluate import add_latency, summarise
 from distill.measure import agreement, dev_scores, predict, size
 from distill.model_card import write_card

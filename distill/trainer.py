@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from distill.checkpoints import Checkpoints
 from distill.encoders import BEST, Batch, Signal, StoredTeacher, Teacher
 from distill.engine import Engine, barrier, from_rank_0, rank, sum_over_ranks, world_size
 from distill.model_facts import positions
-from distill.objective import Counts, Objective, count
+from distill.objective import Objective, count
 from distill.part_checks import micro_batch_size
 from distill.preemption import Stopped, asked
 from distill.run_folder import Metrics
@@ -48,6 +47,7 @@ from distill.schedule import factor
 from distill.settings import EngineConfig, RecordConfig, StageConfig
 from distill.trackers import tracked
 from distill.watchdog import Watchdog, end_process
+from distill.window import Votes, Window
 
 # Told of every measurement on dev, on every rank: the metrics, and the share of the training that is done.
 OnMeasure = Callable[[dict[str, float], float], None]
@@ -156,7 +156,7 @@ class Trainer:
 
         Raises Stopped where a signal asked for it, _NonFinite for a loss or gradient that is not finite.
         """
-        votes, window = _Votes(), _Window()
+        votes, window = Votes(), Window()
         for step in range(start, self.total):
             done, stop = step + 1, False
             if step not in self.skipped:
@@ -174,7 +174,7 @@ class Trainer:
             # once in a while: metrics; before a measurement or checkpoint too, whose time is not the steps'
             if window.steps and (done % self.record.log_every == 0 or evaluates or saves):
                 progress.describe(*self._close(window, done))
-                window = _Window()
+                window = Window()
 
             # once in a while: dev. Broken weights are neither measured nor kept.
             if evaluates or saves:
@@ -190,7 +190,7 @@ class Trainer:
                 last = done == self.total or stop
                 self.checkpoints.save(self.engine, done, self._state(), wait=last)
             if evaluates or saves:
-                window = _Window()
+                window = Window()
             if stop:
                 raise Stopped(f"{self.name}: stopped after step {done} of {self.total}, as asked")
 
@@ -256,7 +256,7 @@ class Trainer:
         own = torch.tensor(matrix_ceiling(self.engine.device, dtype), device=self.engine.device)
         return float(sum_over_ranks(own))
 
-    def _refuse_other_rows(self, window: _Window) -> None:
+    def _refuse_other_rows(self, window: Window) -> None:
         """Raise ValueError where the ranks did not take the steps of the window together."""
         if wrong := rows_apart(window.steps, self.stage.batch_size, *window.rows_and_steps()):
             raise ValueError(f"{self.name}: {wrong}")
@@ -276,7 +276,7 @@ class Trainer:
             self.told_rounding = True
             print(f"warning: {self.name}: the ranks round differently: {named}", file=sys.stderr)
 
-    def _refuse_non_finite(self, window: _Window, done: int) -> None:
+    def _refuse_non_finite(self, window: Window, done: int) -> None:
         """Raise _NonFinite, on all ranks together, where a loss of the window's steps was not finite, or
         the last gradient: the weights' norm then tells.
         """
@@ -316,7 +316,7 @@ class Trainer:
         self.skipped |= left_out
         return start
 
-    def _close(self, window: _Window, done: int) -> tuple[str, dict[str, Any]]:
+    def _close(self, window: Window, done: int) -> tuple[str, dict[str, Any]]:
         """Write the window's line of metrics; returns what to show of it. Raises as `_steps` does."""
         means = window.close(self.cost, self.ceiling)
         self.ceiling = max(self.ceiling, 1e12 * means["tflops_per_s"])
@@ -410,82 +410,6 @@ class _NonFinite(Exception):
         self.step = step
 
 
-class _Window:
-    """Means and speed since the last line of metrics; nothing leaves the device before `close`."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.steps: list[int] = []
-        self.terms: dict[str, Tensor] = {}
-        self.losses: list[Tensor] = []  # this rank's share in each step
-        self.sums: Tensor | float = 0.0  # what `Trainer.train_step` sums over all ranks, over the steps
-
-    def add(self, step: int, terms: dict[str, Tensor], sums: Tensor) -> None:
-        self.steps.append(step)
-        self.sums = self.sums + sums
-        self.losses.append(terms["loss"])
-        for name, term in terms.items():
-            self.terms[name] = self.terms.get(name, 0.0) + term
-
-    def rows_and_steps(self) -> tuple[float, float]:
-        """Rows of all ranks, and the sum of the step numbers that each of them took."""
-        steps, _, counts = self._summed()
-        return counts.rows, steps
-
-    def _summed(self) -> tuple[float, float, Counts]:
-        """Step numbers, digest of the rows, and counts."""
-        assert isinstance(self.sums, Tensor)
-        _, steps, digest_of_rows, *counts = self.sums.tolist()
-        return steps, digest_of_rows, Counts(*counts)
-
-    def close(self, cost: Cost, ceiling: float) -> dict[str, Any]:
-        """Means of the terms, speed, the share of the ceiling that the model's FLOPs take, and a digest of
-        the rows, the same for any number of ranks. Where a machine was busy when its ceiling was measured,
-        what is reached now is the ceiling.
-        """
-        names = list(self.terms)
-        sums = sum_over_ranks(torch.stack([self.terms[name] for name in names])).tolist()
-        _, digest_of_rows, counts = self._summed()
-        seconds = time.perf_counter() - self.started
-        rate = cost.flops(counts.rows, counts.real_tokens, counts.real_pairs) / seconds
-        means = {_label(name): total / len(self.steps) for name, total in zip(names, sums, strict=True)}
-        return {
-            **means,
-            "sequences_per_s": round(counts.rows / seconds, 2),
-            "tokens_per_s": round(counts.real_tokens / seconds, 1),
-            "tflops_per_s": round(rate / 1e12, 4),
-            "mfu": round(rate / max(ceiling, rate), 4),
-            "rows_digest": f"{round(digest_of_rows):x}",
-        }
-
-
-class _Votes:
-    """Whether any rank was asked to stop. A signal reaches ranks at different moments, and some never; all
-    stop after the same step, for the votes are summed with what every step sums anyway.
-    """
-
-    def __init__(self) -> None:
-        self.sum: Tensor | None = None
-        self.arrived: torch.cuda.Event | None = None
-
-    def stop(self, votes: Tensor) -> bool:
-        """Take this step's sum; returns whether the step before had any vote.
-
-        One step late, so that the CPU need not wait for what it has just queued on a GPU.
-        """
-        before, arrived = self.sum, self.arrived
-        if votes.is_cuda:
-            host = torch.empty(votes.shape, dtype=votes.dtype, pin_memory=True)
-            self.sum = host.copy_(votes, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
-        else:
-            self.sum = votes.clone()
-        if arrived is not None:
-            arrived.synchronize()
-        return before is not None and before.item() > 0
-
-
 def save_batches(path: Path, batches: list[Batch], step: int) -> None:
     """Write a rank's micro-batches of a step: tensors `NUMBER.PART`, the parts as Batch names them."""
     tensors = {
@@ -496,7 +420,3 @@ def save_batches(path: Path, batches: list[Batch], step: int) -> None:
     partial = beside(path)
     save_file(tensors, partial, {"step": str(step), "rank": str(rank())})
     os.replace(partial, path)
-
-
-def _label(name: str) -> str:
-    return name if name == "loss" else f"loss/{name}"

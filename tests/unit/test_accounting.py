@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 from distill.accounting import Cost, forward_cost, matrix_ceiling, model_cost, peak_memory_mb, profiled
 from distill.attention import install
 from distill.encoders import run_encoder
-from distill.trainer import _Window
+from distill.window import Window
 from distill.word_students import WordModelConfig, WordModelForSequenceClassification
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_a_head_costs_by_the_sequence():
 @pytest.mark.parametrize(("ceiling", "most"), [(1.0, 1.0), (1e30, 0.0)])
 def test_no_step_has_more_than_the_ceiling(ceiling, most):
     """A machine that was busy when its ceiling was measured reaches more later."""
-    window = _Window()
+    window = Window()
     window.add(0, {"loss": torch.tensor(1.0)}, torch.tensor([0.0] * 3 + [4.0, 8.0, 16.0, 0.0, 8.0, 16.0]))
     assert window.close(Cost(per_sequence=1e9), ceiling)["mfu"] == most
 
