@@ -9,11 +9,11 @@ from typing import Literal, get_args
 Unit = Literal["token", "word", "chinese_word"]
 
 ProgressMode = Literal["auto", "lines", "json", "none"]
-PROGRESS = "DISTILLERY_PROGRESS"  # holds one of them: an environment reaches every process of a run
+PROGRESS = "DISTILLERY_PROGRESS"  # holds the mode: an environment variable reaches every process of a run
 
 
 def progress_mode() -> str:
-    """How $DISTILLERY_PROGRESS wants it. Raises ValueError where it is none of the ways."""
+    """The mode that $DISTILLERY_PROGRESS asks for. Raises ValueError for an unknown one."""
     mode = os.environ.get(PROGRESS) or "auto"
     if mode not in get_args(ProgressMode):
         raise ValueError(f"${PROGRESS}: {mode}; give one of {', '.join(get_args(ProgressMode))}")
@@ -27,7 +27,7 @@ def usable_cores() -> int:
 
 Metric = Literal["accuracy", "f1", "f1_micro", "f1_macro", "matthews", "pearson_spearman"]
 
-# What may select the best checkpoint; the first does where none is given.
+# The metrics that may select the best checkpoint, by kind of task; the first is the default.
 METRICS: dict[str, tuple[Metric, ...]] = {
     "classification": ("accuracy", "f1", "f1_micro", "f1_macro", "matthews"),
     "multi_label": ("f1_micro", "f1_macro", "accuracy"),
@@ -55,11 +55,11 @@ class CorpusConfig:
 
 @dataclass
 class MaskingConfig:
-    """Tokens replaced before training (80 % mask, 10 % random, 10 % kept).
+    """Tokens chosen for masking: 80 % become the mask token, 10 % a random token, 10 % stay.
 
     Args:
         probability: Share of tokens chosen; 0 masks none.
-        most: At most so many a row.
+        most: Most tokens chosen in one training row.
         at_least_one: Choose one token even at probability 0, as the TinyBERT code does.
         unit: What is chosen together: a `token`, a whole `word`, or a `chinese_word` as jieba cuts.
     """
@@ -80,7 +80,7 @@ class PackingConfig:
     """How sentences become rows.
 
     Args:
-        method: `pairs` (two segments, the second one random half of the time),
+        method: `pairs` (two segments, of which the second is a random one half of the time),
             `contiguous_pairs` (always the true next segment) or `full` (one segment).
         max_length: Longest row in tokens, special tokens included.
         short_probability: Share of pair rows that aim at a random shorter length.
@@ -101,8 +101,8 @@ class PregenerateConfig:
         corpus: The text.
         tokenizer: Folder whose tokenizer is used: the teacher's.
         packing: How sentences become rows.
-        variants: Packings of the corpus with other draws (pairs, masks): epochs take them in turn.
-        rows_per_block: Sequences in one tar member, 4096 at most: training reads it whole.
+        variants: Packings of the corpus, each with its own draws (pairs, masks); epochs take them in turn.
+        rows_per_block: Sequences in one tar member, 4096 at most: training reads a member whole.
         shard_mb: Megabytes of text (of a compressed file, millions of characters) in one shard file;
             rows are shuffled, and random segments drawn, within it.
         workers: Processes that tokenise and pack; 0 is one for each core.
@@ -127,7 +127,7 @@ class PregenerateConfig:
 
     @property
     def share(self) -> tuple[int, int]:
-        """The slice as numbers. Raises ValueError where it is none."""
+        """`slice` as the numbers (K, N). Raises ValueError where it is not of that form."""
         first, _, count = self.slice.partition("/")
         if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
             raise ValueError(f"slice: {self.slice}; give K/N with K from 1 to N, such as 2/8")
@@ -143,9 +143,9 @@ class VocabularyConfig:
 
     Args:
         corpus: The text.
-        size: Tokens, the special ones included; fewer where the text has no more, and more where its
-            characters alone are.
-        least: How often a piece must occur.
+        size: Tokens, the special ones included; fewer where the text yields no more, and more where its
+            single characters alone exceed it.
+        least: How often a piece must occur to be taken.
         lower_case: Lower-case the text and drop accents.
     """
 
@@ -162,7 +162,7 @@ class StoreConfig:
     Args:
         retries: Further attempts after a failed read, with doubling waits from half a second to a minute.
         cache: Folder for blocks that were fetched; null keeps none. By default the user's cache folder.
-        cache_gb: The cache's bound.
+        cache_gb: Size of the cache at most, in gigabytes.
     """
 
     retries: int = 5
@@ -175,8 +175,8 @@ class StreamConfig:
     """How a run reads its shards.
 
     Args:
-        workers: Threads that fetch the next rows from a URL while the ones at hand are trained on (of
-            a local folder one does); 0 reads when they are needed.
+        workers: Threads that fetch the next rows from a URL while training goes on (one thread for a
+            local folder); 0 reads rows only when they are needed.
         damaged: What a block that is missing or damaged does: `fail` ends the run, naming it; `skip`
             takes the rows of the next whole block instead and counts them in the report.
         store: Shards behind a URL.
@@ -250,7 +250,7 @@ class WordsConfig:
         size: Width of the vectors. Those of a file have their own; the teacher's are reduced to it by
             their principal components.
         least: How often a word must occur in the training file to be known.
-        most: Words that are known at most, the most frequent ones.
+        most: How many words are known at most: the most frequent ones.
         frozen: Leave the vectors as they are; otherwise they train too.
         lower_case: Lower-case words and drop their accents; off for vectors of cased words.
     """
@@ -272,10 +272,10 @@ class NoiseConfig:
         masked: Chance that a word is masked.
         replaced: Chance that a word is replaced by one of the file's with the same part of speech.
         ngram: Chance that an n-gram of the text is drawn.
-        longest: Words of the longest n-gram.
+        longest: Length of the longest n-gram, in words.
         ngrams: What is done with it: `keep` drops all other words, as published; `mask` masks its words,
             as the code of distil-bilstm and iclassifier does.
-        most: Masked and replaced words, as a share of the text's, at most.
+        most: Largest share of a text's words that is masked or replaced.
         tagger: Finds parts of speech: `textblob` (the Pattern lexicon, offline) or `spacy` with its
             model en_core_web_sm. Chinese words are tagged by jieba.
     """
@@ -289,7 +289,7 @@ class NoiseConfig:
     tagger: Literal["textblob", "spacy"] = "textblob"
 
     def check(self) -> None:
-        """Refuse chances that are none. Raises ValueError."""
+        """Refuse chances outside 0 to 1, and n-grams without a word. Raises ValueError."""
         for name in ("masked", "replaced", "ngram", "most"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"noise.{name}: {getattr(self, name)}; give a share, 0 to 1")
@@ -323,14 +323,14 @@ class AugmentConfig:
         candidates: `tinybert`: most candidates of a word.
         vectors: `tinybert`: file of word vectors that gives candidates for words of several pieces; by
             default the model's own embeddings do.
-        precision: `tinybert`: of the model's products. `int8` is faster on a CPU with AVX-512 VNNI; some of
-            its candidates are others.
+        precision: `tinybert`: of the model's products. `int8` is faster on a CPU with AVX-512 VNNI; some
+            candidates then differ from fp32's.
         noise: Settings of `noise`.
         teacher: A fine-tuned classifier that judges every variant; with `confidence`.
-        confidence: Least probability of the teacher's likeliest label; less sure variants are left out.
+        confidence: Least probability of the teacher's likeliest label; variants below it are left out.
         batch_size: Masked texts of one step of the model; by default as many as come to 768 tokens for each
             thread of a CPU and to 16,384 on a GPU. No output depends on it.
-        examples_per_piece: Examples that a killed run loses at most, of each process.
+        examples_per_piece: Examples that a process writes at once: the most that it loses when killed.
         seed: Seed of the draws.
     """
 
@@ -357,7 +357,7 @@ class AugmentConfig:
 
     @property
     def task(self) -> TaskConfig:
-        """The file as a task's reader takes it; labels may be lists."""
+        """The file as a task, for its reader; multi_label, so that labels may be lists."""
         columns = self.text, self.text_pair, self.label or ""
         return TaskConfig(
             self.file, self.file, {}, *columns, "multi_label", header=self.header, separator=self.separator
