@@ -60,7 +60,7 @@ def encode_block(rows: list[Row], dtype: np.dtype) -> np.ndarray:
 
 
 def decode_block(block: np.ndarray, width: int, pad: int) -> Rows:
-    """Unpack a flat array into rows padded with `pad` to `width`. Raises ValueError where it is none."""
+    """Unpack a flat array into rows padded with `pad` to `width`. Raises ValueError for any other array."""
     count = int(block[0]) if len(block) else 0
     lengths = block[1 : 1 + count].astype(np.int64)
     boundaries = block[1 + count : 1 + 2 * count].astype(np.int64)
@@ -85,7 +85,7 @@ def concatenate(parts: list[Rows]) -> Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """Where one block lies: shard file, byte offset of the array file, its size, XXH3 checksum, rows.
+    """Where one block lies: shard file, its .npy file's byte offset, bytes and XXH3 checksum, and rows.
 
     `variant` numbers the packing of the corpus that it belongs to (PregenerateConfig.variants).
     """
@@ -135,7 +135,7 @@ def write_shard(path: Path, blocks: Iterable[list[Row]], dtype: np.dtype, varian
             placed.append(
                 Block(path.name, offset, len(data), xxhash.xxh3_64_intdigest(data), len(rows), variant)
             )
-    to_disk(partial)  # a record says soon that it is whole
+    to_disk(partial)  # before pregenerate writes the record that says so
     os.replace(partial, path)
     return placed
 
@@ -171,22 +171,16 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
         version = content["version"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(damaged) from None
-    if (
-        version != VERSION
-        and isinstance(version, int)
-        and content.get("sha256")
-        in (
-            None,
-            _content_sha256({key: value for key, value in content.items() if key != "sha256"}),
-        )
-    ):
+    said = content.pop("sha256", None)  # the first versions had none
+    is_intact = said == _content_sha256(content)
+    if version != VERSION and isinstance(version, int) and (is_intact or said is None):
         raise ValueError(
             f"shards: {place} is of format version {version} and this release reads {VERSION}; "
             "run pregenerate again"
         )
+    if not is_intact:
+        raise ValueError(damaged)
     try:
-        if content.pop("sha256") != _content_sha256(content):
-            raise ValueError(damaged)
         content["blocks"] = [Block(*entry) for entry in content["blocks"]]
         manifest = Manifest(**content)
         if not _is_plausible(manifest):
@@ -200,7 +194,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
 
 
 def _is_plausible(manifest: Manifest) -> bool:
-    """Whether a manifest's values are of their kinds, and no number is one that would take all memory."""
+    """Whether a manifest's values have the right types, and none would make a reader take all memory."""
     counts = [manifest.pad, manifest.seed, manifest.tokens, manifest.documents]
     counts += [
         n for block in manifest.blocks for n in (block.offset, block.size, block.xxh3, block.variant)
