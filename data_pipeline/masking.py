@@ -15,7 +15,7 @@ from data_pipeline.vocabulary import Vocabulary
 def mask(
     ids: Iterable[int], config: MaskingConfig, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A row with some of its ordinary tokens masked, and their positions; marks of CONTINUES are taken off.
+    """A row with some of its ordinary tokens masked, CONTINUES taken off its ids, and their positions.
 
     As in the original, a word that would exceed the number to mask is passed over.
     """
@@ -29,7 +29,7 @@ def mask(
         chosen = rng.permutation(ordinary)[:count]
     else:
         chosen = _whole_words(ordinary, (marked & CONTINUES) > 0, count, rng, config.at_least_one)
-    draw = rng.random(len(chosen))
+    draw = rng.random(len(chosen))  # from 0.8 to 0.9 a token stays as it is
     plain[chosen[draw < 0.8]] = vocabulary.mask
     replaced = chosen[draw >= 0.9]
     plain[replaced] = rng.integers(0, vocabulary.size, len(replaced))
@@ -72,7 +72,7 @@ class DynamicMasking:
             self.marks[continuing(vocabulary)] = CONTINUES
 
     def __call__(self, ids: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """A row of global step `step`, (length,), masked, and the positions chosen."""
+        """The row `ids` (length,) of global step `step`, masked, and the positions chosen."""
         rng = np.random.default_rng([self.seed, step, xxhash.xxh3_64_intdigest(ids.tobytes())])
         return mask(ids | self.marks[ids], self.config, self.vocabulary, rng)
 

@@ -15,9 +15,9 @@ from functools import lru_cache
 import numpy as np
 
 MOST_STREAMS = 1024
-WINDOW_ROWS = 32_768  # of all streams together, where a stream's part is not below LEAST
-LEAST = 512  # rows of a stream's window: some blocks, so that few are read twice
-BLOCKS, ROWS, STEPS = 1, 2, 3  # what a permutation is of
+WINDOW_ROWS = 32_768  # of all streams together, unless a stream's part would be below LEAST
+LEAST = 512  # rows of a stream's window: several blocks, as one that spans two windows is read twice
+BLOCKS, ROWS, STEPS = 1, 2, 3  # what a permutation shuffles
 
 
 def stream_count(batch_size: int) -> int:
@@ -90,5 +90,5 @@ class CorpusOrder:
         return blocks[which], positions - (ends[which] - rows[blocks[which]])
 
     def step_order(self, epoch: int, window: int) -> np.ndarray:
-        """The permutation of a window's steps, one for all streams, once rows are sorted by length."""
+        """A permutation of a window's steps, one for all streams, for rows that are sorted by length."""
         return self._rng(STEPS, epoch, window).permutation(self.steps(window))

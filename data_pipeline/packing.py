@@ -51,7 +51,7 @@ def _full_rows(documents: list[Document], max_length: int, vocabulary: Vocabular
                 yield _single(current, vocabulary)
                 current = []
             current = current + sentence
-            whole = max(0, (len(current) - 1) // room) * room  # a sentence longer than a row
+            whole = max(0, (len(current) - 1) // room) * room  # above 0 for a sentence longer than a row
             for start in range(0, whole, room):
                 yield _single(current[start : start + room], vocabulary)
             current = current[whole:]
@@ -70,6 +70,7 @@ def _pair_rows(
     rng: np.random.Generator,
 ) -> Iterator[Row]:
     room = config.max_length - 2 - vocabulary.separators_between
+    # A random segment comes from another document, of which a window of one has none.
     contiguous = config.method == "contiguous_pairs" or len(documents) < 2
     ends = np.cumsum([len(document) for document in documents])
     for index, document in enumerate(documents):

@@ -47,7 +47,7 @@ from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import beside, write_whole
 
 BATCH_CHARACTERS = 1 << 18  # texts of some languages have sentences as long as documents
-LARGEST = 2**16 - 1  # a block may hold its counts and lengths in two bytes
+MOST_TOKENS = 2**16 - 1  # of a row: a block may hold its counts and lengths in two bytes
 MOST_ROWS = 4096  # of a block: training reads it whole for the few rows of it that it needs
 RECORDS = "pieces"
 MB = 1_000_000
@@ -72,8 +72,8 @@ def check(config: PregenerateConfig) -> None:
 
 
 def _check_packing(packing: PackingConfig) -> None:
-    if not 8 <= packing.max_length <= LARGEST:
-        raise ValueError(f"packing.max_length: {packing.max_length}; give 8 to {LARGEST}")
+    if not 8 <= packing.max_length <= MOST_TOKENS:
+        raise ValueError(f"packing.max_length: {packing.max_length}; give 8 to {MOST_TOKENS}")
     if packing.masking.most < 0:
         raise ValueError(f"packing.masking.most: {packing.masking.most}; give 0 or more")
     for name, value in (
@@ -94,7 +94,7 @@ def run(config: PregenerateConfig, folder: Path) -> dict[str, Any]:
     shards = Path(config.shards) if config.shards else folder / "shards"
     (shards / RECORDS).mkdir(parents=True, exist_ok=True)
     pieces = corpus_pieces(config.corpus, int(config.shard_mb * MB))
-    _same_settings(config, pieces, shards)
+    _refuse_other_settings(config, pieces, shards)
     first, count = config.share
     mine = range(first - 1, len(pieces), count)
     started = time.monotonic()
@@ -114,14 +114,14 @@ def run(config: PregenerateConfig, folder: Path) -> dict[str, Any]:
     if not manifest.rows:
         raise ValueError("corpus: no row came out of it; does the tokenizer fit its language?")
     write_manifest(shards, manifest)
-    # By processes that were killed; another slice may be about to rename its own manifest.
+    # Left by killed processes. Not the manifest's: another slice may be about to rename its own.
     for left in chain(shards.glob("shard-*.partial"), (shards / RECORDS).glob("[0-9]*.partial")):
         left.unlink(missing_ok=True)
     totals = {"sequences": manifest.rows, "tokens": manifest.tokens, "documents": manifest.documents}
     return {**counts, **totals}
 
 
-def _same_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards: Path) -> None:
+def _refuse_other_settings(config: PregenerateConfig, pieces: list[CorpusPiece], shards: Path) -> None:
     """Refuse to mix shards of other settings, or of a corpus that has changed. Raises ValueError."""
     identity = {
         "version": VERSION,
@@ -165,14 +165,14 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
             for number in todo:
                 maker(number, pieces[number])
             return
-        # What keeps memory for a training's large tensors would only let these grow.
+        # Set for a training's large tensors (launcher/local.py), these would only let the workers grow.
         for name in [name for name in os.environ if name.startswith("MALLOC_")]:
             del os.environ[name]
         # Spawned, not forked: the tokenizer's threads don't survive a fork.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _begin_worker, (config, shards, done)) as pool:
             try:
-                with _held(signal.SIGINT, signal.SIGUSR1):
+                with _signals_held(signal.SIGINT, signal.SIGUSR1):
                     futures = [pool.submit(_work, number, pieces[number]) for number in todo]
                 for future in as_completed(futures):
                     future.result()
@@ -189,7 +189,7 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
 
 @contextmanager
 def _progress(pieces: list[CorpusPiece], todo: list[int]) -> Iterator[Any]:
-    """Progress over the corpus's bytes; yields what moves it: bytes done, by piece.
+    """Progress over the corpus's bytes; yields the counters that move it: bytes done, by piece.
 
     Without a lock, which a worker that is killed could take with it: each number has one writer.
     """
@@ -208,7 +208,7 @@ def _progress(pieces: list[CorpusPiece], todo: list[int]) -> Iterator[Any]:
 
 
 def _watch(progress: Progress, done: Any, ended: threading.Event) -> None:
-    """Move it as the counters move."""
+    """Move the progress as the counters move."""
     started = time.monotonic()
     while not ended.wait(0.5):
         speed = sum(done) / MB / (time.monotonic() - started)
@@ -217,7 +217,7 @@ def _watch(progress: Progress, done: Any, ended: threading.Event) -> None:
 
 
 @contextmanager
-def _held(*signals: signal.Signals) -> Iterator[None]:
+def _signals_held(*signals: signal.Signals) -> Iterator[None]:
     """Let signals wait; processes started inside never get them, not even while they are starting."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -252,7 +252,7 @@ def _work(number: int, piece: CorpusPiece) -> None:
 
 
 class _Maker:
-    """Makes shards of pieces; what it learns of the vocabulary serves every piece after."""
+    """Makes shards of pieces; the tokeniser keeps the words of one piece for the next."""
 
     def __init__(self, config: PregenerateConfig, shards: Path, done: Any):
         self.config, self.shards, self.done = config, shards, done

@@ -1,8 +1,8 @@
 """Bytes of shard folders: on a local path, or behind a URL with retries and a bounded local cache.
 
 A URL is read block by block (a byte range of a shard), never by whole files: a rank fetches what it
-trains on. Cached blocks are files; the oldest go when the folder outgrows its bound, and processes
-share it. Blocks are checked by whoever parses them, wherever they came from.
+trains on. Cached blocks are files; the least recently used go when the folder outgrows its bound,
+and processes share it. A block is checked when it is parsed, wherever it came from.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ T = TypeVar("T")
 
 FIRST_WAIT = 0.5  # seconds before the first retry; doubled before each further one
 LONGEST_WAIT = 60.0
-PRUNE_EVERY = 64 << 20  # bytes written between looks at the cache's size, at least
+PRUNE_EVERY = 64 << 20  # bytes written, at least, from one look at the cache's size to the next
+ALLOW = "let this user read it, or give the store's keys"
+REMEDY = "copy it again from a whole one or run pregenerate again, or set --stream.damaged skip"
 
 
 class DamagedBlock(ValueError):
-    """A block that is missing or damaged for good; an outage is none."""
+    """A block that is missing or damaged for good, unlike one behind an Outage."""
 
 
 class ShardFolder:
@@ -50,7 +52,7 @@ class ShardFolder:
         self.manifest, self.identity = self._manifest()
 
     def _manifest(self) -> tuple[Manifest, str]:
-        """The manifest, and what tells its content from another's."""
+        """The manifest, and a hash of its content."""
         place = f"{self.folder}/{MANIFEST}"
 
         def parsed(content: bytes) -> tuple[Manifest, str]:
@@ -59,7 +61,7 @@ class ShardFolder:
         try:
             if self.is_local:
                 return parsed(Path(place).read_bytes())
-            self._files, inside = file_system(self.folder)  # fails for good, and is not tried again
+            self._files, inside = file_system(self.folder)  # not retried: waiting would not mend it
             self._inside = inside.rstrip("/")
             return self._retried(lambda: parsed(self._files.cat_file(f"{self._inside}/{MANIFEST}")))
         except (FileNotFoundError, NotADirectoryError):
@@ -131,8 +133,8 @@ class ShardFolder:
         return rows
 
     def _ends_before(self, block: Block) -> bool:
-        """Whether a file behind a URL lacks the block: servers refuse a range beyond a file's end."""
-        with suppress(Exception):  # no answer is none that it is short
+        """Whether a file behind a URL is too short for the block: servers refuse ranges beyond the end."""
+        with suppress(Exception):  # where its size can't be told, it is not known to be short
             return bool(self._files.size(f"{self._inside}/{block.shard}") < block.offset + block.size)
         return False
 
@@ -145,7 +147,7 @@ class ShardFolder:
         digest = hashlib.sha256()
         place = f"{self.folder}/{shard}"
         with open(place, "rb") if self.is_local else self._files.open(f"{self._inside}/{shard}") as file:
-            while piece := file.read(1 << 20):  # HDFS's files have no more, as hashlib.file_digest wants
+            while piece := file.read(1 << 20):  # hashlib.file_digest needs what HDFS's files lack
                 digest.update(piece)
         return digest.hexdigest()
 
@@ -160,7 +162,7 @@ class ShardFolder:
             return None
 
     def _retried(self, read: Callable[[], T]) -> T:
-        """Call `read`, again after a failure; a missing file is no failure that waiting mends."""
+        """Call `read`, again after a failure; not for a missing file, which waiting does not mend."""
         for attempt in range(self.config.retries):
             try:
                 return read()
@@ -171,12 +173,8 @@ class ShardFolder:
         return read()
 
 
-ALLOW = "let this user read it, or give the store's keys"
-REMEDY = "copy it again from a whole one or run pregenerate again, or set --stream.damaged skip"
-
-
 class BlockCache:
-    """Files of a folder by key, bounded in bytes; several processes may use one folder."""
+    """A folder of files by key, of `bound` bytes at most; several processes may use one folder."""
 
     def __init__(self, folder: Path, bound: int):
         self.folder, self.bound = folder, bound
@@ -204,11 +202,12 @@ class BlockCache:
             self._prune()
 
     def _prune(self) -> None:
-        """Remove the oldest files beyond the bound; looks again when an eighth of the room is filled.
+        """Remove the least recently used files until an eighth of the bound is free.
 
-        Every file is looked at, which takes long of many; other processes fill the room as well.
+        Comes again when an eighth of the free room is written: not more often, for it looks at every
+        file, nor more rarely, for other processes fill the folder as well.
         """
-        self._until_prune = least = min(PRUNE_EVERY, self.bound // 8)  # other threads don't look meanwhile
+        self._until_prune = least = min(PRUNE_EVERY, self.bound // 8)  # other threads don't prune meanwhile
         files = []
         with os.scandir(self.folder) as entries:
             for entry in entries:

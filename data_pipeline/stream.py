@@ -96,7 +96,7 @@ class CorpusReader:
         parts = [corpus.step(number) for corpus in self.corpora if corpus.mine]
         if len(self.corpora) == 1:
             return parts[0]
-        return concatenate([_widened(part, self) for part in parts])  # as wide on every rank
+        return concatenate([_padded(part, self) for part in parts])  # as wide on every rank
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -143,13 +143,13 @@ class _Corpus:
             self._key, self._chunk_steps = (epoch, window), range(0)
         size = len(self.mine) * self.order.rows_per_step
         if place not in self._chunk_steps:
-            self._widen(place, size)
+            self._cut_chunk(place, size)
         assert self._chunk is not None
         begin = (place - self._chunk_steps.start) * size
         return self._chunk.slice(begin, begin + size)
 
-    def _widen(self, place: int, size: int) -> None:
-        """Make the ids of some steps from `place` on int64, at once: a step by itself takes longer."""
+    def _cut_chunk(self, place: int, size: int) -> None:
+        """Turn the ids of some steps from `place` on into int64 together: step by step takes longer."""
         assert self._window is not None
         steps = max(1, CHUNK_ROWS // size)
         chunk = self._window.slice(place * size, (place + steps) * size)
@@ -157,7 +157,7 @@ class _Corpus:
         self._chunk_steps = range(place, place + len(chunk) // size)
 
     def _turn_to(self, epoch: int, window: int) -> Rows:
-        """The rows of a window, from what was read ahead if it is that; begins to read the next."""
+        """The rows of a window, read ahead if it is the one expected; starts to read the next one."""
         key, ahead = self.ahead or (None, None)
         rows = ahead.result() if ahead and key == (epoch, window) else self._read(epoch, window)
         if self.reader.config.workers:
@@ -178,13 +178,13 @@ class _Corpus:
         starts = np.cumsum([0, *map(len, read)])[:-1]
         everything = concatenate(read)
         index = starts[inverse.reshape(blocks.shape)] + rows
-        if self.reader.by_length:
+        if self.reader.by_length:  # by stream: then the k-th step has every stream's k-th shortest rows
             index = np.take_along_axis(
                 index, np.argsort(everything.lengths[index], axis=1, kind="stable"), axis=1
             )
         steps = self.order.steps(window)
         index = index.reshape(len(self.mine), steps, -1).transpose(1, 0, 2)
-        if self.reader.by_length:
+        if self.reader.by_length:  # steps in random order, or lengths would grow through a window
             index = index[self.order.step_order(epoch, window)]
         return everything.take(index.reshape(-1))
 
@@ -201,10 +201,10 @@ class _Corpus:
             except DamagedBlock as error:
                 if self.reader.config.damaged == "fail":
                     raise
-                self._tell(number, str(error))
-        return self._instead(number, epoch)
+                self._report(number, str(error))
+        return self._replacement(number, epoch)
 
-    def _instead(self, number: int, epoch: int) -> Rows:
+    def _replacement(self, number: int, epoch: int) -> Rows:
         """Rows of the block that follows a damaged one in the epoch's order, as many as it had.
 
         Which block that is depends on the epoch alone, so every rank and every resume takes the same.
@@ -219,12 +219,12 @@ class _Corpus:
             try:
                 whole = self.folder.block(other)
             except DamagedBlock as error:
-                self._tell(other, str(error))
+                self._report(other, str(error))
                 continue
             return whole.take(np.arange(rows) % len(whole))
         raise ValueError(f"shards: no block of {self.folder.folder} is whole; run pregenerate again")
 
-    def _tell(self, number: int, message: str) -> None:
+    def _report(self, number: int, message: str) -> None:
         if number not in self._damaged and self.reader.on_damage:
             self.reader.on_damage(Damage(message, self.folder.manifest.blocks[number].rows))
         self._damaged.add(number)
@@ -267,8 +267,8 @@ def _check_alike(folders: list[ShardFolder]) -> None:
             )
 
 
-def _widened(rows: Rows, reader: CorpusReader) -> Rows:
-    """Rows padded to the widest corpus."""
+def _padded(rows: Rows, reader: CorpusReader) -> Rows:
+    """Rows padded to the width of the widest corpus."""
     missing = reader.max_length - rows.ids.shape[1]
     ids = np.pad(rows.ids, ((0, 0), (0, missing)), constant_values=reader.pad) if missing else rows.ids
     return Rows(ids, rows.lengths, rows.boundaries)
