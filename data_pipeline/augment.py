@@ -47,20 +47,20 @@ def read(config: AugmentConfig) -> Examples:
 
 
 def words_of(text: str, encoding: Encoding, unit: str) -> list[Word]:
-    """The words that may be replaced: of letters alone, and no stop words.
+    """The words that may be replaced: those of letters alone that are no stop words.
 
     Args:
         text: The text.
         encoding: Its tokens, without special ones.
-        unit: As in the settings.
+        unit: `word` or `chinese_word`, as in the settings.
     """
-    spans = None
-    if unit == "chinese_word":  # where each word begins
-        spans = np.cumsum([0, *map(len, segmenter().cut(text))])
-    offsets = encoding.offsets  # all are copied each time they are asked for
+    begins = None
+    if unit == "chinese_word":  # else the tokenizer's own words count
+        begins = np.cumsum([0, *map(len, segmenter().cut(text))])
+    offsets = encoding.offsets  # the property copies all of them at every access
     tokens: dict[int, list[int]] = {}
     for token, (own, (begin, end)) in enumerate(zip(encoding.word_ids, offsets, strict=True)):
-        number = own if spans is None else int(np.searchsorted(spans, begin, side="right"))
+        number = own if begins is None else int(np.searchsorted(begins, begin, side="right"))
         if number is not None and end > begin:
             tokens.setdefault(number, []).append(token)
     found = []
@@ -82,7 +82,7 @@ def replaced_variants(
         text: The original.
         words: Its words, in order, each with its candidates.
         config: Number of tries, and the chance that a word is replaced.
-        key: What the draws are a function of.
+        key: Seed of the draws.
     """
     rng = np.random.default_rng(key)
     sizes = np.array([len(options) for _, options in words], dtype=np.int64)
@@ -117,7 +117,7 @@ def piece_path(folder: Path, number: int) -> Path:
 
 
 def row(config: AugmentConfig, first: str, second: str | None, label: str | None, origin: int) -> str:
-    """One line of the output."""
+    """One line of the output; `origin` is the number of the example that it comes from."""
     fields: dict[str, Any] = {config.text: first}
     if config.text_pair:
         fields[config.text_pair] = second
@@ -140,7 +140,7 @@ def write_piece(folder: Path, number: int, lines: Sequence[str]) -> None:
 
 
 def begin_pieces(folder: Path, made_of: dict[str, str]) -> None:
-    """Make room for pieces. Raises ValueError where those there were made of other texts or models."""
+    """Make the folder of pieces. Raises ValueError where it holds pieces of other texts or models."""
     mark = folder / "pieces" / "made_of.json"
     if not mark.is_file():
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -157,10 +157,10 @@ def _read_mark(mark: Path) -> Any:
 
 
 def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -> dict[str, int]:
-    """Write RUN/augmented.jsonl from whole pieces; returns how many rows it has and why.
+    """Write RUN/augmented.jsonl from whole pieces; returns counts of what it holds and what was left out.
 
     A variant that is an example itself, or another's variant, is left out: a hash of every row is kept.
-    So is one that the teacher is less sure of than it should be.
+    So is one that the teacher is less sure of than `confidence`.
     """
     judged = config.confidence is not None
     known = {_hash(json.loads(line)) for line in original_rows(config, examples)}
@@ -208,6 +208,6 @@ def _variant_rows(
 
 
 def _hash(fields: dict[str, Any]) -> int:
-    """Of a row's texts and label, not of where it comes from."""
+    """A hash of a row's texts and label, not of the example that it comes from."""
     told = {name: value for name, value in fields.items() if name != "origin"}
     return xxhash.xxh3_64_intdigest(json.dumps(told).encode())

@@ -96,11 +96,11 @@ def noisy_variants(
     Args:
         text: The original.
         words: Its words.
-        by_tag: What words are replaced by.
+        by_tag: The words that may stand for one another, by part of speech.
         mask: The teacher's mask token.
         config: How much noise.
         tries: Variants drawn.
-        key: What the draws are a function of.
+        key: Seed of the draws.
     """
     rng = np.random.default_rng(key)
     found: dict[str, None] = {}
@@ -143,7 +143,7 @@ def _noisy(
 
 
 def _joined(text: str, words: list[Tagged], own: list[str], kept: range) -> str:
-    """The kept words with what stands between them in the text."""
+    """The kept words with what stands between them; where all are kept, also with what stands around."""
     parts = [own[kept[0]]]
     for place in kept[1:]:
         parts += [text[words[place - 1].end : words[place].begin], own[place]]

@@ -57,7 +57,7 @@ class Encoded:
         )
 
     def padded(self, index: np.ndarray, width: int | None = None) -> dict[str, np.ndarray]:
-        """Ids, mask, segments of the examples at `index`, int64, padded to `width`, or to the longest."""
+        """Ids, mask, segments of the examples at `index`, int64 (n, width), by default the longest's."""
         width = width or max([1, *(len(self.ids[i]) for i in index)])
         ids = np.full((len(index), width), self.pad, dtype=np.int64)
         segments = np.zeros((len(index), width), dtype=np.int64)
@@ -75,7 +75,7 @@ class Encoded:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What tells it from other data, by the name of each part."""
+        """Hashes that tell it from other data, by the name of each part."""
         parts = {"tokens": self.ids, "labels": [self.labels]}
         if self.teacher is not None:
             parts["teacher's logits"] = [self.teacher]
@@ -155,16 +155,16 @@ def _open(path: str, newline: str | None) -> TextIO:
 
 
 def line_ends(form: str) -> str:
-    """How a file of this form is opened: a carriage return within a line is text, but to csv."""
+    """The `newline` to open a file with: a carriage return within a line is text, except in csv."""
     return "" if form == "csv" else "\n"
 
 
 def rows_of(
     file: TextIO, form: str, named: str, columns: list[str], header: bool, task: TaskConfig | None = None
 ) -> Iterator[list[str]]:
-    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError: `named`, the line.
+    """The columns of a tsv, csv or jsonl, row by row. Raises ValueError, which begins with `named`.
 
-    `task`: whose labels the last column holds; None where all are texts.
+    `task`: the task whose labels are the last column; None where every column is text.
     """
     lines = bounded_lines(file, named)
     if form == "jsonl":
@@ -183,9 +183,9 @@ def _table_rows(
     width = len(names)
     for number, fields in rows:
         width = width or max(1, len(fields))
-        if width > 1 and len(fields) < 2 and not "".join(fields).strip():
+        if width > 1 and len(fields) < 2 and not "".join(fields).strip():  # a blank line
             continue
-        fields = fields or [""]  # an empty text is a row too
+        fields = fields or [""]  # in a file of one column: an empty text
         if header and any(fields[width:]):
             mark = "tab" if form == "tsv" else "comma"
             raise ValueError(
@@ -301,7 +301,7 @@ def _dataset_rows(path: str, columns: list[str], task: TaskConfig | None) -> Ite
 
 
 def _class_label(kind: Any) -> Any:
-    """What names the classes in a column, or in the lists that it holds; None where they are no classes."""
+    """The ClassLabel of a column, or of the lists in it; None where it holds no classes."""
     from datasets import ClassLabel
 
     kind = getattr(kind, "feature", kind)
@@ -309,7 +309,7 @@ def _class_label(kind: Any) -> Any:
 
 
 def _class_names(value: Any, classes: Any) -> Any:
-    """The name of a class, or the names of a list; empty for -1, which stands for none."""
+    """The name of a class, or the names of a list of them; empty for -1, which stands for no class."""
     if classes is None:
         return value
     if isinstance(value, list):
@@ -334,21 +334,21 @@ def _plain(value: object, column: str, task: TaskConfig | None, named: str) -> s
     if task and isinstance(value, list):
         if task.kind != "multi_label":
             raise ValueError(f"{named} holds a list; of several labels --task.kind is multi_label")
-        labels = _names(value, task, named)
+        labels = _labels_in(value, task, named)
         if inside := [label for label in labels if task.separator in label]:
             raise ValueError(
                 f"{named}: the label {inside[0]!r} holds {task.separator!r} itself; give another separator"
             )
         return task.separator.join(labels)
-    return whole_characters(_word(value))
+    return whole_characters(_as_text(value))
 
 
-def _word(value: object) -> str:
+def _as_text(value: object) -> str:
     """A value as it would stand in a table; texts of parquet files may be typed as bytes."""
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def _names(value: list, task: TaskConfig, named: str) -> list[str]:
+def _labels_in(value: list, task: TaskConfig, named: str) -> list[str]:
     """The labels in a list: names, or a 0 or 1 for each of the task's. Raises ValueError, with the row."""
     bits = all(entry in (0, 1) for entry in value)
     if task.labels and bits and len(value) == len(task.labels):
@@ -364,7 +364,7 @@ def _names(value: list, task: TaskConfig, named: str) -> list[str]:
             f"{named} holds a list of {len(value)} zeros and ones and --task.labels has {len(task.labels)} "
             "names; give a name for each of its entries in order"
         )
-    return list(map(_word, value))
+    return list(map(_as_text, value))
 
 
 def label_set(task: TaskConfig, model_labels: list[str] | None = None) -> list[str]:

@@ -29,7 +29,7 @@ SPECIAL = {
     "mask_token": ("[MASK]", "<mask>"),
     "unk_token": ("[UNK]", "<unk>"),
 }
-DESCRIBED = "tokenizer_config.json"
+CONFIG = "tokenizer_config.json"
 ALIASES = {"cls_token": "bos_token", "sep_token": "eos_token"}
 FAST = "tokenizer.json"
 MERGES = "merges.txt"
@@ -46,7 +46,7 @@ VOCABULARY_FILES = (
 TOKENIZER_FILES = (
     *VOCABULARY_FILES,
     MERGES,
-    DESCRIBED,
+    CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
 )
@@ -112,7 +112,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     found = [name for name in VOCABULARY_FILES if (path / name).is_file()]
     if not found:
         raise ValueError(f"{path}: no {FAST} or vocabulary file there; give a model folder")
-    if found == ["vocab.json"] and not (path / MERGES).is_file():  # transformers then leaves letters
+    if found == ["vocab.json"] and not (path / MERGES).is_file():  # else cut into letters
         raise ValueError(f"{path}: vocab.json is there without {MERGES}; copy that beside it")
     from transformers import AutoTokenizer
 
@@ -126,9 +126,9 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _special_names(path: Path) -> dict[str, str]:
-    """Names of the special tokens, as far as the folder says."""
+    """The special tokens that a folder's files name, by their keys (cls_token and so on)."""
     names = {}
-    for file in (DESCRIBED, "special_tokens_map.json"):
+    for file in (CONFIG, "special_tokens_map.json"):
         if not (path / file).is_file():
             continue
         try:
@@ -155,7 +155,7 @@ def copy_tokenizer(source: str, target: Path, length: int | None = None) -> None
         load_vocabulary(source).tokenizer.save(str(target / FAST))
     if length:
         described = {**_described(target), "model_max_length": length}
-        (target / DESCRIBED).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        (target / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def trained_length(path: str) -> int | None:
@@ -165,8 +165,8 @@ def trained_length(path: str) -> int | None:
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    """What a folder says of its tokenizer."""
+    """A folder's tokenizer_config.json; empty where it can't be read."""
     try:
-        return dict(parse_json((folder / DESCRIBED).read_bytes()).items())
+        return dict(parse_json((folder / CONFIG).read_bytes()).items())
     except (OSError, ValueError, AttributeError):
         return {}

@@ -31,11 +31,11 @@ from data_pipeline.words import SPECIAL, known_words
 FASTTEXT_MAGIC = 793712314
 HEADER = re.compile(rb"(\d{1,12}) (\d{1,6})\s*\n")
 LONGEST_LINE = 4 << 20  # bytes
-MOST_WIDE = 1 << 16
-LONGEST_GRAM = 100
+MOST_WIDE = 1 << 16  # numbers of a vector
+LONGEST_GRAM = 100  # characters
 LONGEST_WORD = 4096  # bytes; a binary file without a space within so many is none
-WINDOW = 5
-RUN = 1 << 18  # tokens that are counted together
+WINDOW = 5  # words to each side that count as neighbours
+RUN = 1 << 18  # tokens whose neighbours are counted together
 Vectors = dict[str, np.ndarray]
 
 
@@ -176,8 +176,10 @@ class _FastText:
 
     def _read(self, path: str, wanted: set[str] | None) -> None:
         with _open(path) as file:
+            # Magic number, version, width, 7 others, buckets, least and most letters of n-grams, 2 others.
             head = struct.unpack("<2i12id", file.read(64))
             self.bucket, self.least, self.most = head[10:13]
+            # Entries, words, labels, tokens, pruned n-grams.
             size, self.count, _, _, pruned = struct.unpack("<iiiqq", file.read(28))
             if pruned > 0 or not 11 <= head[1] <= 12:
                 raise ValueError(f"words.vectors: {path} is a quantised fastText model; give its .vec file")
@@ -222,7 +224,7 @@ class _FastText:
 
 
 def _entries(file: IO[bytes], size: int) -> Iterator[str]:
-    """The words of a fastText model's dictionary: a zero-ended name, a count, a kind."""
+    """The words of a fastText model's dictionary; each has a zero byte, a count and a kind after it."""
     for _ in range(size):
         name = bytearray()
         while (byte := file.read(1)) != b"\0":
@@ -250,7 +252,7 @@ def train_vectors(tokenizer: Tokenizer, documents: Iterable[list[str]], size: in
     Positive pointwise mutual information of words within WINDOW places of one sentence, contexts
     smoothed by the power 0.75, factorised; rows are U sqrt(S). The same corpus gives the same vectors.
     """
-    from sklearn.utils.extmath import randomized_svd  # a second, which every process of any job would pay
+    from sklearn.utils.extmath import randomized_svd  # here: it takes a second, in every process of any job
 
     words = known_words(tokenizer)
     counts = csr_matrix((len(words), len(words)), dtype=np.float64)
@@ -295,6 +297,7 @@ def _pairs(ids: np.ndarray, size: int) -> csr_matrix:
 
 
 def _ppmi(counts: csr_matrix) -> csr_matrix:
+    """max(0, log P(context | word) / P(context)) of symmetric counts, words in rows."""
     row = np.asarray(counts.sum(axis=1)).ravel()
     context = row**0.75
     share = context / context.sum()

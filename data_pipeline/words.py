@@ -16,7 +16,7 @@ from data_pipeline.settings import WordsConfig
 from data_pipeline.whole import whole_folder
 
 PAD, UNKNOWN, CLS, SEPARATOR, MASK = SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# As a model folder calls them.
+# By their names in a model folder's tokenizer_config.json.
 NAMED = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
 WORD = r"\w+?(?=n't\b)|n't\b|'(?:s|m|re|ve|ll|d)\b|\w+|[^\w\s]"
 
