@@ -32,11 +32,11 @@ def is_bucket(path: str) -> bool:
 
 
 def check_bucket(name: str, url: str) -> None:
-    """Refuse a URL of no bucket, or with what a run folder must not hold. Raises ValueError."""
+    """Refuse a URL without a bucket, or with what a run folder must not keep. Raises ValueError."""
     parts = urlsplit(url)
     unknown = dict(parse_qsl(parts.query, keep_blank_values=True)).keys() - OPTIONS
     user = parts.username if parts.scheme == "s3" else None
-    if parts.password or user or unknown:  # and are not repeated
+    if parts.password or user or unknown:  # whose values the message leaves out
         raise ValueError(
             f"{name}: a URL with {'credentials' if not unknown else sorted(unknown)[0]}; it may say "
             f"{', '.join(sorted(OPTIONS))}, credentials belong in the environment"
@@ -46,13 +46,13 @@ def check_bucket(name: str, url: str) -> None:
 
 
 def below(url: str, name: str) -> str:
-    """The URL of what is called `name` in the folder of a URL."""
+    """The URL of `name` in the folder at a URL."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
 
 
 class Bucket:
-    """The folder of a URL. Where the bucket does not give or take, every method raises ValueError."""
+    """The folder at a URL. Every method raises ValueError where the store refuses, Outage if it fails."""
 
     def __init__(self, url: str):
         self.url = url
@@ -65,7 +65,7 @@ class Bucket:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What goes wrong as one line. What a store can't do is a NotImplementedError of pyarrow's."""
+        """Raise errors as one line; pyarrow raises NotImplementedError for what a store can't do."""
         try:
             yield
         except (PermissionError, FileNotFoundError, ValueError, NotImplementedError) as error:
@@ -107,21 +107,21 @@ class Bucket:
         return digest.hexdigest()
 
     def put_folder(self, name: str, folder: Path, files: Iterable[str], check: Callable[[], None]) -> None:
-        """Write these files of a folder and, where `check` then raises nothing, that it is whole."""
+        """Write these files of a folder and, unless `check` then raises, CHECKSUMS: it is whole."""
         record = {file: self.put(f"{name}/{file}", folder / file) for file in files}
-        own = folder / CHECKSUMS  # what the files were meant to be, where that is known
+        own = folder / CHECKSUMS  # of the files as they were meant to be, if the folder has it
         text = own.read_bytes() if own.is_file() else json.dumps(record, indent=2).encode()
         check()
         self.put(f"{name}/{CHECKSUMS}", text)
 
     def remove(self, *names: str) -> None:
-        """Remove files; those that are not there are no mistake."""
+        """Remove files, as far as they are there."""
         for name in names:
             with self._told(), suppress(FileNotFoundError):
                 self._files.delete_file(self._path(name))
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder, first that it is whole."""
+        """Remove a folder, CHECKSUMS first: what a kill leaves of it does not pass for whole."""
         self.remove(f"{name}/{CHECKSUMS}")
         with self._told(), suppress(FileNotFoundError):
             self._files.delete_dir(self._path(name))
@@ -129,8 +129,8 @@ class Bucket:
     def bring(self, name: str, target: Path, mark: bool = False) -> bool:
         """Make `target` what the folder `name` holds, where that is whole; says whether it is.
 
-        The empty name is this folder's. What is here already is not fetched. With `mark` CHECKSUMS comes
-        too.
+        An empty name is this folder itself. Nothing is fetched where `target` is the same already. With
+        `mark` CHECKSUMS comes too.
         """
         if (text := self.get(f"{name}/{CHECKSUMS}")) is None:
             return False

@@ -17,7 +17,7 @@ from data_pipeline.readers import Piece, Source
 from data_pipeline.settings import CorpusConfig
 from data_pipeline.urls import is_url
 
-SLACK = 1.25  # a piece may hold so much more text than asked before the next is begun
+SLACK = 1.25  # a piece may grow to this many times the size asked for
 # After Latin sentence marks only where white space follows; after CJK ones always.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
@@ -40,9 +40,10 @@ class CorpusPiece:
 
     @property
     def done(self) -> int:
-        """Bytes that have been read, as `size` counts them; parts may be of one source."""
+        """Bytes that have been read, as `size` counts them."""
         whole = sum(piece.size for _, piece in self.parts[: self.place])
-        return whole + sum(min(source.done, piece.size) for source, piece in self.parts[self.place :][:1])
+        current = self.parts[self.place : self.place + 1]  # whose source may be that of other parts too
+        return whole + sum(min(source.done, piece.size) for source, piece in current)
 
     def documents(self) -> Iterator[list[str]]:
         """Yield every document as its non-empty sentences."""
@@ -70,9 +71,10 @@ def corpus_sources(config: CorpusConfig) -> list[Source]:
     if not config.files:
         raise ValueError("corpus: no file given; set --corpus.files '[FILE, ...]'")
     paths: dict[str, str] = {}
-    for path in (path for pattern in config.files for path in _expand(pattern)):
-        # Once each: a pattern may match a file that is named beside it, and spelt in another way.
-        paths.setdefault(path if is_url(path) else os.path.abspath(path), path)
+    for pattern in config.files:
+        for path in _expand(pattern):
+            # Once each: a pattern may match a file that is named beside it, and spelt in another way.
+            paths.setdefault(path if is_url(path) else os.path.abspath(path), path)
     by_line = config.documents == "line"
     return [readers.source(path, by_line, config.text_field) for path in paths.values()]
 

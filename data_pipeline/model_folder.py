@@ -55,7 +55,7 @@ def _in_package(path: str) -> str:
 
 
 def _from_bucket(url: str) -> str:
-    """The processes of a machine fetch it once; what is there under another checksum is another model."""
+    """Fetched once for all processes of a machine, into a folder named by the hash of its checksums."""
     check_bucket("a model's path", url)
     bucket = Bucket(url)
     record = bucket.get(CHECKSUMS)
@@ -64,9 +64,9 @@ def _from_bucket(url: str) -> str:
             f"{url}: no whole model folder (no {CHECKSUMS} there); give student/ or model/ of a run "
             "that lies in a bucket"
         )
-    cache = Path.home() / ".cache" / "distillery" / "models"
-    target = cache / xxhash.xxh3_128_hexdigest(record)
-    cache.mkdir(parents=True, exist_ok=True)
+    models = Path.home() / ".cache" / "distillery" / "models"
+    target = models / xxhash.xxh3_128_hexdigest(record)
+    models.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not bucket.bring("", target):

@@ -1,4 +1,4 @@
-"""What goes wrong now and may not the next time, where other mistakes stay."""
+"""Failures that may be gone at the next attempt, as a user's mistakes are not."""
 
 
 class Outage(ValueError):

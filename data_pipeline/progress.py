@@ -30,7 +30,7 @@ class Progress:
         total: How much there is of it; 0 where that is not known.
         start: How much was done before.
         unit: What is counted.
-        show: Nothing is shown otherwise: one process of many shows.
+        show: Whether this process shows anything: of many, one does.
 
     Raises ValueError where $DISTILLERY_PROGRESS is something else.
     """
@@ -77,7 +77,7 @@ class Progress:
         self.reach(self.done + 1)
 
     def reach(self, done: int) -> None:
-        """So much is done, of the total."""
+        """So much of the total is done."""
         self.done = done
         self.bar.update(self.task, completed=done)
         if self.print and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:

@@ -47,7 +47,7 @@ TO_THE_END = 1 << 62
 
 
 class Piece(NamedTuple):
-    """A part of a source: positions in it (bytes or rows), and the bytes that it stands for."""
+    """A part of a source: from where to where, in the source's own units, and its bytes of text."""
 
     start: int
     stop: int
@@ -101,7 +101,7 @@ def hub_parts(path: str) -> tuple[str, str | None, str]:
 
 
 def _name(path: str) -> PurePosixPath:
-    """What tells a file's kind, in capitals or not; a signed URL has a query after it."""
+    """The name that tells a file's kind, in lower case, without the query of a signed URL."""
     return PurePosixPath((path.partition("?")[0] if is_url(path) else path).lower())
 
 
@@ -131,7 +131,7 @@ def _size(path: str) -> int:
 
 
 class _Remote(io.RawIOBase):
-    """A file behind a URL."""
+    """A file behind a URL; its errors are url_told's."""
 
     def __init__(self, url: str):
         self.url = url
@@ -162,7 +162,7 @@ class _Remote(io.RawIOBase):
 
 
 def whole_characters(text: str) -> str:
-    """Replace halves of characters, which JSON can hold and no tokenizer takes."""
+    """Replace lone surrogates, which JSON can hold and no tokenizer takes."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -281,7 +281,7 @@ class Parquet:
         from pyarrow.parquet import ParquetFile
 
         with _damage_told(self.path):
-            # By its defaults a row group is read whole, and one may hold a whole file.
+            # pyarrow's defaults read a row group whole, and one may hold a whole file.
             file = ParquetFile(_open(self.path), buffer_size=BUFFER, pre_buffer=False)
             names = file.schema_arrow.names
         if self.field not in names:
@@ -376,7 +376,7 @@ class StreamedDataset:
         return rows
 
     def pieces(self, size: int) -> list[Piece]:
-        count = self._rows().num_shards
+        count = self._rows().num_shards  # each is a piece: which of how many, and no known size
         return [Piece(number, count, size) for number in range(count)]
 
     def documents(self, piece: Piece) -> Iterator[str | list[str]]:
@@ -445,7 +445,7 @@ def _articles(file: BinaryIO) -> Iterator[str]:
 
 @contextmanager
 def _damage_told(path: str, *known: type[Exception]) -> Iterator[None]:
-    """What a library says of a damaged file, but for `known`, becomes a ValueError with its name."""
+    """Turn a library's errors, but for Outage and `known`, into a ValueError that names the file."""
     try:
         yield
     except Exception as error:
@@ -462,7 +462,7 @@ def _no_column(path: str, field: str, names: Iterable[str]) -> str:
 
 
 def _text(value: object) -> str:
-    """A text of a field; nothing is an empty one. Raises TypeError for what is no text."""
+    """A field as text, null as an empty one. Raises TypeError, naming the type, for anything else."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if value is not None and not isinstance(value, str):
@@ -483,7 +483,7 @@ def _texts(values: Iterable[object], path: str, field: str) -> Iterator[str]:
 
 
 def _runs(sizes: list[int], size: int) -> list[Piece]:
-    """Runs of neighbours of about `size` together."""
+    """Pieces of neighbours that have about `size` bytes together."""
     pieces: list[Piece] = []
     start = total = 0
     for number, one in enumerate(sizes, 1):

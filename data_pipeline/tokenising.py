@@ -19,7 +19,7 @@ from data_pipeline.vocabulary import Vocabulary
 
 # Added to the id of a token that continues the word before it, where whole words are masked.
 CONTINUES = 1 << 30
-BEGINS = ("\u0120", "\u2581")  # what marks the first token of a word
+BEGINS = ("\u0120", "\u2581")  # mark the first token of a word: of byte-level BPE, of SentencePiece
 REMEMBERED_TOKENS = 250_000  # of all words together, some 20 MB; then the words are forgotten
 
 

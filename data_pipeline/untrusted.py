@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-LONGEST_ROW = 8 << 20  # characters of a line or field of a table; it is some example's whole text
+LONGEST_ROW = 8 << 20  # characters of a line, or of a table's field, which may be an example's whole text
 LONGEST_MESSAGE = 2000
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value. Raises ValueError for whatever is none, values nested without end among it."""
+    """A JSON value. Raises ValueError where it is malformed or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -28,7 +28,7 @@ def bounded_lines(file: TextIO, path: str) -> Iterator[str]:
                 most = f"{LONGEST_ROW >> 20} million characters"
                 raise ValueError(f"{path} line {number} has more than {most}; is it a text of lines?")
             yield line
-    except UnicodeDecodeError as error:  # a part of the file is decoded at once, lines before it too
+    except UnicodeDecodeError as error:  # a chunk is decoded at once: its lines are not counted yet
         number += 1 + error.object[: error.start].count(b"\n")
         raise ValueError(
             f"{path} line {number} is not UTF-8 text; convert the file, or give another"
@@ -36,6 +36,6 @@ def bounded_lines(file: TextIO, path: str) -> Iterator[str]:
 
 
 def one_line(message: str) -> str:
-    """A message that quotes what was read: on one line, bounded, and without what a terminal acts on."""
-    line = "".join(sign if sign.isprintable() else "?" for sign in " ".join(message.split()))
+    """A message that quotes what was read: on one line, bounded, without control characters."""
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(message.split()))
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."

@@ -28,7 +28,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def url_told(named: str, url: str) -> Iterator[None]:
-    """What the library of a URL's protocol says becomes a ValueError; `named`: what the URL is of."""
+    """Turn errors of a protocol's library into ValueErrors, or Outage; `named` begins their messages."""
     try:
         yield
     except FileNotFoundError:
