@@ -112,7 +112,8 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     found = [name for name in VOCABULARY_FILES if (path / name).is_file()]
     if not found:
         raise ValueError(f"{path}: no {FAST} or vocabulary file there; give a model folder")
-    if found == ["vocab.json"] and not (path / MERGES).is_file():  # else cut into letters
+    # Without its merges transformers would cut words into letters.
+    if found == ["vocab.json"] and not (path / MERGES).is_file():
         raise ValueError(f"{path}: vocab.json is there without {MERGES}; copy that beside it")
     from transformers import AutoTokenizer
 

@@ -47,7 +47,7 @@ def run(config: Any, folder: str | Path, *, processes: int = 0, resume: bool = F
     with tempfile.TemporaryDirectory() as scratch:
         recipe = Path(scratch, "config.yaml")
         write_whole(recipe, _yaml(config))
-        code, last = _say([sys.executable, "-m", "launcher.cli", job, f"--config={recipe}", *options])
+        code, last = _execute([sys.executable, "-m", "launcher.cli", job, f"--config={recipe}", *options])
     if code == 2:
         raise ValueError(last.removeprefix(f"distillery {job}: error: "))
     if code:
@@ -56,7 +56,7 @@ def run(config: Any, folder: str | Path, *, processes: int = 0, resume: bool = F
 
 
 def _refuse_unknown(config: Any, place: str = "config") -> None:
-    """Refuse a setting of a name that there is not: Python lets anything be set. Raises ValueError."""
+    """Refuse an attribute that is no setting: Python lets any be set. Raises ValueError."""
     known = [field.name for field in fields(config)]
     for name, value in vars(config).items():
         if name not in known:
@@ -84,7 +84,7 @@ def job_of(config: Any) -> str:
     return found[0]
 
 
-def _say(command: list[str]) -> tuple[int, str]:
+def _execute(command: list[str]) -> tuple[int, str]:
     """Run a command and print what it says; returns its exit code and its last line."""
     last = ""
     with subprocess.Popen(

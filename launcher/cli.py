@@ -24,7 +24,7 @@ from launcher.rank import quiet
 from launcher.settings import Launch, default_run, given, job_of, option_names, parse, to_yaml
 from launcher.wording import meant, plainly
 
-ENDING = 10.0  # seconds that processes of a run may take to end after what started them
+ENDING = 10.0  # seconds for which a run's processes may outlive the command that started them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         said = plainly(str(error), " or ".join(recipes)) + meant(str(error), option_names(name))
         return refuse(f"{said}; `distillery {name} --help` explains the settings", name)
     except (ValueError, OSError) as error:
-        before, key, said = str(error).partition("Parser key")  # of a search's values
+        before, key, said = str(error).partition("Parser key")  # a search parses its candidates
         return refuse(before + plainly(key + said), name)
 
 
@@ -70,7 +70,7 @@ def usage() -> str:
 
 
 def _job_and_words(arguments: list[str]) -> tuple[str, list[str]]:
-    """The job that is typed, or that the recipe in its place is of, and its words. Raises ValueError."""
+    """The job that was typed, or whose recipe was, and its arguments. Raises ValueError for neither."""
     if wrong := [word for word in arguments if word.encode(errors="ignore").decode() != word]:
         raise ValueError(f"{wrong[0]!a} is no UTF-8, which a run folder's files are in; give another name")
     name, *rest = node.as_begun(arguments, os.environ)
@@ -110,7 +110,7 @@ def run(name: str, arguments: list[str]) -> int:
         config = node.settings(name, config, launch, os.environ)
     if launch.progress != "auto":
         os.environ[PROGRESS] = launch.progress
-    progress_mode()  # refuses another way at start
+    progress_mode()  # a wrong mode is refused before anything begins
     processes = _processes_on_each_node(name, config, launch)
     if job.schedules and launch.on in ("local", "node"):
         _refuse_dashboard(name, launch)
@@ -126,14 +126,14 @@ def run(name: str, arguments: list[str]) -> int:
     try:
         code = place(launch.on).start(name, launch, processes)
     except ValueError:
-        if began:  # a place that refuses it leaves no run that would be in the way
+        if began:  # else the folder would be in the way of the next attempt
             runs.undo(Path(launch.run))
         raise
     return _finish(code, name, launch)
 
 
 def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
-    """Refuses numbers that can't be. Raises ValueError."""
+    """How many processes the job has on each node. Raises ValueError for numbers that can't be."""
     for option, least in (("gpus_per_node", 0), ("cpus_per_node", 0), ("max_failures", -1)):
         if (value := getattr(launch, option)) < least:
             raise ValueError(f"--{option.replace('_', '-')}: {value}; give {least} or more")
@@ -146,8 +146,8 @@ def _processes_on_each_node(name: str, config: Any, launch: Launch) -> int:
             f"--processes: {processes} on {launch.gpus_per_node} GPUs of a node; each needs its own: give "
             f"--processes {launch.gpus_per_node} or fewer"
         )
-    on_each = job.parallel or hasattr(config, "slice") or (job.schedules and launch.on == "ray")
-    if launch.nodes > 1 and not on_each:
+    takes_nodes = job.parallel or hasattr(config, "slice") or (job.schedules and launch.on == "ray")
+    if launch.nodes > 1 and not takes_nodes:
         raise ValueError(f"--nodes: {launch.nodes}; the job {name} runs on one")
     if launch.nodes > 1 and (own := getattr(config, "slice", "1/1")) != "1/1":
         raise ValueError(f"--slice: {own}, and each of {launch.nodes} nodes makes a slice; leave one out")
@@ -172,29 +172,29 @@ def _refuse_dashboard(name: str, launch: Launch) -> None:
 def _begin(name: str, config: Any, launch: Launch, processes: int) -> bool:
     """Refuse what can't work, then begin the run folder; says whether it was new. Raises ValueError."""
     folder = Path(launch.run)
-    later = launch.on == "node" and not node.is_first(os.environ)
-    if later:
-        _check(name, config, launch, processes)  # every node refuses alike, and waits for nothing then
+    waits = launch.on == "node" and not node.is_first(os.environ)
+    if waits:
+        _check(name, config, launch, processes)  # what the first node refuses, it would never begin
         node.wait_for_the_first(folder)
     runs.refuse_other_run(folder, config, launch.resume)
     if launch.on != "node" and (now := _at_work(folder)):
         raise ValueError(f"--run: {folder} is still at work ({now}); distillery cancel {folder} ends it")
-    if not later:
+    if not waits:
         _check(name, config, launch, processes)
-    new = not later and not (folder / "config.yaml").is_file()
+    new = not waits and not (folder / "config.yaml").is_file()
     if new:
         runs.claim(folder, name, config, runs.typed_command())
         return True
-    if not later:
+    if not waits:
         runs.go_on(folder, config)
     if launch.on == "local":
-        with held(folder, ENDING):  # then by its processes; a mistake is told before they start
+        with held(folder, ENDING):  # only to refuse a folder in use; the processes hold it later
             pass
     return False
 
 
 def _check(name: str, config: Any, launch: Launch, processes: int) -> None:
-    if not launch.storage:  # else the files are the cluster's, and are checked there
+    if not launch.storage:  # with it the files are on the cluster, which checks them
         jobs.check(name, config, processes * launch.nodes if jobs.JOBS[name].parallel else 1)
     engine = getattr(config, "engine", None)
     if launch.on == "local" and engine and engine.precision == "fp16" and not local.may_have_gpu():

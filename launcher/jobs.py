@@ -1,4 +1,4 @@
-"""The jobs, by name: what each takes, what it refuses, what runs it. Imports nothing of theirs."""
+"""The jobs, by name: what each takes, what it refuses, what runs it. Imports none of their modules."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Job:
         parallel: Whether several processes may run it together.
         schedules: Whether it starts workers on Ray itself.
         resumes: Whether one that was stopped goes on where it was; others begin anew.
-        steps: Whether a wish to stop waits for the end of its training step; others stop at once.
-        words: The setting that bare words of the command line go to.
-        instead: A setting, and what does that and nothing else where it is given, without a run
-            folder: `setting=module:name`, called with the setting's value.
+        steps: Whether it ends its training step first when asked to stop; others stop at once.
+        words: The setting that takes the command line's positional arguments.
+        instead: `setting=module:name`: where the setting is given this function, called with its value,
+            replaces the whole job; there is no run folder then.
     """
 
     help: str
@@ -199,7 +199,7 @@ def load(reference: str) -> Any:
 
 
 def again(name: str) -> str:
-    """How to go on with a run of a job that has ended without finishing."""
+    """What to do, in words, about a run of this job that ended without finishing."""
     if JOBS[name].resumes:
         return "the same command with --resume continues from the last checkpoint"
     return f"{name} keeps nothing on the way: the same command with --resume runs it anew"

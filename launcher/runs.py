@@ -18,7 +18,7 @@ from launcher.settings import to_yaml
 
 CALLED = "DISTILLERY_CALLED"  # in the environment of a command that launcher/api.py runs
 CLAIM = "beginning"  # in a run folder, while a run begins there
-HOW = ("zero", "micro_batch_size", "patience", "skip_non_finite")  # settings of `engine`
+HOW = ("zero", "micro_batch_size", "patience", "skip_non_finite")  # of `engine`; may change on --resume
 
 
 def refuse_other_job(folder: Path, name: str) -> None:
@@ -42,7 +42,7 @@ def refuse_other_run(folder: Path, config: Any, resume: bool) -> None:
         raise ValueError(
             f"--run: {folder} holds another run; give a new folder, or --resume to continue it"
         )
-    if changed := _changed(_what(stored.read_text(encoding="utf-8")), _what(to_yaml(config))):
+    if changed := _changed(_kept(stored.read_text(encoding="utf-8")), _kept(to_yaml(config))):
         raise ValueError(
             f"--resume: the settings differ from {stored}: {', '.join(changed[:5])}; leave them out, or "
             "give a new --run"
@@ -57,8 +57,8 @@ def _changed(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now else [name.removeprefix(".") or "all"]
 
 
-def _what(recipe: str) -> Any:
-    """Settings without those that may differ where a run goes on: how the work is shared out."""
+def _kept(recipe: str) -> Any:
+    """The settings that a resumed run must keep: all but those of how the work is done."""
     settings = yaml.safe_load(recipe)
     if not isinstance(settings, dict):
         return settings
@@ -79,7 +79,7 @@ def claim(folder: Path, name: str, config: Any, command: list[str] | None = None
     """Begin a run in a folder that holds none. Raises ValueError where another has begun one meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        (folder / CLAIM).mkdir()  # of all that try, one makes it
+        (folder / CLAIM).mkdir()  # of several that try at once one succeeds
     except FileExistsError:
         raise ValueError(
             f"--run: {folder}: another run is beginning there; give a new folder, or, where it was killed "
@@ -94,7 +94,7 @@ def claim(folder: Path, name: str, config: Any, command: list[str] | None = None
 
 
 def begin(folder: Path, name: str, config: Any, command: list[str] | None = None) -> None:
-    """Write what was asked into a run folder."""
+    """Write config.yaml and command.txt into a run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", to_yaml(config))
     typed = command or ["distillery", name, "--config", str(folder / "config.yaml")]
@@ -102,7 +102,7 @@ def begin(folder: Path, name: str, config: Any, command: list[str] | None = None
 
 
 def go_on(folder: Path, config: Any) -> None:
-    """Let a run go on with settings that `refuse_other_run` has let pass."""
+    """Store the settings of a resumed run, some of which may have changed: see `refuse_other_run`."""
     if (folder / "config.yaml").read_text(encoding="utf-8") != (recipe := to_yaml(config)):
         write_whole(folder / "config.yaml", recipe)
 
@@ -116,18 +116,18 @@ def undo(folder: Path) -> None:
 
 
 def typed_command() -> list[str] | None:
-    """What the user typed; None where a program did, whose recipe is soon gone."""
+    """What the user typed; None for launcher/api.py, whose recipe is a temporary file."""
     return None if CALLED in os.environ else ["distillery", *sys.argv[1:]]
 
 
 def as_slice(config: Any, run: str, number: int, count: int) -> tuple[Any, str]:
-    """The settings and the run folder of one of the slices that make a pregeneration's shards together."""
+    """The settings and the run folder of slice `number` of `count`; all share one shards folder."""
     shards = config.shards or f"{run}/shards"
     return replace(config, slice=f"{number}/{count}", shards=shards), f"{run}/slice-{number}-of-{count}"
 
 
 def tell_whole_run(folder: Path) -> None:
-    """When the last slice of a pregeneration has ended, its summary is the whole run's too."""
+    """Copy a slice's summary to the whole run's folder if it was the last one to end."""
     summary = folder / "summary.json"
     if folder.name.startswith("slice-") and summary.is_file():
         text = summary.read_text(encoding="utf-8")

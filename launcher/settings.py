@@ -23,9 +23,9 @@ from launcher.jobs import JOBS, load
 from launcher.places import PLACES
 from launcher.wording import plainly
 
-IN_ALLOCATION = "DISTILLERY_IN_ALLOCATION"  # in the environment of what slurm/ray.sbatch runs
-LABELS = "task.labels"  # the end of that setting's name, within a search too
-MOST_VALUES = 1 << 20  # of a recipe, and its characters
+IN_ALLOCATION = "DISTILLERY_IN_ALLOCATION"  # an environment variable that slurm/ray.sbatch sets
+LABELS = "task.labels"  # how its name ends; a search has it as base.task.labels
+MOST_VALUES = 1 << 20  # in a recipe; most characters too
 
 
 class _Dumper(yaml.SafeDumper):
@@ -69,7 +69,7 @@ class Launch:
     dry_run: bool = False
 
 
-# Options of Launch that some places only read, the places, and what `--help` says.
+# Options of Launch that only some places read: these places, and what `--help` says.
 OPTIONS = {
     "nodes": (("slurm", "ray"), "Nodes; of a pregeneration each makes a slice."),
     "gpus_per_node": (("slurm", "ray"), "GPUs on each node."),
@@ -111,7 +111,7 @@ class Recipe(ActionConfigFile):
                 raise ValueError(
                     f"--config {values}: no settings stand there; give a YAML file of NAME: VALUE lines"
                 )
-            _refuse_nothing(parser.settings, content, f"--config {values}: ")
+            _refuse_null(parser.settings, content, f"--config {values}: ")
         try:
             super().__call__(parser, cfg, values, option_string)
         except (ArgumentError, TypeError, UnicodeDecodeError) as error:
@@ -126,7 +126,7 @@ class Recipe(ActionConfigFile):
 
 
 class _Parser(ArgumentParser):
-    """One that knows what its settings make."""
+    """A parser that knows the dataclass of its settings."""
 
     settings: type
 
@@ -187,11 +187,11 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     for argument in arguments:
         value = argument.partition("=")[2] if argument.startswith("--") else argument
         if value.startswith("{"):
-            with suppress(yaml.YAMLError):  # which is told later
+            with suppress(yaml.YAMLError):  # the parser tells of it
                 _check_yaml(value)
     arguments = _labels_as_typed(arguments)
-    values = command.parse_args(_with_words(name, command, arguments))
-    for flag, value in given(arguments):  # to YAML a comment, and so null: GLUE has a column #2 String
+    values = command.parse_args(_with_positional(name, command, arguments))
+    for flag, value in given(arguments):  # to YAML a comment, so null; but GLUE has a column "#2 String"
         if value.startswith("#") and values.get(flag, "") is None:
             values[flag] = value
     of_launch = {field.name: values.pop(field.name) for field in fields(Launch) if field.name in values}
@@ -202,8 +202,8 @@ def parse(name: str, arguments: list[str]) -> tuple[Any, Launch]:
     return _build(name, command, values), launch
 
 
-def _refuse_nothing(kind: Any, values: dict[str, Any], at: str) -> None:
-    """Refuse null where a value is needed: what stands before a colon alone. Raises ValueError."""
+def _refuse_null(kind: Any, values: dict[str, Any], at: str) -> None:
+    """Refuse null where a value is needed, such as a bare `name:`. Raises ValueError."""
     kinds = get_type_hints(kind)
     for name, value in values.items():
         hint = kinds.get(name, Any)
@@ -213,7 +213,7 @@ def _refuse_nothing(kind: Any, values: dict[str, Any], at: str) -> None:
             what = "settings below it" if group else "a value"
             raise ValueError(f"{at}{name}: nothing stands there; give {what}, or leave the line out")
         if group and isinstance(value, dict):
-            _refuse_nothing(group, value, f"{at}{name}.")
+            _refuse_null(group, value, f"{at}{name}.")
 
 
 def given(arguments: list[str]) -> Iterator[tuple[str, str]]:
@@ -243,13 +243,13 @@ def _labels_as_typed(arguments: list[str]) -> list[str]:
     return typed
 
 
-def _with_words(name: str, command: ArgumentParser, arguments: list[str]) -> list[str]:
-    """Arguments whose bare words, those that are no option's value, go to the job's setting for them."""
+def _with_positional(name: str, command: ArgumentParser, arguments: list[str]) -> list[str]:
+    """The arguments, positional ones given to the job's setting for them by its option."""
     setting = JOBS[name].words
     words: list[str] = []
     others: list[str] = []
     for before, argument in pairwise(["", *arguments]):
-        bare = not argument.startswith("-") and not _takes(command, before, argument)
+        bare = not argument.startswith("-") and not _is_value_of(command, before, argument)
         (words if bare else others).append(argument)
     if not setting or not words:
         return arguments
@@ -258,11 +258,11 @@ def _with_words(name: str, command: ArgumentParser, arguments: list[str]) -> lis
     return [f"--{setting}", words[0], *words[1:], *others]
 
 
-def _takes(command: ArgumentParser, before: str, word: str) -> bool:
-    """Whether a word is the value of what stands before it; a flag takes none but true and false."""
+def _is_value_of(command: ArgumentParser, before: str, word: str) -> bool:
+    """Whether a word is the value of the option before it; a flag takes only true and false."""
     action = command._option_string_actions.get(before)
     if action is None:
-        return before.startswith("--") and "=" not in before  # an unknown option, which is told then
+        return before.startswith("--") and "=" not in before  # an unknown option: the parser tells of it
     return word.lower() in ("true", "false") if action.nargs == "?" else action.nargs != 0
 
 
@@ -296,14 +296,14 @@ def read_recipe(path: str) -> Any:
 
 
 def _check_yaml(text: str) -> None:
-    """Look at YAML before it is made into values. Raises ValueError: it is enormous, or repeats a name."""
-    if len(text) > MOST_VALUES or _expanded(node := yaml.compose(text, yaml.SafeLoader), {}) > MOST_VALUES:
+    """Refuse YAML that would make enormous values, or repeats a name. Raises ValueError."""
+    if len(text) > MOST_VALUES or _count(node := yaml.compose(text, yaml.SafeLoader), {}) > MOST_VALUES:
         raise ValueError("it is too large for settings")
     _refuse_repeated(node)
 
 
-def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Values below a node, those of an alias counted wherever it stands. Raises ValueError for a circle."""
+def _count(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """The number of values in a node with its aliases expanded. Raises ValueError for a circle."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise ValueError("it holds itself")
@@ -313,7 +313,7 @@ def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
         below = [child for pair in node.value for child in pair]
     else:
         below = node.value if isinstance(node, yaml.SequenceNode) else []
-    known[id(node)] = 1 + sum(_expanded(child, known) for child in below)
+    known[id(node)] = 1 + sum(_count(child, known) for child in below)
     return known[id(node)]
 
 
@@ -354,7 +354,7 @@ def _build(name: str, command: ArgumentParser, values: Namespace) -> Any:
 
 
 def _with_text_names(key: str, values: dict[Any, Any]) -> dict[str, Any]:
-    """A mapping by names as they were typed: YAML takes 2 for a number. Raises ValueError for others."""
+    """A mapping with its keys as text: YAML reads 2 as a number. Raises ValueError for other kinds."""
     for name in values:
         if not isinstance(name, str) and type(name) is not int:
             raise ValueError(f"{key}: {name!r} is no text to YAML; put the name in quotes")
