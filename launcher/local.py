@@ -82,7 +82,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(
 ALONE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 if Path("/sys/class/net/lo").exists():
     ALONE |= {"GLOO_SOCKET_IFNAME": "lo"}
-# What some clusters, or a torchrun above us, set: a group that our ranks are none of.
+# Set by some clusters, or by a torchrun above us, for a process group that is not our ranks'.
 OTHERS = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_NNODES"),
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"),
@@ -90,14 +90,14 @@ OTHERS = (
 
 
 def environment(processes: int, base: dict[str, str]) -> dict[str, str]:
-    """The processes' environment: threads shared out, memory kept, of no other group."""
+    """The processes' environment: cores shared out as threads, memory kept, no other group's variables."""
     threads = max(1, cores(base) // processes)
     kept = {name: value for name, value in base.items() if name not in OTHERS}
     return {"OMP_NUM_THREADS": str(threads), **WAIT, **MALLOC, **kept}
 
 
 def cores(environment: Mapping[str, str]) -> int:
-    """CPUs that are ours: Slurm's grant may be less than what the machine would let us use."""
+    """CPUs that are ours: Slurm may have granted fewer than the machine lets us use."""
     own = usable_cores()
     return min(own, int(environment.get("SLURM_CPUS_PER_TASK", own)))
 
@@ -128,7 +128,7 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
 
     def ask(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number not in asked and JOBS[job].steps:
-            preemption.tell(preemption.STEP)  # a rank that waits for others could not
+            preemption.tell(preemption.STEP)  # not by a rank: it may be waiting for others
         asked.append(number)
         news.put(None)
 
@@ -136,19 +136,19 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as in the background
             signal.signal(number, ask)
     with tempfile.TemporaryDirectory() as scratch:
-        stopped = Path(scratch, "stopped")  # made by a rank that stopped: torchrun hides its exit code
-        words = environment(
+        stopped = Path(scratch, "stopped")  # a rank that stopped makes it: torchrun hides its exit code
+        variables = environment(
             processes,
             {**os.environ, "DISTILLERY_STOPPED": str(stopped), "DISTILLERY_REFUSED": f"{scratch}/refused"},
         )
         if rendezvous == STANDALONE:
             rendezvous = (*STANDALONE, f"--rdzv-endpoint={scratch}/rendezvous")
-            words |= ALONE
+            variables |= ALONE
         rendezvous = (*rendezvous, f"--log-dir={scratch}")  # else torchrun leaves one behind
         with signals_held(*preemption.HELD):
             child = subprocess.Popen(
                 command(job, folder, processes, rendezvous),
-                env=words,
+                env=variables,
                 preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
             )
         threading.Thread(target=_pass_on, args=(asked, news, child), daemon=True).start()
@@ -163,8 +163,8 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
 
 
 def _exit_code(child: subprocess.Popen) -> int:
-    """Wait for a child's end. Many short waits: before a long one Python may take a signal without running
-    its handler, which then ran with the next signal only.
+    """Wait for a child's end, a second at a time: a signal that arrives just before a wait may have its
+    handler run only after it.
     """
     while True:
         with suppress(subprocess.TimeoutExpired):
@@ -173,7 +173,7 @@ def _exit_code(child: subprocess.Popen) -> int:
 
 @contextmanager
 def signals_held(*signals: signal.Signals) -> Iterator[None]:
-    """Keep from processes that are started inside what would end them: they begin with these signals held.
+    """Block these signals in processes that are started inside, which they would end.
 
     Slurm signals every process of a step, a terminal's Ctrl-C all in the foreground. A rank that listens
     takes what has waited; torchrun never does (it would kill the ranks after 30 s), and its ranks, outside
@@ -193,13 +193,13 @@ def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen)
     """
     news.get()
     by_torchrun = "launcher.torchrun" in str(child.args)
-    if not Path("/proc/self/status").is_file():  # no Linux
+    if not Path("/proc/self/status").is_file():  # not on Linux
         if signal.SIGINT not in asked or by_torchrun:
             child.terminate()
         return
     told: set[tuple[int, int]] = set()
     while child.poll() is None:
-        # Not a rank's children: a compiler, say, looks like the rank until it runs, and would be killed.
+        # Not a rank's children: between fork and exec a compiler, say, looks like the rank.
         below = children(child.pid) if by_torchrun else [child.pid]
         ranks = [process for process in below if _is_listening_rank(process)]
         if asked.count(signal.SIGINT) > 1 and child.pid not in ranks:
@@ -214,14 +214,14 @@ def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen)
 
 
 def _is_of_our_group(process: int) -> bool:
-    """Whether a terminal's Ctrl-C tells a process too: the first of two would be taken for a second."""
+    """Whether a terminal's Ctrl-C reaches a process without us: ours would be its second, which ends it."""
     with suppress(ProcessLookupError):
         return os.getpgid(process) == os.getpgrp()
     return True
 
 
 def _end(process: int) -> None:
-    """End a process and all below it; stopped meanwhile, it neither starts more nor complains."""
+    """Kill a process and all below it; stopped first, it neither starts others nor reports it."""
     _send(process, signal.SIGSTOP)
     for child in children(process):
         _end(child)
@@ -248,7 +248,7 @@ def _is_listening_rank(process: int) -> bool:
 
 
 def is_rank(process: int) -> bool:
-    """Whether a process is a rank, or a torchrun of ranks, whose own words name them too."""
+    """Whether a process is a rank, or a torchrun of ranks, whose command line names them too."""
     return "launcher.rank" in _text(Path(f"/proc/{process}/cmdline")).split("\0")
 
 

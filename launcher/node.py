@@ -1,6 +1,6 @@
 """The place `node`: one node's part of a job in a Slurm allocation. slurm/train.sbatch starts it on each.
 
-What it needs to know stands in the environment: Slurm's variables, and the nodes' names from the script.
+What it needs to know it reads from the environment: Slurm's variables, and the nodes' names, by the script.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from launcher.settings import Launch, default_run, from_yaml, given
 
 OPTIONS_OF_A_LAUNCH = {field.name.replace("_", "-") for field in fields(Launch)}
 FLAGS = ("resume", "dry-run")
-WAIT_S = 120.0  # a file system that is shared may show a new file after a minute only
+WAIT_S = 120.0  # a shared file system may take a minute to show a new file
 
 processes = local.processes
 
@@ -51,12 +51,12 @@ def start(job: str, launch: Launch, processes: int) -> int:
 
 
 def _remember(folder: Path, environment: Mapping[str, str]) -> None:
-    """Keep the job's number in its run folder, for `status` and others, where it was submitted by hand."""
+    """Where sbatch was called by hand, keep the job's number in its run folder, for `status` and others."""
     job = environment.get("SLURM_JOB_ID")
     if job and "SLURM_ARRAY_TASK_ID" not in environment and submitted.read(folder).get("job") != job:
         record = {"place": "slurm", "job": job, "run": str(folder.absolute())}
         log = environment.get("DISTILLERY_LOG", "")
-        if Path(log).is_file():  # and no terminal or pipe, as within salloc
+        if Path(log).is_file():  # in salloc it is a terminal or pipe
             record["log"] = log
         submitted.write(folder, record)
 
@@ -79,32 +79,32 @@ def wait_for_the_first(folder: Path) -> None:
 
 
 def as_begun(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
-    """The words of a job that is back from the queue: its run folder's settings in place of its own.
+    """The arguments of a requeued job: its run folder's settings in place of those that were typed.
 
     A recipe may have been changed or removed since. Where no run was begun in the folder, as by an array,
-    whose tasks have folders of their own, the words stay.
+    whose tasks have folders of their own, the arguments stay.
     """
     if not is_back(environment) or not {"--on=node", "--on=ray"} & {*arguments}:
         return arguments
-    job, words = arguments[0], [*given(arguments[1:])]
-    stored = Path(dict(words).get("run", default_run(job)), "config.yaml")
+    job, typed = arguments[0], [*given(arguments[1:])]
+    stored = Path(dict(typed).get("run", default_run(job)), "config.yaml")
     if not stored.is_file():
         return arguments
     options = [
         f"--{flag}" if flag in FLAGS else f"--{flag}={value}"
-        for flag, value in words
+        for flag, value in typed
         if flag in OPTIONS_OF_A_LAUNCH
     ]
     return [job if job in JOBS else str(stored), f"--config={stored}", *options]
 
 
 def is_back(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm has started this job before."""
+    """Whether Slurm has requeued this job."""
     return environment.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def settings(name: str, config: Any, launch: Launch, environment: Mapping[str, str]) -> Any:
-    """The settings of a job that is back from the queue: its run folder's, not the recipe's of today."""
+    """The settings of a requeued job: its run folder's, for a recipe may have changed since."""
     stored = Path(launch.run, "config.yaml")
     if not is_back(environment) or not stored.is_file():
         return config
@@ -130,8 +130,8 @@ def own_part(config: Any, launch: Launch, environment: Mapping[str, str]) -> tup
 
 
 def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """torchrun's words for where the nodes of this job meet: at the first, in a store that nothing is
-    unpickled from (as is from its `c10d`).
+    """torchrun's options for where the nodes of this job meet: at the first, by its `static` rendezvous,
+    which unlike `c10d` unpickles nothing.
 
     Raises ValueError where the nodes' names did not come here.
     """
@@ -145,7 +145,7 @@ def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
         return local.STANDALONE
     job = environment["SLURM_JOB_ID"]
     port = environment.get("DISTILLERY_PORT") or str(20000 + int(job) % 12000)
-    words = {
+    options = {
         "nnodes": str(len(hosts)),
         "node-rank": environment.get("SLURM_NODEID", "0"),
         "master-addr": hosts[0],
@@ -154,8 +154,8 @@ def rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
         "rdzv-conf": "timeout=900",
     }
     if address := environment.get("DISTILLERY_ADDRESS"):
-        words["local-addr"] = address
-    return tuple(f"--{name}={value}" for name, value in words.items())
+        options["local-addr"] = address
+    return tuple(f"--{name}={value}" for name, value in options.items())
 
 
 def interface_to(peer: str) -> tuple[str, str]:
@@ -184,7 +184,7 @@ def interface_to(peer: str) -> tuple[str, str]:
 
 
 def network(environment: Mapping[str, str], address: str, interface: str) -> dict[str, str]:
-    """Variables that keep the processes' connections on that interface; what the user has set stays."""
+    """Variables that keep the processes' connections on an interface; those that the user has set stay."""
     ours = {"DISTILLERY_ADDRESS": address}
     if interface:
         ours |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}

@@ -1,5 +1,5 @@
-"""One process of a job: `python -m launcher.rank JOB RUN`. What the job needs is imported by the job:
-a process that tokenises is without torch.
+"""One process of a job: `python -m launcher.rank JOB RUN`. Only the job imports what it needs: a process
+that tokenises loads no torch.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from launcher.local import how_to_resume
 from launcher.settings import from_yaml
 
 LEASE = 100.0  # seconds: somewhat more than an NFS server keeps the lock of a node that has died
-# A disk that is full, over its quota, too large a file, read-only, or fails.
+# A disk that is full, over quota or read-only, a file too large for it, or a disk that fails.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-# torch's words.
+# What torch says in its RuntimeErrors.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "triton", "numpy")
 
@@ -44,7 +44,7 @@ def main(job: str, run: str) -> int:
         quiet()
         with held(Path(run), LEASE) if first() else nullcontext():
             return _run(job, Path(run))
-    except ValueError as error:  # of the folder: it is not this run's to write
+    except ValueError as error:  # another run holds the folder, so no error.txt
         print(f"distillery {job}: error: {error}", file=sys.stderr)
         return 2
     except preemption.Stopped as stop:
@@ -57,14 +57,15 @@ def _run(job: str, folder: Path) -> int:
     """Run the job of a begun folder; returns the exit code. Raises Stopped where it stopped as asked."""
     try:
         config = from_yaml(job, (folder / "config.yaml").read_text(encoding="utf-8"))
-        gc.disable()  # what is imported stays: to search it for garbage again and again takes half a second
+        gc.disable()  # searching what is imported for garbage, of which it has none, takes half a second
         load(JOBS[job].run)
         gc.enable()
         summary = execute(job, config, folder)
         if first():
             _show(summary, folder)
     except Exception as error:
-        # The wish goes to workers and other ranks too, and may end them first; what is wrong comes again.
+        # Workers and other ranks are asked to stop too, and their end may fail this one. A fault of its
+        # own will come again.
         if preemption.asked():
             if not preemption.interrupted():
                 traceback.print_exc()
@@ -85,11 +86,11 @@ def _run(job: str, folder: Path) -> int:
 
 
 def _is_first_to_refuse() -> bool:
-    """Whether no other rank of this machine has refused: what one says, the others mostly say too."""
-    word = os.environ.get("DISTILLERY_REFUSED")
+    """Whether no other rank of this machine has refused before: most would say the same."""
+    mark = os.environ.get("DISTILLERY_REFUSED")
     try:
-        if word:
-            Path(word).touch(exist_ok=False)
+        if mark:
+            Path(mark).touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:  # a full disk
@@ -98,7 +99,7 @@ def _is_first_to_refuse() -> bool:
 
 
 def told(error: Exception) -> str:
-    """What a user can mend, in words; empty for what is a mistake of ours."""
+    """What is told of an error that a user can mend; empty for a mistake of ours."""
     said = str(error)
     if isinstance(error, ValueError):
         return said
@@ -115,20 +116,20 @@ def told(error: Exception) -> str:
 def _tell_stopped(job: str, run: str, said: str, how: str = "continue") -> int:
     """Say that this process stopped as asked, and how to go on; returns its exit code.
 
-    torchrun would turn any code into 1, and report a failure: below it the word goes by a file.
+    Under torchrun the code is 0 and a file says it: of any other code torchrun makes 1, and a failure.
     """
     if first():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         print(f"{said}; {how_to_resume(job, run, processes, how)}", file=sys.stderr)
-    if word := os.environ.get("DISTILLERY_STOPPED"):
-        Path(word).touch()
+    if mark := os.environ.get("DISTILLERY_STOPPED"):
+        Path(mark).touch()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return 0
     return preemption.exit_code(preemption.interrupted(), JOBS[job].resumes)
 
 
 def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:
-    """Run a job in its begun folder. Rank 0 writes its summary and returns it, others the job's figures.
+    """Run a job in its begun folder. Rank 0 writes the summary and returns it, others the job's figures.
 
     `more` goes to the job's function, such as `task`'s on_measure.
     """
@@ -150,7 +151,7 @@ def execute(job: str, config: Any, folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def _show(summary: dict[str, Any], folder: Path) -> None:
-    """The table and the page of a finished job, where it has any."""
+    """Print a finished job's table and write its page, where it has any."""
     from distill import report
     from distill.table import print_table
 
@@ -183,7 +184,7 @@ def _commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):  # of a file system that is slow
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a slow file system
         return "unknown"
     return answer.stdout.strip() or "unknown"
 
@@ -202,15 +203,15 @@ def _hardware() -> str:
 
 
 def quiet() -> None:
-    """Leave the terminal to our own progress; read when the libraries are imported."""
-    # torch's, once for each of DeepSpeed's collectives.
+    """Leave the terminal to our own progress: to be called before the libraries are imported."""
+    # torch warns once for each of DeepSpeed's collectives.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _alone_is_a_group_of_one() -> None:
-    """Without torchrun, describe a process group of one on this machine's loopback, at any port."""
+    """Without torchrun, set its variables for a group of one on this machine's loopback, at any port."""
     if "RANK" not in os.environ:
         group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {**group, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

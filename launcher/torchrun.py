@@ -1,6 +1,6 @@
-"""torchrun, which tells of ranks that fail in one line: `python -m launcher.torchrun`, with its arguments.
+"""torchrun, but a failed rank is told in one line: `python -m launcher.torchrun`, with its arguments.
 
-The exit code is 2 where the first rank to fail had refused to run, and has said so; otherwise 1.
+The exit code is 2 where the first rank to fail refused to run, which it has told itself; otherwise 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.distributed.run import main
 REFUSED = 2
 
 if __name__ == "__main__":
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # tells what is told here
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would tell the same
     try:
         main()
     except ChildFailedError as error:
