@@ -167,7 +167,7 @@ def _ask_torch() -> dict[str, Any]:
 
 
 def _cpu_units() -> str:
-    """Name what a teacher's products gain most by."""
+    """The CPU's instructions that speed up a teacher's matrix products most."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
     names = {"amx_bf16": "AMX, bf16", "avx512_vnni": "AVX-512 VNNI, int8"}

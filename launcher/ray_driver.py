@@ -43,7 +43,7 @@ from tune.settings import WorkersConfig
 from tune.trial import each
 from tune.workers import cause, fitting, line, nodes, places, reserved, take_place, train, warn_of_idle_gpus
 
-# Seconds that nodes have to join the cluster before a search begins; a cloud's install much.
+# Seconds that nodes have to join the cluster before a search begins: those of a cloud install much first.
 JOINING = 900.0
 # Seconds that Ray gives a head to answer again; then it ends the process without a word of how to go on.
 SILENCE = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112 (Ray's name)
@@ -97,7 +97,7 @@ def main(folder: str) -> int:
 
 
 def refuse_apart(job: str, config: Any, nodes: int) -> None:
-    """Refuse what several nodes can't do without a folder that all see. Raises ValueError."""
+    """Refuse what several nodes can do only with a folder that all of them see. Raises ValueError."""
     if nodes == 1 or job not in ("task", "finetune"):
         return
     student = config.student if job == "task" else config.shape
@@ -114,8 +114,8 @@ def refuse_apart(job: str, config: Any, nodes: int) -> None:
 
 
 def _listen(job: jobs.Job, stop: Path, mirror: Mirror | None = None) -> list[int]:
-    """Take SIGUSR1 and SIGTERM as the wish to stop, and where that is answered the first Ctrl-C too; every
-    other one raises KeyboardInterrupt. Returns the list of all that come.
+    """Take SIGUSR1 and SIGTERM as the wish to stop, and the first Ctrl-C too where the job can stop and go
+    on; any other Ctrl-C raises KeyboardInterrupt. Returns the list that every Ctrl-C is added to.
     """
     stop.unlink(missing_ok=True)
     if mirror:
@@ -187,7 +187,7 @@ def connect(job: str, address: str = "") -> None:
 def _end_without(job: str, head: str) -> None:
     """End this process of a job, in one line, when the head of its cluster (HOST:PORT) answers no more."""
     host, _, port = head.rpartition(":")
-    tries, silent = max(1, int(SILENCE / 6) - 1), 0  # of five seconds and at most one
+    tries, silent = max(1, int(SILENCE / 6) - 1), 0  # each waits five seconds, and one at most to connect
     while silent < tries:
         time.sleep(5)
         silent += 1
@@ -200,7 +200,7 @@ def _end_without(job: str, head: str) -> None:
 
 @contextmanager
 def room(wanted: int, workers: WorkersConfig, stop: Path) -> Iterator[None]:
-    """While a search runs, ask an autoscaler for `workers.concurrent` trials' room, or one's.
+    """While a search runs, ask the autoscaler for room for `workers.concurrent` trials, or for one.
 
     First wait for as many nodes as are wanted, each with room for a process (a cloud's head has none), and
     for one trial's room: what a search runs at a time it counts once, at its start.
@@ -231,9 +231,9 @@ def room(wanted: int, workers: WorkersConfig, stop: Path) -> Iterator[None]:
 
 
 def refuse_without_room(plan: Plan) -> None:
-    """Refuse what a Ray of this machine alone never holds: it would be waited for. Raises ValueError."""
+    """Refuse what a Ray of this machine alone can't hold: Ray would wait forever. Raises ValueError."""
     job, what = jobs.JOBS[plan.job], f"{plan.job}, without an --address,"
-    if not job.schedules:  # a search looks for its trials' room itself
+    if not job.schedules:  # a search checks the room for its trials itself
         workers = plan.nodes * plan.processes if job.parallel else 1
         fitting(nodes(), reserved(plan.cpus, plan.gpus), workers, what)
     elif plan.nodes > 1:
@@ -269,7 +269,7 @@ def rank(place: dict[str, str]) -> None:
     run, share = mirror.folder if mirror else Path(place["run"]), place.get("share", "")
 
     def report(scores: dict[str, float], done: float) -> None:
-        if done < 1:  # the last one is told when all has been written
+        if done < 1:  # the trial tells the last one, when all has been written
             ray.train.report({share: done, **scores})
 
     here = os.environ.get("LOCAL_WORLD_SIZE", "")
@@ -292,7 +292,7 @@ def rank(place: dict[str, str]) -> None:
 
 
 def _bring(mirror: Mirror, job: str) -> None:
-    """Bring the run to every node: from here on rank 0 alone writes to the bucket, so all find the same."""
+    """Bring the run to every node. Rank 0 claims it before, so that all bring the same."""
     if first():
         mirror.claim()
     barrier()
@@ -315,19 +315,19 @@ def run_tasks(plan: Plan, config: Any, run: Path) -> None:
         max_retries=plan.max_failures,
         scheduling_strategy="SPREAD",
     )
-    place = plan.job, str(run), os.getcwd(), int(plan.cpus)
-    ray.get([task.remote(*place, number, slices) for number in range(1, slices + 1)])
+    common = plan.job, str(run), os.getcwd(), int(plan.cpus)
+    ray.get([task.remote(*common, number, slices) for number in range(1, slices + 1)])
 
 
 def _slice(job: str, run: str, home: str, cpus: int, number: int, slices: int) -> None:
-    """Slice `number` of the job in a folder of its own; where there is one only, the job itself."""
+    """Run slice `number` of the job in a folder of its own; of one slice alone, the job itself."""
     take_place(home)
     if slices == 1:
         _run_here(job, Path(run), cpus)
         return
     whole = from_yaml(job, Path(run, "config.yaml").read_text(encoding="utf-8"))
-    config, place = runs.as_slice(whole, run, number, slices)
-    own = Path(place)
+    config, folder = runs.as_slice(whole, run, number, slices)
+    own = Path(folder)
     if not (own / "config.yaml").is_file():
         runs.begin(own, job, config)
     _run_here(job, own, cpus)
@@ -337,7 +337,7 @@ def _slice(job: str, run: str, home: str, cpus: int, number: int, slices: int) -
 def _run_here(job: str, folder: Path, cpus: int = 0, **more: Any) -> None:
     """Run this process's part of a job in its begun folder; `more` as for `execute`.
 
-    A job that takes a worker for each core takes `cpus`, where these were reserved: others have the rest.
+    A job that would take a worker for each core takes `cpus`, where Ray has reserved so many.
     """
     quiet()
     with held(folder, LEASE) if first() else nullcontext():

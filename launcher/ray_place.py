@@ -1,7 +1,7 @@
 """The place `ray`: a driver (launcher/ray_driver.py) runs the job as workers of a Ray cluster.
 
 With the address of a cluster's dashboard, http://..., the driver is submitted to it as a Ray job. What
-the user typed goes there in files: Ray gives a job's command to a shell, so it is the same for every job.
+the user typed goes there in files: Ray gives a job's command to a shell, so ours has nothing typed in it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Plan:
         cpus: CPUs of each worker; 0 is one.
         max_failures: How often the workers are started anew after a failure.
         resume: Whether a run that the folder already holds is continued.
-        address: The cluster's; empty for one that is already known, or one on this machine.
+        address: The cluster's; empty where $RAY_ADDRESS says it, or for a cluster on this machine.
     """
 
     job: str
@@ -89,7 +89,7 @@ def plan(job: str, launch: Launch, processes: int) -> Plan:
         gpus=launch.gpus_per_node / processes,
         cpus=launch.cpus_per_node / processes,
         max_failures=launch.max_failures,
-        resume=launch.resume or not launch.storage,  # else the folder here is the run's, and begun
+        resume=launch.resume or not launch.storage,  # without storage the run is the one just begun here
         address="" if submits(launch) else launch.address,
     )
 
@@ -117,7 +117,7 @@ def driver(folder: str) -> list[str]:
 
 
 def submission(launch: Launch, folder: str, name: str) -> list[str]:
-    """The command that submits the driver with a folder of its files."""
+    """The command that submits the driver, with the folder of its files, as the Ray job `name`."""
     words = ["job", "submit", f"--address={cluster(launch)}", f"--submission-id={name}", "--no-wait"]
     return [_ray(), *words, f"--working-dir={folder}", "--", "python", *DRIVER, "."]
 
@@ -133,7 +133,7 @@ def start(job: str, launch: Launch, processes: int) -> int:
         if not cluster(launch):
             be_alone()
         (folder / "plan.json").write_text(text, encoding="utf-8")
-        os.execv(sys.executable, driver(launch.run))  # signals are the driver's to answer
+        os.execv(sys.executable, driver(launch.run))  # in place of this process: signals go to the driver
     name = f"distillery-{job}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as files:
         shutil.copy(folder / "config.yaml", files)
@@ -146,12 +146,12 @@ def start(job: str, launch: Launch, processes: int) -> int:
 
 
 def be_alone() -> None:
-    """Have a token of its own for the Ray that will be started here: it is read when Ray is imported."""
+    """Set a new token for the Ray to be started here; Ray reads it when it is imported."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def state(record: dict[str, str]) -> tuple[str, str]:
-    """What the cluster says of a submitted job; its last word where it has ended."""
+    """What the cluster says of a submitted job that goes on, and its last word on one that has ended."""
     said = _ask([_ray(), "job", "status", f"--address={record['address']}", record["job"]])
     for word in ("PENDING", "RUNNING"):
         if f": {word}" in said:
@@ -167,7 +167,7 @@ def cancel(record: dict[str, str]) -> None:
 
 
 def logs(record: dict[str, str], follow: bool) -> int:
-    """Print what a submitted job says, until it has ended where `follow` is so."""
+    """Print what a submitted job has said; with `follow`, also what it says until it has ended."""
     words = [_ray(), "job", "logs", f"--address={record['address']}", record["job"]]
     words += ["--follow"] if follow else []
     return subprocess.run(words, check=False, env=_environment()).returncode
@@ -180,7 +180,7 @@ def _ray() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """That of Ray's commands: what it says of the cluster would overrule their --address."""
+    """The environment for Ray's commands, without variables that would overrule their --address."""
     overrule = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     own = {name: value for name, value in os.environ.items() if name not in overrule}
     return {**own, "RAY_USAGE_STATS_ENABLED": "0"}

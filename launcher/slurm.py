@@ -18,12 +18,12 @@ from launcher.jobs import JOBS
 from launcher.settings import Launch
 
 LOOK_EVERY = 10  # seconds from one question to the queue to the next: all users of a cluster share it
-PATIENCE = 30  # questions that may fail, one after another
+PATIENCE = 30  # questions in a row that may fail
 SCRIPT = Path(__file__).parents[1] / "slurm" / "train.sbatch"
 
 
 def processes(launch: Launch) -> int:
-    """Processes on each node. Raises ValueError for GPUs that only sbatch would know of."""
+    """Processes on each node. Raises ValueError where GPUs are asked for by --sbatch alone."""
     asked = [option for option in launch.sbatch if re.match(r"--gres=.*gpu|--gpus(-per-|=)|-G", option)]
     if asked and not (launch.processes or launch.gpus_per_node):
         raise ValueError(
@@ -59,10 +59,10 @@ def command(job: str, launch: Launch, processes: int) -> list[str]:
         "output": f"{run.replace('%', '%%')}/{log}",
     }
     lines = str(Path(launch.environment).absolute()) if launch.environment else ""
-    words = {"DISTILLERY_PYTHON": sys.executable, "DISTILLERY_ENVIRONMENT": lines}
+    variables = {"DISTILLERY_PYTHON": sys.executable, "DISTILLERY_ENVIRONMENT": lines}
     return [
         "env",
-        *(f"{name}={value}" for name, value in words.items() if value),
+        *(f"{name}={value}" for name, value in variables.items() if value),
         "sbatch",
         "--parsable",
         *(f"--{name}={value}" for name, value in options.items() if value),
@@ -112,7 +112,7 @@ def _check(launch: Launch) -> None:
 
 
 def state(record: dict[str, str]) -> tuple[str, str]:
-    """What the queue says of a submitted job; the queue forgets what has ended."""
+    """What the queue says of a submitted job, and no last word: it forgets jobs that have ended."""
     command = ["squeue", "--noheader", "--jobs", record["job"], "--format=%i %T for %M on %D nodes %R"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode and "Invalid job id" not in done.stderr:
@@ -121,13 +121,13 @@ def state(record: dict[str, str]) -> tuple[str, str]:
 
 
 def logs(record: dict[str, str], follow: bool) -> int:
-    """Print what a submitted job has said, and what it says until it has ended where `follow` is so.
+    """Print what a submitted job has said; with `follow`, also what it says until it has ended.
 
     Raises ValueError where the queue can't be asked any more.
     """
     log, shown = record.get("log"), dict[Path, int]()
-    decoder = getincrementaldecoder("utf-8")  # keeps the half of a character that is still being written
-    texts = defaultdict[Path, IncrementalDecoder](lambda: decoder("replace"))
+    utf8 = getincrementaldecoder("utf-8")  # keeps the half of a character that is still being written
+    decoders = defaultdict[Path, IncrementalDecoder](lambda: utf8("replace"))
     looks = 0
     while True:
         if looks % LOOK_EVERY == 0:
@@ -135,7 +135,7 @@ def logs(record: dict[str, str], follow: bool) -> int:
         for path in [Path(log)] if log else sorted(Path(record["run"]).glob("log*.txt")):
             with path.open("rb") as file:
                 file.seek(shown.get(path, 0))
-                print(texts[path].decode(file.read()), end="", flush=True)
+                print(decoders[path].decode(file.read()), end="", flush=True)
                 shown[path] = file.tell()
         if not going_on:
             return 0

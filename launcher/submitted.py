@@ -56,7 +56,7 @@ class CancelConfig:
 
 
 def write(folder: Path, record: dict[str, str]) -> None:
-    """Keep where a run was submitted to, and under which number."""
+    """Keep where a run was submitted to, and the job's name there."""
     write_whole(folder / RECORD, json.dumps(record) + "\n")
 
 
@@ -101,7 +101,7 @@ def status(config: StatusConfig) -> int:
 
 
 def _each(job: str, names: list[str], do: Callable[[str], None]) -> int:
-    """Do something with each run, whatever becomes of the others; returns 2 where one could not be."""
+    """Do something with each run, even where another fails; returns 2 if any failed, else 0."""
     code = 0
     for name in names:
         try:
@@ -122,7 +122,7 @@ def _in_words(folder: Path) -> str:
         return f"{where}: " + "; ".join(now.splitlines())
     if who := writer(folder):  # started, or resumed, without a cluster
         return f"at work, as {who}"
-    last = read(folder).get("ended", "")
+    last = read(folder).get("ended", "")  # state() may just have kept it
     if last == "SUCCEEDED":
         there = record["run"] + ("" if is_bucket(record["run"]) else " on the cluster")
         return f"{where}: finished; see {there}"
@@ -163,7 +163,7 @@ def logs(config: LogsConfig) -> int:
 
 
 def cancel(config: CancelConfig) -> int:
-    """End submitted jobs; what they have written stays. Returns 2 where one could not be."""
+    """End submitted jobs; what they have written stays. Returns 2 where one could not be ended."""
 
     def end(name: str) -> None:
         folder = _submitted(name)
