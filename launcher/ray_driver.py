@@ -40,8 +40,8 @@ from launcher.rank import LEASE, execute, first, quiet
 from launcher.ray_place import Plan
 from launcher.settings import from_yaml
 from tune.settings import WorkersConfig
-from tune.trial import each
-from tune.workers import cause, fitting, line, nodes, places, reserved, take_place, train, warn_of_idle_gpus
+from tune.trial import process_resources
+from tune.workers import cause, fitting, line, nodes, reserved, slots, take_place, train, warn_of_idle_gpus
 
 # Seconds that nodes have to join the cluster before a search begins: those of a cloud install much first.
 JOINING = 900.0
@@ -207,12 +207,12 @@ def room(wanted: int, workers: WorkersConfig, stop: Path) -> Iterator[None]:
 
     Raises Stopped where that is asked for meanwhile: the search, not begun, would not hear of it.
     """
-    resources = each(workers)
+    resources = process_resources(workers)
     request_resources(bundles=[resources] * workers.processes * max(1, workers.concurrent))
     begun = time.monotonic()
     try:
         while True:
-            held = [count for count in places(nodes(), resources) if count]
+            held = [count for count in slots(nodes(), resources) if count]
             if len(held) >= wanted and sum(held) >= workers.processes:
                 break
             if stop.exists():

@@ -16,10 +16,10 @@ from distill.student_checks import unread
 from tune.settings import BudgetConfig, SchedulerConfig, TuneConfig, WorkersConfig
 from tune.space import Values, check_space, combinations, drawn, read_space, with_values
 
-LOOKED_AT = 100  # candidates, until one can be trained
+LOOKED_AT = 100  # candidates at most, until one is found that can be trained
 DECIDING = ("path", "cls", "kind")  # settings of a student that say which others it makes use of
-# What a training may change at a checkpoint: the optimizer's state keeps its other settings, and a student
-# its shape.
+# What pbt may change at a checkpoint: the optimizer's state brings back its other settings, and a student
+# keeps its shape.
 CHANGED = (
     "prediction.optimizer.lr",
     *(f"prediction.objective.{name}" for name in ("logits", "logits_mse", "labels", "temperature")),
@@ -45,7 +45,7 @@ def check(config: TuneConfig) -> None:
 
 
 def check_read(config: TuneConfig) -> None:
-    """Refuse a setting that no candidate's student makes use of: trials that differ in it alone are one."""
+    """Refuse a setting that no candidate's student uses: trials that differ in it alone are the same."""
     domains, base = read_space(config.space), config.base.student
     found = []
     for name in DECIDING:
@@ -82,7 +82,7 @@ def check_search(config: TuneConfig) -> None:
 
 
 def check_measured(config: TuneConfig) -> None:
-    """Refuse a scheduler that would hear of trials at their ends alone."""
+    """Refuse a scheduler where trials are measured at their ends alone: it could stop none of them."""
     stage, name = config.base.prediction, config.scheduler.name
     varied = {"prediction.evaluate_every", "prediction.epochs"} & {*config.space}
     if name != "none" and not varied and stage.evaluate_every is None and 0 < stage.epochs <= 1:
@@ -129,7 +129,7 @@ def check_candidates(config: TuneConfig) -> None:
 
 
 def _looked_at(config: TuneConfig) -> list[Values]:
-    """Candidates that stand for all: of a large grid some from everywhere, for its first are much alike."""
+    """A sample of the candidates: of a large grid from everywhere, for neighbours in it are much alike."""
     domains = read_space(config.space)
     if config.search != "grid":
         return [drawn(domains, config.base, config.seed, number) for number in range(LOOKED_AT)]
@@ -161,7 +161,7 @@ def check_workers(workers: WorkersConfig) -> None:
 
 
 def check_scheduler(scheduler: SchedulerConfig) -> None:
-    """Refuse rungs that can't be."""
+    """Refuse a grace and a reduction of which no rungs can be made."""
     if not 0 < scheduler.grace < 1:
         raise ValueError(f"scheduler.grace: {scheduler.grace}; give a share above 0 and below 1")
     if not scheduler.reduction > 1:
@@ -169,7 +169,7 @@ def check_scheduler(scheduler: SchedulerConfig) -> None:
 
 
 def over_budget(shape: dict[str, Any], budget: BudgetConfig) -> str:
-    """Why a shape is refused; empty where it is not."""
+    """Why the budget refuses a shape; empty where it does not."""
     for name, most in vars(budget).items():
         if most is not None and shape[name] > most:
             return f"{name} {shape[name]:,} is above the budget's {most:,}"

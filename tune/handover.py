@@ -1,8 +1,8 @@
 """How a trial goes on from another's checkpoint. All of it lies in the trials' run folders.
 
-The search lays it out beside the trial's STOP and renames it to that name: one step that asks the workers
-to stop and says what to go on from. The trial's process moves it to its places. Killed in between, either
-does it after the restart. Imports no torch and no Ray.
+The search lays the checkpoint out in a folder beside the trial's STOP file and renames it to STOP: one step
+that asks the workers to stop and says what to go on from. The trial's process then moves the parts to where
+they belong. What a kill interrupts is done after the restart. Imports no torch and no Ray.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WAIT = 10.0  # seconds for a donor's checkpoint of what it was last measured wit
 
 
 def offer(run: Path, stop: str, donor: Path, change: dict[str, Any]) -> bool:
-    """Have a running trial go on from another's checkpoint; False where either ends, or is to."""
+    """Have a running trial go on from another's checkpoint; False where one of them ends or is to end."""
     place = run / f"{stop}.partial"
     until = time.monotonic() + WAIT
     try:
@@ -39,7 +39,7 @@ def offer(run: Path, stop: str, donor: Path, change: dict[str, Any]) -> bool:
 
 
 def close(run: Path, stop: str) -> bool:
-    """Let a trial at its end be offered nothing any more; False where it was, or it is to stop."""
+    """Keep a trial at its end from being offered anything; False where it has been, or is to stop."""
     try:
         (run / stop).touch(exist_ok=False)
     except FileExistsError:
@@ -48,7 +48,7 @@ def close(run: Path, stop: str) -> bool:
 
 
 def take_over(run: Path, stop: str) -> None:
-    """Move what was offered to its places. Done again after a kill, it goes on with what is left."""
+    """Move what was offered to where it belongs. Called again after a kill, it moves what is left."""
     (run / "summary.json").unlink(missing_ok=True)
     for part in sorted((run / stop).iterdir(), reverse=True):  # the change last
         if (run / part.name).is_dir():
@@ -68,19 +68,19 @@ def last_change(run: Path, stop: str) -> dict[str, Any] | None:
 def _lay_out(run: Path, place: Path) -> bool:
     """Copy a running trial's newest checkpoints, its best student and its curves.
 
-    False where they are not of one moment: it has been measured since, and its student may be newer, or
-    some were removed for newer ones meanwhile.
+    False where they are not of one moment: the trial has been measured since, so its student may be newer,
+    or newer checkpoints have replaced some meanwhile.
     """
     shutil.rmtree(place, ignore_errors=True)
     newest = {path.parent.name: path for path in sorted((run / "checkpoints").glob("*/step-*[0-9]"))}
     try:
         for stage, path in newest.items():
-            copy = _same(path, place / "checkpoints" / stage / path.name)
+            copy = _copied(path, place / "checkpoints" / stage / path.name)
             record = json.loads((copy / "checksums.json").read_text(encoding="utf-8"))
             if not all((copy / name).is_file() for name in record):
                 return False
-        _same(run / "student", place / "student")
-        shutil.copy(run / "metrics.jsonl", place)  # which grows in place
+        _copied(run / "student", place / "student")
+        shutil.copy(run / "metrics.jsonl", place)  # no link: it is appended to
     except OSError:
         return False
     steps = {stage: int(path.name.removeprefix("step-")) for stage, path in newest.items()}
@@ -88,7 +88,7 @@ def _lay_out(run: Path, place: Path) -> bool:
     return all(row["step"] <= steps.get(row["stage"], 0) for row in rows if row["split"] == "dev")
 
 
-def _same(folder: Path, copy: Path) -> Path:
+def _copied(folder: Path, copy: Path) -> Path:
     """A copy of a folder, by links where the disk has them: its files are never written again."""
     return Path(shutil.copytree(folder, copy, copy_function=_link))
 

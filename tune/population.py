@@ -27,16 +27,17 @@ def check_room(config: TuneConfig, at_once: int) -> None:
 
 
 def replaced_by(trial: Trial, record: Record, config: TuneConfig) -> tuple[Trial, Values] | None:
-    """Whose checkpoint a trial just measured goes on from, and with what values; None for its own."""
+    """The trial whose checkpoint one just measured goes on from, and its new values; None for its own."""
     shares = [0.0, *(share for share, _ in trial.measured)]
     before, now = (int(share / config.scheduler.grace + EDGE) for share in shares[-2:])
     ranked = sorted((one for one in record.unfinished if one.measured), key=_last)
     count = max(1, int(len(ranked) / config.scheduler.reduction))
+    # By identity, for trials are equal by their values: one of another record is none of these.
     if now == before or all(one is not trial for one in ranked[:count]):
         return None
     rng = random.Random(f"{config.seed}/{trial.number}/{shares[-1]}")
     donor = rng.choice(ranked[-count:])
-    if _last(donor) <= _last(trial):  # itself, where it is alone
+    if _last(donor) <= _last(trial):  # or it is the trial itself, where that is alone
         return None
     domains = read_space(config.space)
     return donor, {key: domain.near(donor.values[key], rng) for key, domain in domains.items()}

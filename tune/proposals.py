@@ -23,7 +23,7 @@ class Proposals(ABC):
         """Candidate `number`, from 0 on; None where there are no more."""
 
     def tell(self, trial: Trial) -> None:
-        """A candidate has ended, of which Optuna alone takes note."""
+        """Learn from a candidate that has ended; only Optuna does."""
         return
 
 
@@ -54,13 +54,13 @@ class Draws(Proposals):
 
 
 class Optuna(Proposals):
-    """A tree-structured Parzen estimator, or NSGA-II where a cost is made small too.
+    """A tree-structured Parzen estimator (TPE), or NSGA-II where a cost is minimised too.
 
     Of a trial that was stopped early the last score counts; one that failed or was refused does not count.
 
     Args:
         config: The search.
-        past: Candidates that an earlier process asked for: the same seed would draw them again.
+        past: How many candidates earlier processes asked for: the same seed would draw them again.
     """
 
     def __init__(self, config: TuneConfig, past: int = 0):
@@ -71,7 +71,7 @@ class Optuna(Proposals):
         self.state = optuna.trial.TrialState
         directions: list[Any] = ["maximize"]
         seed = config.seed + past
-        few = (config.trials or 0) // 4  # drawn blindly, before it learns
+        few = (config.trials or 0) // 4  # drawn at random, before it learns
         sampler: Any = optuna.samplers.TPESampler(n_startup_trials=min(10, max(3, few)), seed=seed)
         if config.minimise:
             directions.append("minimize")
@@ -97,7 +97,7 @@ class Optuna(Proposals):
         self.study.tell(own, results, state)
 
     def _asked_before(self, values: Values) -> Any:
-        """A candidate of an earlier process, asked for again."""
+        """A candidate of an earlier process as a trial of this one's study."""
         params = {key: _position(self.domains[key], value) for key, value in values.items()}
         self.study.enqueue_trial(params)
         trial = self.study.ask()

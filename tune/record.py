@@ -1,7 +1,7 @@
 """The search's own record, RUN/trials.jsonl: what a killed search continues from. Imports no torch, no Ray.
 
-Every line is an event of one candidate: refused; or begun, measured (once and again), and then finished,
-stopped or failed; of a population also changed, when it is to go on from another's checkpoint. Its
+Every line is an event of one candidate: refused; or begun, measured (repeatedly), and then finished,
+stopped or failed; in a population also changed, when it is to go on from another's checkpoint. Its
 configuration is in RUN/trials/NAME/config.yaml, its result beside it.
 """
 
@@ -30,8 +30,8 @@ class Trial:
         measured: Pairs of share of the training and score on dev, in order.
         score: The best on dev of a finished trial.
         reason: Why it was refused or failed.
-        changes: How often it was to go on from another's checkpoint; `values` are those since the last,
-            and `measured` begins with the other's.
+        changes: How often it was told to go on from another's checkpoint; `values` are those since the last
+            time, and `measured` begins with the other's.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """What tells it from the others: its settings, by their last words where these differ."""
+        """Its name and settings; of a setting's name the last word alone where no other ends in it."""
         words = {key: key.rpartition(".")[2] for key in self.values}
         last = list(words.values())
         told = (
@@ -61,7 +61,7 @@ class Trial:
 
     @property
     def last_score(self) -> float | None:
-        """Its score, or of one that ended early the last."""
+        """Its score; of a trial without one, the last measured on the way."""
         return self.score if self.score is not None else self.measured[-1][1] if self.measured else None
 
 

@@ -20,7 +20,7 @@ from distill.recorded_run import read_metrics
 from tune.record import Record, Trial
 from tune.settings import TuneConfig, WorkersConfig
 
-ENOUGH = 4  # trials, for a rank correlation to be told
+ENOUGH = 4  # trials that a rank correlation needs
 
 
 def result(config: TuneConfig, record: Record) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def result(config: TuneConfig, record: Record) -> dict[str, Any]:
 
 
 def _recipe(winner: Trial, record: Record) -> str:
-    """The winner's configuration, for any place: the logits stored in this one are named in a comment."""
+    """The winner's configuration, without the logits that this search has stored: a comment names them."""
     text = (record.run(winner) / "config.yaml").read_text(encoding="utf-8")
     command = ["distillery", "task", "--config", f"{record.folder}/best.yaml"]
     teacher = _entry(yaml.compose(text, yaml.SafeLoader), "teacher")
@@ -76,9 +76,9 @@ def _entry(mapping: Any, name: str) -> yaml.Node:
 
 
 def best(finished: list[Trial]) -> Trial:
-    """The highest score on dev; of equals the smaller student, the one with fewer changes, the earlier.
+    """The highest score on dev; of equals the smaller student, then fewer changes, then the earlier trial.
 
-    Who goes on from another's checkpoint has the other's best score too, until it has a better one.
+    Fewer changes: a trial that goes on from another's checkpoint has the other's best score as well.
     """
     return min(
         finished,
@@ -120,6 +120,7 @@ def _score(trial: Trial) -> float:
 
 
 def _nothing(trials: list[Trial]) -> ValueError:
+    """Why no trial finished."""
     failed = [trial for trial in trials if trial.status == "failed"]
     if stopped := sum(trial.status == "stopped" for trial in trials):
         return ValueError(
@@ -133,7 +134,7 @@ def _nothing(trials: list[Trial]) -> ValueError:
 
 
 def _row(trial: Trial, metric: str, cost: dict[str, Any]) -> dict[str, Any]:
-    """As `evaluate` tells of a model."""
+    """A trial as a row of the table, as `evaluate` has one for each model."""
     shape = trial.shape
     return {
         "name": trial.title,
@@ -148,6 +149,7 @@ def _row(trial: Trial, metric: str, cost: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told(trial: Trial, cost: dict[str, Any]) -> dict[str, Any]:
+    """A trial as the report's section on the search shows it."""
     return {
         "name": trial.title,
         "status": trial.status,

@@ -39,7 +39,7 @@ from tune.record import ENDED, Record, Trial
 from tune.result import result
 from tune.settings import EDGE, SchedulerConfig, TuneConfig
 from tune.space import Values, fingerprint, with_values
-from tune.trial import CHANGES, SHARE, WAITS, Jobs, each, train_in, trial
+from tune.trial import CHANGES, SHARE, WAITS, Jobs, process_resources, train_in, trial
 from tune.workers import line, nodes, take_place, trials_at_once, warn_of_idle_gpus
 
 IN_VAIN = 100  # draws in a row that are refused or known before a search gives up
@@ -52,7 +52,7 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
     signal asked for it.
     """
     folder, workers = folder.absolute(), config.workers
-    at_once = trials_at_once(nodes(), each(workers), workers.processes, workers.concurrent)
+    at_once = trials_at_once(nodes(), process_resources(workers), workers.processes, workers.concurrent)
     warn_of_idle_gpus("workers.gpus", workers.gpus)
     if config.scheduler.name == "pbt":
         check_room(config, at_once)
@@ -61,7 +61,7 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
     candidates = Candidates(config, record, jobs)
     scheduler = _scheduler(config.scheduler)
     _tell_past(scheduler, record, config.base.task.selection)
-    if config.search != "optuna":  # what is known beforehand is measured while nothing else runs
+    if config.search != "optuna":  # candidates known beforehand are timed while nothing else runs
         candidates.prepare()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
@@ -88,7 +88,7 @@ def search(config: TuneConfig, folder: Path, jobs: Jobs) -> dict[str, Any]:
 
 
 def _labelled(config: TuneConfig, folder: Path, jobs: Jobs) -> TaskDistillConfig:
-    """The base, with the teacher's logits computed once for all trials where that may be."""
+    """The base, with the teacher's logits computed once where they are the same for all trials."""
     base, run = config.base, folder / "label"
     own = any(key.startswith(("teacher", "task")) for key in config.space)
     if own or base.teacher.outputs or base.teacher.dropout:
@@ -117,7 +117,7 @@ class _Known:
 
 
 class _ByName:
-    """A scheduler to which a trial that goes on after a kill is the same, though Ray Tune names it anew."""
+    """Makes a scheduler know trials by the record's names: after a kill Ray Tune gives them new ones."""
 
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         super().on_trial_add(controller, _Known.of(trial))  # type: ignore[misc]
@@ -153,7 +153,7 @@ class _Median(_ByName, MedianStoppingRule):
 def _scheduler(config: SchedulerConfig) -> TrialScheduler:
     match config.name:
         case "asha":
-            # Fractions do, though Ray says int. A little below: 3 * 0.1 is more than 0.3.
+            # Shares work, though Ray's types say int. A little lower, for 3 * 0.1 is more than 0.3.
             rungs: Any = {"grace_period": config.grace * (1 - EDGE), "max_t": 1}
             # Else a trial first measured beyond some rungs would fill them with its later scores.
             rungs["stop_last_trials"] = False
@@ -165,7 +165,7 @@ def _scheduler(config: SchedulerConfig) -> TrialScheduler:
 
 
 def _tell_past(scheduler: Any, record: Record, metric: str) -> None:
-    """Tell a scheduler what the trials of before scored on their way, in the order of then."""
+    """Tell a scheduler of all measurements in the record, in the order in which they were made."""
     scheduler.set_search_properties(metric, "max")
     past = {trial.number: _Known(trial.name) for trial in record.trials.values() if trial.measured}
     for one in past.values():
@@ -187,7 +187,7 @@ def _shape(config: TaskDistillConfig, folder: str, home: str) -> dict[str, Any]:
 
 
 class Candidates(Searcher):
-    """What Ray Tune asks for trials and tells of them. Those that are refused it never hears of."""
+    """What Ray Tune asks for trials and tells their scores; it never hears of refused candidates."""
 
     def __init__(self, config: TuneConfig, record: Record, jobs: Jobs):
         self.score = config.base.task.selection
@@ -230,8 +230,8 @@ class Candidates(Searcher):
         """A trial has been measured on dev."""
         trial, share = self.running[trial_id], result.get(SHARE, 1.0)
         if result.get(CHANGES, 0) != trial.changes:
-            return  # by workers that are to stop, for it goes on from another's checkpoint
-        # A trial that goes on from its checkpoint tells again what came after that.
+            return  # by workers that are to stop, as the trial is to go on from another's checkpoint
+        # A resumed trial repeats the measurements made after its checkpoint.
         if share < 1 and share not in (known for known, _ in trial.measured):
             self.record.add(trial.number, "measured", share=share, score=result[self.score])
             if self.config.scheduler.name == "pbt" and (
@@ -254,7 +254,7 @@ class Candidates(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial has ended, or is to end: its workers are asked to, and Ray Tune ends its process."""
-        if result and not error:  # what a trial is stopped at comes here only
+        if result and not error:  # the measurement that a trial is stopped at comes only here
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)
         run = self.record.run(trial)
@@ -275,7 +275,7 @@ class Candidates(Searcher):
         """Nothing, as above."""
 
     def _look(self, wait: bool) -> bool:
-        """Bring the next candidate nearer; False where there are no more."""
+        """Begin to measure the next candidate, or take what was measured; False where there are no more."""
         if self.measuring is None and not self._ask():
             return False
         assert self.measuring is not None
@@ -296,7 +296,7 @@ class Candidates(Searcher):
         return True
 
     def _ask(self) -> bool:
-        """Have the next candidate's shape measured; False where there are no more."""
+        """Have the next candidate that passes its checks measured; False where there are no more."""
         enough = self.config.trials is not None and self.record.trained >= self.config.trials
         while not enough and (self.in_vain < IN_VAIN or self.config.search == "grid"):
             values = self.source.ask(self.next)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from distill.settings import TaskDistillConfig
 
 Cost = Literal["latency_ms", "parameters", "flops"]
-EDGE = 1e-9  # shares are counted with: 0.3 / 0.1 is less than 3
+EDGE = 1e-9  # for quotients that are rounded down: 0.3 / 0.1 is less than 3
 
 
 @dataclass
@@ -54,7 +54,7 @@ class WorkersConfig:
 
     Args:
         processes: Processes of each trial, on as many nodes as it takes.
-        spread: Whether they lie on different nodes as far as may be; else close together.
+        spread: Put them on different nodes as far as possible; otherwise close together.
         cpus: CPUs of each process.
         gpus: GPUs of each process.
         concurrent: Trials at once at most; 0 is as many as the cluster holds.

@@ -29,8 +29,8 @@ def shape_of(config: TaskDistillConfig, folder: Path) -> dict[str, Any]:
     median of single dev examples).
     """
     task, student = asdict(config.task), asdict(config.student)
-    of_words = _digest(student["words"], config.teacher.path, task)  # one vocabulary for all of these words
-    del student["dropout"]  # which costs nothing
+    of_words = _digest(student["words"], config.teacher.path, task)  # students of the same words share it
+    del student["dropout"]  # which no cost depends on
     file = folder / f"{_digest(student, config.teacher.path, task)}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["shape"]

@@ -30,7 +30,7 @@ class Domain:
         choices: The list; empty for a range.
         low: Least value of a range.
         high: Greatest.
-        log: Whether a range is drawn from evenly in its logarithm.
+        log: Whether a range is drawn from log-uniformly.
         when: The setting varies only where each of these has one of the values.
     """
 
@@ -47,7 +47,7 @@ class Domain:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values that stand for all when types are checked."""
+        """The values to check: all of a list, both ends of a range."""
         return self.choices or (self.low, self.high)
 
     def draw(self, rng: random.Random) -> Any:
@@ -73,7 +73,7 @@ class Domain:
 
 
 def read_space(space: dict[str, Any]) -> dict[str, Domain]:
-    """The domains by setting, conditions after what they ask for. Raises ValueError."""
+    """The domains by setting, each after those that its condition asks for. Raises ValueError."""
     domains = {key: _domain(key, value) for key, value in space.items()}
     ordered: dict[str, Domain] = {}
     while waiting := {key: domain for key, domain in domains.items() if key not in ordered}:
@@ -155,7 +155,7 @@ def drawn(domains: dict[str, Domain], base: TaskDistillConfig, seed: int, number
 
 
 def fingerprint(values: Values) -> str:
-    """The same for the same values, whatever their order: 1 is 1.0."""
+    """A text that is the same for equal values in any order; 1 and 1.0 are equal."""
     return json.dumps(json.loads(json.dumps(values), parse_int=float), sort_keys=True)
 
 
@@ -190,7 +190,7 @@ def with_values(base: TaskDistillConfig, values: Values) -> TaskDistillConfig:
 
 @cache
 def _parser() -> ArgumentParser:
-    """Of a candidate's settings; it takes longer to make than to use."""
+    """The parser of a candidate's settings; kept, for making it takes longer than using it."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TaskDistillConfig, fail_untyped=True)
     return parser

@@ -35,7 +35,7 @@ LEAVE = 540
 
 @dataclass(frozen=True)
 class Jobs:
-    """How the launcher runs a job: the search does not know it.
+    """How the launcher runs a job, given to the search, which may not import it.
 
     Attributes:
         begin: Begins a run folder: (folder, job, settings).
@@ -51,7 +51,7 @@ class Jobs:
 def trial(
     settings: dict[str, str], base: TaskDistillConfig, jobs: Jobs, workers: WorkersConfig, home: str
 ) -> None:
-    """Run the trial of the folder `run` to its end; Ray Tune is told of its scores, at last of the best.
+    """Run the trial of the folder `run` to its end; Ray Tune is told each score and, last, the best.
 
     Workers that end because something was offered to it (tune/handover.py) begin again from there.
     """
@@ -63,17 +63,17 @@ def trial(
         while not ended:
             changes = _begin(run, base, jobs)
             train_in(jobs, place, workers, _Report(changes))
-            told = close(run, jobs.stop)
+            closed = close(run, jobs.stop)
             ended = not (run / jobs.stop).is_dir()
     except Exception as error:
         write_whole(run / "error.txt", f"{traceback.format_exc()}\n{line(error)}\n")
         raise
-    if (summary := read_json(run / "summary.json")) and told:
+    if (summary := read_json(run / "summary.json")) and closed:
         ray.tune.report({SHARE: 1.0, CHANGES: changes, **summary["best"]})
 
 
 def _begin(run: Path, base: TaskDistillConfig, jobs: Jobs) -> int:
-    """Let a trial train, from what it was offered if anything; returns how often it was."""
+    """Make a trial ready to train, from what it was offered if anything; returns its number of changes."""
     change = last_change(run, jobs.stop)
     if (run / jobs.stop).is_dir():
         with held(run, wait=2 * LEAVE):  # until workers that a killed search has left have ended
@@ -85,7 +85,7 @@ def _begin(run: Path, base: TaskDistillConfig, jobs: Jobs) -> int:
 
 
 class _Report(TuneReportCallback):
-    """Ray's, for measurements that may come in after the trial's next change."""
+    """Ray's callback, and how often the trial had changed: a score may come in after the next change."""
 
     def __init__(self, changes: int):
         super().__init__()
@@ -115,9 +115,9 @@ trial.__mixins__ = (_Leaving,)  # type: ignore[attr-defined]  # Ray Tune's name 
 def train_in(jobs: Jobs, place: dict[str, str], workers: WorkersConfig, *callbacks: Any) -> None:
     """Run a job in a begun folder as the search's workers."""
     retries, spread = workers.retries, workers.spread
-    train(jobs.rank, place, workers.processes, each(workers), retries, spread, callbacks)
+    train(jobs.rank, place, workers.processes, process_resources(workers), retries, spread, callbacks)
 
 
-def each(workers: WorkersConfig) -> dict[str, float]:
-    """What Ray reserves for one of them."""
+def process_resources(workers: WorkersConfig) -> dict[str, float]:
+    """What Ray reserves for each process of a trial."""
     return reserved(workers.cpus, workers.gpus)

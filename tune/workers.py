@@ -30,7 +30,7 @@ def train(
     spread: bool,
     callbacks: Iterable[Any] = (),
 ) -> None:
-    """Run `rank` in so many workers, to the end; after a failure all are started anew, `retries` times.
+    """Run `rank` in `workers` workers, to the end; after a failure all start anew, up to `retries` times.
 
     Args:
         rank: A module's function: workers import it.
@@ -43,7 +43,7 @@ def train(
 
     Raises what Ray Train raises when the workers have failed too often, or one has refused to run.
     """
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # but to `home`
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # take_place changes to `home` instead
     gpus = bool(resources.get("GPU"))
     told: list[Any] = [*callbacks, _Refusals()]
     trainer = ray.train.torch.TorchTrainer(
@@ -67,7 +67,7 @@ def train(
 
 
 class _Refusals(UserCallback):
-    """Ends the run when a rank refuses to run: the refusal would only come again.
+    """Ends the run when a rank refuses to run: after a restart it would refuse again.
 
     Ray Train starts workers anew after whatever they raise, but not after what a callback raises.
     """
@@ -99,9 +99,9 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> None:
 
 
 def take_place(home: str) -> None:
-    """Make a worker see what it is meant to: paths from `home`, and the GPUs reserved for it alone.
+    """Make a worker see what it is meant to: paths from `home`, and only the GPUs reserved for it.
 
-    Ray's workers start where its node was started; to those without a GPU it shows all.
+    Ray starts workers in the folder where its node was started, and shows all GPUs to those without one.
     """
     if home and Path(home).is_dir():  # not where the driver was submitted, whose folder is its node's
         os.chdir(home)
@@ -110,7 +110,7 @@ def take_place(home: str) -> None:
 
 
 def warn_of_idle_gpus(setting: str, gpus: float) -> None:
-    """Say so where a cluster has GPUs and none are asked for."""
+    """Warn where the cluster has GPUs and `setting` asks for none."""
     idle = sum(node.get("GPU", 0) for node in nodes())
     if idle and not gpus:
         print(f"warning: {setting} is 0: the cluster's {idle:g} GPUs are not used", file=sys.stderr)
@@ -121,14 +121,14 @@ def reserved(cpus: float, gpus: float) -> dict[str, float]:
     return {"CPU": cpus or 1, **({"GPU": gpus} if gpus else {})}
 
 
-def places(nodes: list[dict[str, float]], resources: dict[str, float]) -> list[int]:
-    """How many workers each node holds, from what the nodes have in all."""
+def slots(nodes: list[dict[str, float]], resources: dict[str, float]) -> list[int]:
+    """How many workers each node holds when nothing else runs there."""
     return [min(int(node.get(name, 0) / need + EDGE) for name, need in resources.items()) for node in nodes]
 
 
 def fitting(nodes: list[dict[str, float]], resources: dict[str, float], processes: int, what: str) -> int:
     """How many processes the nodes hold. Raises ValueError where `what` needs more."""
-    found = places(nodes, resources)
+    found = slots(nodes, resources)
     if sum(found) < processes:
         need = ", ".join(f"{value:g} {name}" for name, value in resources.items())
         have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in resources) for node in nodes)
