@@ -41,6 +41,7 @@ from data_pipeline.shards import (
     write_manifest,
     write_shard,
 )
+from data_pipeline.signals import signals_held
 from data_pipeline.tokenising import SentenceTokenizer
 from data_pipeline.urls import is_url
 from data_pipeline.vocabulary import load_vocabulary
@@ -172,7 +173,8 @@ def _make(config: PregenerateConfig, pieces: list[CorpusPiece], todo: list[int],
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _begin_worker, (config, shards, done)) as pool:
             try:
-                with _signals_held(signal.SIGINT, signal.SIGUSR1):
+                # Workers never get them, not even while they are starting.
+                with signals_held(signal.SIGINT, signal.SIGUSR1):
                     futures = [pool.submit(_work, number, pieces[number]) for number in todo]
                 for future in as_completed(futures):
                     future.result()
@@ -214,16 +216,6 @@ def _watch(progress: Progress, done: Any, ended: threading.Event) -> None:
         speed = sum(done) / MB / (time.monotonic() - started)
         progress.describe(f"{speed:.1f} MB/s", {"mb_per_s": round(speed, 2)})
         progress.reach(math.ceil(sum(done) / MB))
-
-
-@contextmanager
-def _signals_held(*signals: signal.Signals) -> Iterator[None]:
-    """Let signals wait; processes started inside never get them, not even while they are starting."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _maker: _Maker

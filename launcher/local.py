@@ -9,14 +9,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 
 from data_pipeline.settings import usable_cores
+from data_pipeline.signals import signals_held
 from distill import preemption
 from distill.preemption import INTERRUPTED
 from launcher.jobs import JOBS
@@ -145,6 +146,9 @@ def run_processes(job: str, folder: str, processes: int, rendezvous: Sequence[st
             rendezvous = (*STANDALONE, f"--rdzv-endpoint={scratch}/rendezvous")
             variables |= ALONE
         rendezvous = (*rendezvous, f"--log-dir={scratch}")  # else torchrun leaves one behind
+        # Slurm signals every process of a step, a terminal's Ctrl-C all in the foreground. A rank that
+        # listens takes what has waited; torchrun never does (it would kill the ranks after 30 s), and its
+        # ranks, outside the terminal, are told by us.
         with signals_held(*preemption.HELD):
             child = subprocess.Popen(
                 command(job, folder, processes, rendezvous),
@@ -169,21 +173,6 @@ def _exit_code(child: subprocess.Popen) -> int:
     while True:
         with suppress(subprocess.TimeoutExpired):
             return child.wait(timeout=1)
-
-
-@contextmanager
-def signals_held(*signals: signal.Signals) -> Iterator[None]:
-    """Block these signals in processes that are started inside, which they would end.
-
-    Slurm signals every process of a step, a terminal's Ctrl-C all in the foreground. A rank that listens
-    takes what has waited; torchrun never does (it would kill the ranks after 30 s), and its ranks, outside
-    the terminal, are told by us.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pass_on(asked: list[int], news: SimpleQueue[None], child: subprocess.Popen) -> None:

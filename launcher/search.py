@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.signals import signals_held
 from launcher import ray_place, runs
-from launcher.local import signals_held
 from tune.settings import TuneConfig
 
 
