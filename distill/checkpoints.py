@@ -95,9 +95,9 @@ class Checkpoints:
             if self.metrics.exists():
                 to_disk(self.metrics)
             replace_folder(begun, target)
-            steps = self._steps()
-            for old in {*steps[: -self.keep], *(step for step in steps if step > done)} - {done}:
-                shutil.rmtree(self._path(old))  # later ones are damaged: the run went back past them
+            steps = self._steps()  # later ones are damaged: the run went back past them
+            for old in {*steps} - {*[step for step in steps if step <= done][-self.keep :]}:
+                shutil.rmtree(self._path(old))
         except OSError as error:
             raise ValueError(
                 f"the checkpoint {begun} can't be written ({error.strerror}); make room and continue with "

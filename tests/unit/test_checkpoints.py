@@ -13,7 +13,7 @@ from data_pipeline.packing import Row
 from data_pipeline.settings import TaskConfig
 from data_pipeline.shards import ids_dtype, write_shard
 from data_pipeline.tasks import Examples
-from distill.checkpoints import Checkpoints
+from distill.checkpoints import DAMAGED, NONE, STATE, Checkpoints
 from distill.outputs import Split
 from distill.settings import TeacherConfig
 
@@ -36,6 +36,34 @@ def test_what_a_checkpoint_goes_with_is_on_the_disk_before_it_has_its_name(tmp_p
     found.close()
     assert {"metrics.jsonl", *(path.name for path in target.iterdir())} <= synced
     assert found.newest() == 5
+
+
+def write(found: Checkpoints, *steps: int) -> None:
+    for step in steps:
+        state = {"step": step, "best": {}, "engine": {}}
+        found._write({"weight/w": torch.ones(2)}, json.dumps(state), step, None)
+
+
+def test_the_newest_whole_checkpoints_stay(tmp_path, capsys):
+    found = Checkpoints(tmp_path, 2, tmp_path / "none")
+    assert found.newest() == NONE
+    (tmp_path / "step-00000002.partial").mkdir()
+    (tmp_path / "step-00000002.partial" / "left").touch()
+    write(found, 1, 2, 4)
+    assert found._steps() == [2, 4]
+    assert not (tmp_path / "step-00000002" / "left").exists()
+    (tmp_path / "step-00000004" / STATE).write_bytes(b"oops")
+    assert found.newest() == 2
+    assert "step-00000004 is damaged" in capsys.readouterr().err
+    write(found, 3)
+    assert found._steps() == [2, 3]  # the damaged one is gone
+    write(found, 4, 5)
+    (tmp_path / "step-00000004" / STATE).unlink()
+    (tmp_path / "step-00000005" / "checksums.json").write_text("[]")
+    assert found.newest() == DAMAGED
+    write(found, 3)  # begun before them
+    assert (found._steps(), found.newest()) == ([3], 3)
+    found.close()
 
 
 def test_shards_and_stored_outputs_are_on_the_disk_before_they_have_their_names(tmp_path, tiny_tokenizer):
