@@ -12,7 +12,7 @@ from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Encoded, encode_split
 from data_pipeline.vocabulary import load_vocabulary
 from distill.encoders import build_classifier, model_inputs, read_config
-from distill.measure import latencies, predict, size, task_metrics
+from distill.measure import agreement, by_class, dev_scores, flops, latencies, predict, size, task_metrics
 from distill.sources import task_batch
 
 LABELS = np.random.default_rng(0).integers(0, 2, 50)
@@ -83,6 +83,47 @@ def test_answers_of_one_kind_are_measured_without_a_warning_of_the_library():
     )
 
 
+@pytest.mark.parametrize("selection", ["f1_micro", "f1_macro"])
+def test_f1_over_more_classes_is_the_librarys(selection):
+    labels, predicted = np.array([0, 1, 2, 2, 1]), np.array([0, 2, 2, 2, 1])
+    scores = task_metrics(logits_of(predicted, 3), labels, selection)
+    expected = f1_score(labels, predicted, average=selection.removeprefix("f1_"))
+    assert scores[selection] == pytest.approx(expected)
+
+
+def test_several_labels_are_those_above_zero():
+    rng = np.random.default_rng(2)
+    logits, labels = rng.normal(size=(40, 3)), rng.integers(0, 2, (40, 3))
+    right, said = (logits > 0) == labels, logits > 0
+    hits, all_of = (said & (labels == 1)).sum(0), said.sum(0) + labels.sum(0)
+    scores = task_metrics(torch.from_numpy(logits), labels, "f1_micro")
+    assert scores["accuracy"] == pytest.approx(right.all(1).mean())
+    assert scores["f1_micro"] == pytest.approx(2 * hits.sum() / all_of.sum())
+    assert scores["f1_macro"] == pytest.approx((2 * hits / all_of).mean())
+
+
+def test_scores_of_other_files_carry_their_names():
+    logits = {"dev": logits_of(LABELS), "mismatched": logits_of(1 - LABELS)}
+    scores = dev_scores(logits, dict.fromkeys(logits, LABELS), TaskConfig("", ""))
+    assert scores == {"accuracy": 1.0, "accuracy_mismatched": 0.0}
+
+
+def test_classes_that_never_occur_have_their_rows():
+    found = by_class(logits_of(np.array([0, 1, 1]), 3), np.array([0, 0, 1]), ["a", "b", "c"])
+    assert found["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]  # rows are the true ones
+    assert [found["classes"][name]["precision"] for name in "abc"] == [1.0, 0.5, 0.0]
+    assert [found["classes"][name]["recall"] for name in "abc"] == [0.5, 1.0, 0.0]
+    assert [found["classes"][name]["support"] for name in "abc"] == [2, 1, 0]
+
+
+def test_models_agree_on_an_example_where_all_its_labels_are_the_same():
+    one, other = torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([[2.0, -3.0], [3.0, -1.0]])
+    assert agreement(one, other, several=True) == 0.5
+    assert agreement(one, other) == 0.5
+    assert agreement(one[:, :1], -other[:, :1]) is None
+    assert agreement(one[:, :1], -other[:, :1], several=True) == 0.0
+
+
 # ---- predictions
 
 
@@ -119,6 +160,16 @@ def test_segments_go_to_the_models_that_have_them(data, family, types):
 def test_shared_weights_count_once():
     layer = nn.Linear(3, 4)
     assert size(nn.Sequential(layer, layer))["parameters"] == 16
+
+
+def test_megabytes_are_of_four_bytes_each():
+    assert size(nn.Linear(1000, 500, bias=False))["megabytes"] == 2.0
+
+
+def test_a_cost_is_that_of_an_example_of_median_length(model, data):
+    some = data.rows(0, 9)
+    each = sorted(flops(model, some.rows(number, number + 1)) for number in range(9))
+    assert each[0] < flops(model, some) == each[4] < each[-1]
 
 
 @pytest.mark.parametrize("repeats", [1, 3, 20])
