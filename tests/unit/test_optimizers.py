@@ -51,9 +51,10 @@ def test_bert_adam_clips_nothing_at_zero():
     assert torch.equal(*parameters)
 
 
-def test_bert_adam_leaves_parameters_without_gradient_alone():
+@pytest.mark.parametrize("kind", [BertAdam, Lamb])
+def test_parameters_without_gradient_are_left_alone(kind):
     parameter = nn.Parameter(torch.ones(3))
-    BertAdam([parameter], lr=0.1).step()
+    kind([parameter], lr=0.1).step()
     assert torch.equal(parameter, torch.ones(3))
 
 
@@ -126,8 +127,9 @@ def test_frozen_parameters_are_left_out():
     ("name", "kind"), [("adamw", torch.optim.AdamW), ("lamb", Lamb), ("bert_adam", BertAdam)]
 )
 def test_an_optimizer_takes_its_settings(name, kind):
-    config = OptimizerConfig(name=name, lr=0.3, beta1=0.5, beta2=0.6, eps=0.1, weight_decay=0.2)
+    config = OptimizerConfig(name=name, lr=0.3, beta1=0.5, beta2=0.6, eps=0.1, weight_decay=0.2, clip=0.7)
     optimizer = build_optimizer(nn.Linear(2, 2), config)
     assert type(optimizer) is kind
     chosen = [(g["lr"], g["betas"], g["eps"], g["weight_decay"]) for g in optimizer.param_groups]
     assert chosen == [(0.3, (0.5, 0.6), 0.1, 0.2), (0.3, (0.5, 0.6), 0.1, 0.0)]
+    assert [g["clip"] for g in optimizer.param_groups if "clip" in g] == [0.7, 0.7] * (kind is BertAdam)
