@@ -1,6 +1,9 @@
 """Costs against the formulas of the shapes, and traces that other tools can read."""
 
 import json
+from itertools import accumulate
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,7 +92,16 @@ def test_costs_add_up():
 
 def test_the_ceiling_and_the_memory_are_numbers_of_this_machine():
     assert matrix_ceiling(CPU, torch.float32) > 1e8
-    assert peak_memory_mb(CPU) > 50
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    assert peak_memory_mb(CPU) == pytest.approx(int(status["VmHWM"].split()[0]) / 1024, rel=0.1)
+
+
+def test_the_ceiling_is_that_of_the_quickest_product_after_the_first(monkeypatch):
+    took = [4.0, 2.0, 8.0, 4.0, 4.0]
+    clock = accumulate([1.0, *(seconds for each in took for seconds in (0.5, each))])
+    monkeypatch.setattr("distill.accounting.time", SimpleNamespace(perf_counter=clock.__next__))
+    monkeypatch.setattr("distill.accounting.SIZE", {"cpu": 8})
+    assert matrix_ceiling(CPU, torch.float32) == 2 * 8**3 / 2.0
 
 
 def test_a_trace_holds_the_steps_asked_for(tmp_path):
