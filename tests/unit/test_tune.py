@@ -26,6 +26,7 @@ from launcher.settings import from_yaml, parse, to_yaml
 from tests.integration.test_students import random_teacher
 from tests.processes import join_group_of_one
 from tune.checks import (
+    check,
     check_candidate,
     check_candidates,
     check_population,
@@ -150,6 +151,12 @@ def test_a_candidate_is_the_base_with_its_values_and_nothing_else():
         ),
         ({"student": [{"layers": 2}]}, "a group of settings"),
         ({"task.dev": ["a", "b"]}, "compared"),
+        ({"record.keep": [1, 2]}, "compared"),
+        ({"student.layers": {"low": True, "high": 4}}, "must be numbers"),
+        (
+            {"student.layers": {"values": [1], "when": {"student.kind": ["transformer", "transfomer"]}}},
+            "space: {'student.kind': 'transfomer'}",
+        ),
         (
             {
                 "student.layers": {"values": [1], "when": {"student.heads": [1]}},
@@ -177,6 +184,30 @@ def test_a_space_that_can_not_be_is_refused(space, said):
 def test_a_search_that_does_not_fit_the_space_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         check_search(search(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"workers": WorkersConfig(processes=0)}, "workers.processes: 0"),
+        ({"scheduler": SchedulerConfig("asha", grace=0)}, "scheduler.grace: 0"),
+        ({"budget": BudgetConfig(parameters=0)}, "budget.parameters: 0"),
+        ({"space": {}}, "space: empty"),
+        ({"space": {"student.words.size": [1, 2]}}, "makes use of it"),
+        ({"search": "random"}, "trials: none given"),
+        ({"scheduler": SchedulerConfig("pbt")}, "pbt varies"),
+        ({"workers": WorkersConfig(processes=3)}, "not by 3"),
+    ],
+)
+def test_a_search_is_refused_by_each_of_its_checks(monkeypatch, changes, said):
+    def shared(config: TaskDistillConfig, processes: int) -> None:
+        if processes > 1:
+            raise ValueError(f"not by {processes}")
+
+    monkeypatch.setattr("tune.checks.check_candidate", shared)
+    check(search())
+    with pytest.raises(ValueError, match=said):
+        check(search(**changes))
 
 
 def test_a_scheduler_that_would_hear_of_no_score_in_time_is_refused():
@@ -734,11 +765,16 @@ def population(**changes: Any) -> TuneConfig:
         ({"space": {"student.layers": [2, 4]}}, "space.student.layers: pbt varies"),
         ({"space": {RATE: {"values": [0.1], "when": {"student.kind": ["cnn"]}}}}, "without conditions"),
         ({"scheduler": SchedulerConfig("pbt", reduction=1.5)}, "scheduler.reduction: 1.5"),
+        (
+            {"base": replace(BASE, prediction=replace(BASE.prediction, evaluate_every=750))},
+            "save_every: 500",
+        ),
         ({"base": BASE}, r"save_every: 500; give a divisor of .*evaluate_every \(None\)"),
     ],
 )
 def test_a_population_that_can_not_be_is_refused(changes, said):
     check_population(population())
+    check_population(population(scheduler=SchedulerConfig("pbt", reduction=2)))
     with pytest.raises(ValueError, match=said):
         check_population(population(**changes))
 
@@ -778,6 +814,24 @@ def test_the_worst_of_a_population_goes_on_from_the_best(tmp_path):
     assert replaced_by(record.trials[2], record, config)
     record.add(1, "finished", score=0.9)
     assert replaced_by(record.trials[2], record, config)[0].number == 3
+
+
+def test_some_of_the_worst_go_on_from_some_of_the_best(tmp_path):
+    record = at_work(tmp_path, [0.1 * number for number in range(8)])
+    donors: dict[int, set[int]] = {}
+    for seed in range(20):
+        config = population(seed=seed, scheduler=SchedulerConfig("pbt", reduction=4))
+        for trial in record.trials.values():
+            if found := replaced_by(trial, record, config):
+                donors.setdefault(trial.number, set()).add(found[0].number)
+    assert donors == {0: {6, 7}, 1: {6, 7}}
+
+
+def test_a_trial_measured_at_a_multiple_of_the_grace_is_compared_there(tmp_path):
+    """0.3 / 0.1 is less than 3."""
+    record = at_work(tmp_path, [0.7, 0.9, 0.6, 0.8])
+    record.add(2, "measured", share=0.3, score=0.6)
+    assert replaced_by(record.trials[2], record, population(scheduler=SchedulerConfig("pbt", grace=0.1)))
 
 
 @pytest.mark.parametrize("scores", [[0.5], [0.5, 0.5]])
