@@ -258,6 +258,7 @@ def test_numbers_out_of_range_are_refused():
     for name, value in (("processes", 0), ("cpus", 0), ("gpus", -1), ("concurrent", -1), ("retries", -2)):
         with pytest.raises(ValueError, match=f"workers.{name}"):
             check_workers(WorkersConfig(**{name: value}))
+    check_workers(WorkersConfig(processes=2, gpus=0))  # no share of a GPU
     with pytest.raises(ValueError, match=r"workers\.gpus: nan; give 0 or more"):
         check_workers(WorkersConfig(gpus=math.nan))
     for gpus in (1.5, math.inf):  # Ray reserves no such share
