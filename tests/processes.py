@@ -108,8 +108,10 @@ def _start(function: Callable[..., Any], group: dict[str, str], folder: Path) ->
 
 
 def _wait(processes: list[BaseProcess], folder: Path) -> None:
-    while any(process.exitcode is None for process in processes):
-        wait([process.sentinel for process in processes if process.exitcode is None])
+    running = processes
+    while running:
+        wait([process.sentinel for process in running])  # of none it would wait for ever
+        running = [process for process in running if process.exitcode is None]
         for rank, process in enumerate(processes):
             if process.exitcode:
                 log = (folder / f"{rank}.log").read_text(errors="replace")
