@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.augment import read
@@ -90,7 +88,7 @@ def check_general(config: GeneralConfig, processes: int) -> None:
             "general distillation compares layers, which models of whole words and of your own classes "
             "have not; distil them on a task (distillery task)"
         )
-    student = check_student(config.student, config.teacher.path)
+    student = check_student("student", config.student, config.teacher.path)
     check_weights("teacher", config.teacher.path)
     check_stage("stage", config.stage, config.engine, processes, measured=False)
     check_record(config.record)
@@ -120,15 +118,6 @@ def check_general(config: GeneralConfig, processes: int) -> None:
     warn_of_unread(config.student)
 
 
-@contextmanager
-def _as_shape() -> Iterator[None]:
-    """Let the checks of a student speak of `shape.X` where they say `student.X`. Raises ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(re.sub(r"(?<![\w/.-])student\.(?=[a-z_]+\b)", "shape.", str(error))) from None
-
-
 def check_pretrain(config: PretrainConfig, processes: int) -> None:
     """Refuse a pretraining that can't work."""
     model, shape = model_config(config.model, "model"), config.shape
@@ -137,8 +126,7 @@ def check_pretrain(config: PretrainConfig, processes: int) -> None:
     if shape and (shape.path or shape.cls or shape.kind != "transformer"):
         raise ValueError("shape: give layers, hidden_size, heads and intermediate_size of a transformer")
     if shape:
-        with _as_shape():
-            model = check_student(shape, config.model)
+        model = check_student("shape", shape, config.model)
         if shape.dropout:
             raise ValueError("shape.dropout: pretrain takes it from --dropout; leave it out")
     elif "architectures" in model and not has_weights(config.model):
@@ -161,9 +149,8 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
     base = model_config(config.model, "model") if config.model else {"model_type": WORDS}
     model = base
     if shape:
-        with _as_shape():
-            check_start(shape, config.model)
-            model = check_student(shape, config.model, by_layers=False) if config.model else base
+        check_start("shape", shape, config.model)
+        model = check_student("shape", shape, config.model, by_layers=False) if config.model else base
         check_words("shape", shape, [config.stage], config.engine)
         if shape.dropout:
             raise ValueError("shape.dropout: finetune takes it from --dropout; leave it out")
@@ -191,7 +178,8 @@ def check_task_distill(config: TaskDistillConfig, processes: int) -> None:
     stages = stages_of(config)
     if not stages:
         raise ValueError("intermediate.epochs and prediction.epochs are both 0: nothing to train")
-    student = check_student(config.student, config.teacher.path, any(map(compares_layers, stages.values())))
+    by_layers = any(map(compares_layers, stages.values()))
+    student = check_student("student", config.student, config.teacher.path, by_layers)
     check_pair(config.student.path or "", student, config.task.text_pair)
     check_members(config.teacher, config.task)
     for name, stage in stages.items():

@@ -73,20 +73,23 @@ def check_words(name: str, student: StudentConfig, stages: list[StageConfig], en
             )
 
 
-def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) -> dict:
-    """Refuse an impossible shape, or another vocabulary where layers are compared; returns its config."""
+def check_student(name: str, student: StudentConfig, teacher: str, by_layers: bool = True) -> dict:
+    """Refuse an impossible shape, or another vocabulary where layers are compared; returns its config.
+
+    `name` is the setting's: student, or shape.
+    """
     if student.cls or student.arguments:
-        return check_own_class(student, teacher)
-    check_start(student, teacher)
-    check_dropout("student.dropout", student.dropout)
+        return check_own_class(name, student, teacher)
+    check_start(name, student, teacher)
+    check_dropout(f"{name}.dropout", student.dropout)
     if student.path:
-        shape = model_config(student.path, "student.path")
-        check_weights("student.path", student.path)
+        shape = model_config(student.path, f"{name}.path")
+        check_weights(f"{name}.path", student.path)
         if not by_layers:
             load_vocabulary(student.path)
         elif load_vocabulary(student.path).fingerprint != load_vocabulary(teacher).fingerprint:
             raise ValueError(
-                f"student.path: {student.path} has another vocabulary than the teacher's, "
+                f"{name}.path: {student.path} has another vocabulary than the teacher's, "
                 f"{teacher}, and layers can't be compared; distil a student of this teacher first, or "
                 "compare none (task: --intermediate.epochs 0)"
             )
@@ -96,10 +99,10 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
         return {"model_type": WORDS}
     if of_words(model_config(teacher, "teacher")):
         raise ValueError(
-            f"student: {teacher}, the teacher, is of whole words, and a new transformer takes family and "
-            "vocabulary from its teacher; give student.path, or another student.kind"
+            f"{name}: {teacher}, the teacher, is of whole words, and a new transformer takes family and "
+            f"vocabulary from its teacher; give {name}.path, or another {name}.kind"
         )
-    _check_shape(student)
+    _check_shape(name, student)
     return {
         **model_config(teacher, "teacher"),
         "num_hidden_layers": student.layers,
@@ -108,56 +111,56 @@ def check_student(student: StudentConfig, teacher: str, by_layers: bool = True) 
     }
 
 
-def _check_shape(student: StudentConfig) -> None:
-    check_least(student, SHAPE, "student.")
+def _check_shape(name: str, student: StudentConfig) -> None:
+    check_least(student, SHAPE, f"{name}.")
     if student.hidden_size % student.heads:
         raise ValueError(
-            f"student.heads: {student.heads} heads don't divide the width {student.hidden_size}; "
-            "change student.heads or student.hidden_size"
+            f"{name}.heads: {student.heads} heads don't divide the width {student.hidden_size}; "
+            f"change {name}.heads or {name}.hidden_size"
         )
 
 
-def check_own_class(student: StudentConfig, teacher: str) -> dict:
+def check_own_class(name: str, student: StudentConfig, teacher: str) -> dict:
     """Refuse a class of the user's own that can't be found, or settings beside it; returns its config."""
     if student.cls is None:
-        raise ValueError("student.arguments: read only with a class given by student.cls; leave it out")
-    check_name("student.cls", student.cls)
+        raise ValueError(f"{name}.arguments: read only with a class given by {name}.cls; leave it out")
+    check_name(f"{name}.cls", student.cls)
     load_vocabulary(student.path or teacher)
-    for name in ("kind", "start"):
-        if getattr(student, name) != getattr(StudentConfig(), name):
-            raise ValueError(f"student.{name}: student.cls is given instead; leave it out")
+    for one in ("kind", "start"):
+        if getattr(student, one) != getattr(StudentConfig(), one):
+            raise ValueError(f"{name}.{one}: {name}.cls is given instead; leave it out")
     if not student.path:
         return {}
     if student.arguments:
-        raise ValueError(f"student.arguments: {student.path} has its shape already; leave them out")
-    model = model_config(student.path, "student.path", [student.cls])
-    check_weights("student.path", student.path)
+        raise ValueError(f"{name}.arguments: {student.path} has its shape already; leave them out")
+    model = model_config(student.path, f"{name}.path", [student.cls])
+    check_weights(f"{name}.path", student.path)
     if not is_custom(model, [student.cls]):
         raise ValueError(
-            f"student.path: {student.path} holds no {name_of(student.cls)}; leave student.cls out, or give "
+            f"{name}.path: {student.path} holds no {name_of(student.cls)}; leave {name}.cls out, or give "
             "another folder"
         )
     return model
 
 
-def check_start(student: StudentConfig, teacher: str | None) -> None:
+def check_start(name: str, student: StudentConfig, teacher: str | None) -> None:
     """Refuse a student that can't take its first weights from its teacher."""
     if student.start == "random":
         return
     if student.path or student.kind != "transformer":
         given = f"path {student.path}" if student.path else f"kind {student.kind}"
         raise ValueError(
-            f"student.start: {student.start} is for a new transformer, and this student has {given}; "
+            f"{name}.start: {student.start} is for a new transformer, and this student has {given}; "
             "leave start out"
         )
     model = model_config(teacher or "", "teacher")
     if not has_weights(teacher or ""):
-        raise ValueError(f"student.start: {teacher} holds no weights in safetensors; give random")
-    for name in ("layers", "hidden_size", "intermediate_size"):
-        key = "num_hidden_layers" if name == "layers" else name  # of config.json
-        own, most = getattr(student, name), model.get(key, 0)
+        raise ValueError(f"{name}.start: {teacher} holds no weights in safetensors; give random")
+    for one in ("layers", "hidden_size", "intermediate_size"):
+        key = "num_hidden_layers" if one == "layers" else one  # of config.json
+        own, most = getattr(student, one), model.get(key, 0)
         if own > most:
             raise ValueError(
-                f"student.{name}: {own} is more than the {most} of {teacher}, whose weights student.start "
-                "takes; give no more, or student.start random"
+                f"{name}.{one}: {own} is more than the {most} of {teacher}, whose weights {name}.start "
+                f"takes; give no more, or {name}.start random"
             )

@@ -369,7 +369,7 @@ def test_a_value_of_none_of_several_types_is_told_plainly(capsys):
 def test_a_value_of_a_wrong_type_is_told_with_what_to_give(capsys, job, typed, says):
     assert cli.main([job, "--task.train=a.tsv", "--task.dev=b.tsv", typed]) == 2
     said = capsys.readouterr().err
-    assert f"error: {says}" in said or says in said
+    assert says in said
     for words in ("Parser key", "<class", "typing", "Literal", "Expected"):
         assert words not in said
 
