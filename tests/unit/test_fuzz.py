@@ -12,7 +12,7 @@ from data_pipeline.tasks import read_examples
 from data_pipeline.untrusted import LONGEST_MESSAGE, LONGEST_ROW, one_line
 from distill import predict
 from distill.settings import PredictConfig
-from launcher.settings import read_recipe
+from launcher.recipe import read_recipe
 
 
 @pytest.fixture(scope="module")
