@@ -123,7 +123,7 @@ def run_encoder(
     return Signal(logits, {layer: output.hidden_states[layer] for layer in hidden}, layers)
 
 
-def listen(model: PreTrainedModel) -> Collector:
+def attach_collector(model: PreTrainedModel) -> Collector:
     """Make a model report its attention, where it has any."""
     return Collector() if isinstance(model, WordModelForSequenceClassification) else install(model)
 
@@ -150,7 +150,7 @@ class Teacher:
             model = AutoModel.from_pretrained(path, **_backbone(path, layers))
             if layers < read_config(path).num_hidden_layers and hasattr(model, "final_norm"):
                 model.final_norm = nn.Identity()  # ModernBERT's, of its very last layer alone
-        self.collector = listen(model)
+        self.collector = attach_collector(model)
         fuse_layer_norms(model)
         if config.precision == "auto" and isinstance(model, WordModelForSequenceClassification):
             self.products = torch.float32

@@ -32,7 +32,7 @@ from distill.model_facts import model_config, own_labels
 from distill.onnx_graph import (
     largest_difference,
     program_difference,
-    quantise,
+    quantise_graph,
     random_answers,
     write_graph,
     write_program,
@@ -110,7 +110,7 @@ def write_files(model: PreTrainedModel, folder: Path, config: ExportConfig) -> f
             f"{config.model}: onnxruntime's logits differ from torch's by {difference:.3g} times the limit"
         )
     if config.int8:
-        quantise(plain, folder / FILES["onnx_int8"])
+        quantise_graph(plain, folder / FILES["onnx_int8"])
     if config.torch_export:
         write_program(model, folder / PROGRAM)
         if (away := program_difference(model, folder / PROGRAM, config.seed)) > 1:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.custom import load, name_of
-from distill.encoders import Batch, Signal, listen, run_encoder
+from distill.encoders import Batch, Signal, attach_collector, run_encoder
 from distill.layer_map import LayerMap
 from distill.losses import (
     attention_score_loss,
@@ -98,7 +98,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.student = student
-        self.collector = listen(student)
+        self.collector = attach_collector(student)
         self.config = config
         self.layers = layers
         self.teacher_width = teacher_width

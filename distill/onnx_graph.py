@@ -124,7 +124,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def quantise(source: Path, target: Path) -> None:
+def quantise_graph(source: Path, target: Path) -> None:
     """Write a graph with int8 weights, a scale for each channel; activations are scaled as they come.
 
     Weights take 7 of the 8 bits: on CPUs without VNNI the sums of 8-bit products would saturate.

@@ -46,7 +46,7 @@ def _packages(name: str) -> list[str]:
 
 
 @contextmanager
-def tracked(
+def tracking(
     names: Sequence[str], folder: Path, stage: str, start: int
 ) -> Iterator[Callable[[Values], None]]:
     """Yields what takes a stage's rows of metrics, from the step after `start` on.

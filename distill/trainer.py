@@ -45,7 +45,7 @@ from distill.preemption import Stopped, asked
 from distill.run_folder import Metrics
 from distill.schedule import factor
 from distill.settings import EngineConfig, RecordConfig, StageConfig
-from distill.trackers import tracked
+from distill.trackers import tracking
 from distill.watchdog import Watchdog, end_process
 from distill.window import Votes, Window
 
@@ -137,7 +137,7 @@ class Trainer:
         trace = self.folder / f"trace-{self.name}.json"
         trackers = self.record.trackers if rank() == 0 else []
         with (
-            tracked(trackers, self.folder, self.name, start) as self.track,
+            tracking(trackers, self.folder, self.name, start) as self.track,
             closing(self.watchdog),
             closing(self.checkpoints),
             Progress(self.name, self.total, start, show=rank() == 0) as progress,

@@ -258,34 +258,34 @@ def train_as_workers(plan: Plan, run: Path) -> None:
     )
 
 
-def rank(place: dict[str, str]) -> None:
+def rank(loop_config: dict[str, str]) -> None:
     """One rank, in a Ray Train worker: Ray has set torchrun's variables, and joined the process group.
 
-    With `share` in `place` it belongs to a trial of a search: every score on dev goes to Ray, and under
-    that name the share of the training that is done.
+    With `share` in it, it belongs to a trial of a search: every score on dev goes to Ray, and under that
+    name the share of the training that is done.
     """
-    take_place(place.get("home", ""))
-    mirror = Mirror(place["bucket"]) if place.get("bucket") else None
-    run, share = mirror.folder if mirror else Path(place["run"]), place.get("share", "")
+    take_place(loop_config.get("home", ""))
+    mirror = Mirror(loop_config["bucket"]) if loop_config.get("bucket") else None
+    run, share = mirror.folder if mirror else Path(loop_config["run"]), loop_config.get("share", "")
 
     def report(scores: dict[str, float], done: float) -> None:
         if done < 1:  # the trial tells the last one, when all has been written
             ray.train.report({share: done, **scores})
 
     here = os.environ.get("LOCAL_WORLD_SIZE", "")
-    if first() and (wanted := place.get("each", here)) != here:
+    if first() and (wanted := loop_config.get("each", here)) != here:
         print(
             f"warning: Ray put {here} workers on one node, where {wanted} were meant to be", file=sys.stderr
         )
     if mirror:
-        _bring(mirror, place["job"])
+        _bring(mirror, loop_config["job"])
     # A step's votes are summed, so one rank's is enough; pieces are each rank's own.
-    if first() or not jobs.JOBS[place["job"]].steps:
+    if first() or not jobs.JOBS[loop_config["job"]].steps:
         preemption.watch(run / STOP)
     try:
         with mirror.sending() if mirror and first() else nullcontext():
             more: dict[str, Any] = {"on_measure": report} if share else {}
-            _run_here(place["job"], run, **more)
+            _run_here(loop_config["job"], run, **more)
     except preemption.Stopped as stop:  # no failure, after which Ray would start it anew
         if first():
             print(stop, file=sys.stderr)

@@ -57,12 +57,12 @@ def trial(
     """
     os.chdir(home)  # Ray Tune has gone elsewhere, and paths in settings may be relative
     run = Path(settings["run"])
-    place = {"job": "task", "run": str(run), "share": SHARE}
+    loop_config = {"job": "task", "run": str(run), "share": SHARE}
     try:
         ended = False
         while not ended:
             changes = _begin(run, base, jobs)
-            train_in(jobs, place, workers, _Report(changes))
+            train_in(jobs, loop_config, workers, _Report(changes))
             closed = close(run, jobs.stop)
             ended = not (run / jobs.stop).is_dir()
     except Exception as error:
@@ -112,10 +112,10 @@ class _Leaving:
 trial.__mixins__ = (_Leaving,)  # type: ignore[attr-defined]  # Ray Tune's name for it
 
 
-def train_in(jobs: Jobs, place: dict[str, str], workers: WorkersConfig, *callbacks: Any) -> None:
+def train_in(jobs: Jobs, loop_config: dict[str, str], workers: WorkersConfig, *callbacks: Any) -> None:
     """Run a job in a begun folder as the search's workers."""
     retries, spread = workers.retries, workers.spread
-    train(jobs.rank, place, workers.processes, process_resources(workers), retries, spread, callbacks)
+    train(jobs.rank, loop_config, workers.processes, process_resources(workers), retries, spread, callbacks)
 
 
 def process_resources(workers: WorkersConfig) -> dict[str, float]:

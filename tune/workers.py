@@ -23,7 +23,7 @@ Rank = Callable[[dict[str, str]], None]  # what each worker runs, given its job 
 
 def train(
     rank: Rank,
-    place: dict[str, str],
+    loop_config: dict[str, str],
     workers: int,
     resources: dict[str, float],
     retries: int,
@@ -34,7 +34,7 @@ def train(
 
     Args:
         rank: A module's function: workers import it.
-        place: Its argument: `job` and `run`, the run folder, in which Ray keeps its own files too.
+        loop_config: Its argument: `job` and `run`, the run folder, in which Ray keeps its own files too.
         workers: How many.
         resources: What Ray reserves for each.
         retries: How often they are started anew; -1 is without end.
@@ -48,7 +48,7 @@ def train(
     told: list[Any] = [*callbacks, _Refusals()]
     trainer = ray.train.torch.TorchTrainer(
         rank,
-        train_loop_config={**place, "home": os.getcwd()},
+        train_loop_config={**loop_config, "home": os.getcwd()},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus,
@@ -58,7 +58,7 @@ def train(
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
             name=f"attempt-{ray.get_runtime_context().get_job_id()}",
-            storage_path=str(Path(place["run"], "ray")),
+            storage_path=str(Path(loop_config["run"], "ray")),
             failure_config=FailureConfig(max_failures=retries),
             callbacks=told,
         ),

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.settings import TaskConfig
 from distill.settings import FinetuneConfig, ObjectiveConfig, RecordConfig, StageConfig
-from distill.trackers import check_trackers, tracked
+from distill.trackers import check_trackers, tracking
 from launcher.cli import main
 from launcher.rank import execute
 from launcher.settings import to_yaml
@@ -87,10 +87,10 @@ def test_tensorboard_gets_what_the_run_folder_gets(tmp_path, tiny_model, tiny_ta
 
 def test_tensorboard_forgets_what_came_after_the_checkpoint(tmp_path):
     pytest.importorskip("tensorboard")
-    with tracked(["tensorboard"], tmp_path, "task", 0) as log:
+    with tracking(["tensorboard"], tmp_path, "task", 0) as log:
         for row in ROWS:
             log(row)
-    with tracked(["tensorboard"], tmp_path, "task", 1) as log:
+    with tracking(["tensorboard"], tmp_path, "task", 1) as log:
         log({**ROWS[1], "loss": 7.0})
     assert events(tmp_path / "tensorboard" / "task") == {("train/loss", 1): 1.0, ("train/loss", 2): 7.0}
 
@@ -131,7 +131,7 @@ def test_mlflow_gets_what_the_run_folder_gets(tmp_path, tiny_model, tiny_task, m
 
 def test_mlflow_continues_its_run_and_says_how_it_ended(tmp_path, mlflow_client):
     def failing():
-        with tracked(["mlflow"], tmp_path, "task", 0) as log:
+        with tracking(["mlflow"], tmp_path, "task", 0) as log:
             log(ROWS[0])
             raise KeyboardInterrupt
 
@@ -139,7 +139,7 @@ def test_mlflow_continues_its_run_and_says_how_it_ended(tmp_path, mlflow_client)
         failing()
     name = json.loads((tmp_path / "trackers.json").read_text())["mlflow"]
     assert mlflow_client.get_run(name).info.status == "FAILED"
-    with tracked(["mlflow"], tmp_path, "task", 1) as log:
+    with tracking(["mlflow"], tmp_path, "task", 1) as log:
         log(ROWS[1])
     run = mlflow_client.get_run(name)
     assert run.info.status == "FINISHED"
@@ -153,7 +153,7 @@ def test_wandb_continues_its_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for start, row in enumerate(ROWS[:2]):
-        with tracked(["wandb"], tmp_path, "task", start) as log:
+        with tracking(["wandb"], tmp_path, "task", start) as log:
             log(row)
     name = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
     files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
@@ -164,12 +164,12 @@ def test_wandb_continues_its_run(tmp_path, monkeypatch):
 
 def test_a_tracker_that_cannot_begin_is_one_line(tmp_path, mlflow_client, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
-    with pytest.raises(ValueError, match="mlflow can't begin"), tracked(["mlflow"], tmp_path, "task", 0):
+    with pytest.raises(ValueError, match="mlflow can't begin"), tracking(["mlflow"], tmp_path, "task", 0):
         pass
 
 
 def test_one_that_is_gone_at_the_end_ends_no_training(tmp_path, mlflow_client, monkeypatch, capsys):
-    with tracked(["mlflow", "tensorboard"], tmp_path, "task", 0) as log:
+    with tracking(["mlflow", "tensorboard"], tmp_path, "task", 0) as log:
         log(ROWS[0])
         monkeypatch.setattr(type(mlflow_client), "set_terminated", gone)
         monkeypatch.setattr(type(mlflow_client), "log_batch", gone)
@@ -186,7 +186,7 @@ def gone(*_: object, **__: object) -> None:
 
 def test_one_that_fails_later_ends_no_training(tmp_path, capsys):
     pytest.importorskip("tensorboard")
-    with tracked(["tensorboard"], tmp_path, "task", 0) as log:
+    with tracking(["tensorboard"], tmp_path, "task", 0) as log:
         log({**ROWS[0], "loss": "no number"})
         log(ROWS[1])
     assert capsys.readouterr().err.count("warning: tensorboard gets no more metrics") == 1

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from distill import nezha  # noqa: F401  (its model type becomes known)
-from distill.onnx_graph import largest_difference, quantise, write_graph
+from distill.onnx_graph import largest_difference, quantise_graph, write_graph
 from distill.word_students import ENCODERS, PaddedLstm, WordModelConfig, WordModelForSequenceClassification
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -43,7 +43,7 @@ LATER = [kind for kind in KINDS if kind != "bert"]
 def answers_alike(model: PreTrainedModel, file: Path) -> None:
     """The graph answers as the model, its int8 form nearly so, and another model is told apart."""
     assert largest_difference(model, file, seed=1) < 0.5
-    quantise(file, file.with_name("int8.onnx"))
+    quantise_graph(file, file.with_name("int8.onnx"))
     int8 = largest_difference(model, file.with_name("int8.onnx"), seed=1)
     assert 0 < int8 < 20_000  # other answers, by less than twice their own size
     assert file.with_name("int8.onnx").stat().st_size < file.stat().st_size
