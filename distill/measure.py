@@ -173,21 +173,21 @@ def latencies(
 
     Every model sees the same `repeats` batches of neighbours in length (as the first model counts it),
     evenly spread over the data and tokenised its own way; turns keep a machine's drift from favouring one.
+    A first forward of each is not timed: whoever follows a large model finds the caches full of that one's.
     """
     order = np.argsort(next(iter(data.values())).lengths, kind="stable")
     size = min(batch_size, *map(len, data.values()))
     last = min(map(len, data.values())) - size
     chosen = np.linspace(0, last, repeats).astype(int)
     times: dict[str, list[float]] = {name: [] for name in models}
-    warm_up = chosen[:5]
-    for turn, begin in enumerate([*warm_up, *chosen]):
+    for begin in [*chosen[:5], *chosen]:
         for name, model in models.items():
             batch = task_batch(data[name], order[begin : begin + size])
             inputs = model_inputs(model, batch.to(model.device))
+            model(**inputs)
             synchronise(model.device)
             start = time.perf_counter()
             model(**inputs)
             synchronise(model.device)
-            if turn >= len(warm_up):
-                times[name].append(1000 * (time.perf_counter() - start))
-    return times
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: each[-repeats:] for name, each in times.items()}  # not those that warm up

@@ -1,5 +1,7 @@
 """Metrics against their libraries, predictions in the data's order, size and latency."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -177,3 +179,13 @@ def test_every_model_has_a_latency(model, data, repeats):
     measured = latencies({"one": model, "other": model}, {"one": data, "other": data}, repeats)
     assert list(measured) == ["one", "other"]
     assert all(len(times) == repeats and min(times) > 0 for times in measured.values())
+
+
+def test_no_model_is_timed_right_after_another(model, data):
+    """Its caches would be full of that one's weights."""
+    called: list[str] = []
+    models = {"one": model, "other": copy.deepcopy(model)}
+    for name, each in models.items():
+        each.register_forward_hook(lambda *_, name=name: called.append(name))
+    latencies(models, dict.fromkeys(models, data), 3)
+    assert called == ["one", "one", "other", "other"] * 6
