@@ -195,7 +195,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
 
 def _is_plausible(manifest: Manifest) -> bool:
     """Whether a manifest's values have the right types, and none would make a reader take all memory."""
-    counts = [manifest.pad, manifest.seed, manifest.tokens, manifest.documents]
+    counts = [manifest.version, manifest.pad, manifest.seed, manifest.tokens, manifest.documents]
     counts += [
         n for block in manifest.blocks for n in (block.offset, block.size, block.xxh3, block.variant)
     ]

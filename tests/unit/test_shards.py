@@ -201,6 +201,13 @@ def test_a_manifest_of_the_first_format_is_refused_as_such(shards):
         ShardFolder(str(shards))
 
 
+@pytest.mark.parametrize("version", ["2", 2.0, None, [2]])
+def test_a_manifest_whose_version_is_no_whole_number_is_refused(shards, version):
+    change_manifest(shards, version=version)
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged; run pregenerate again"):
+        ShardFolder(str(shards))
+
+
 def test_a_missing_shard_is_named(shards):
     folder = ShardFolder(str(shards))
     (shards / folder.manifest.blocks[0].shard).unlink()
