@@ -102,8 +102,13 @@ class DamageRecord:
     def __call__(self, damage: Damage) -> None:
         """Add a block, and say so."""
         print(f"warning: skipped {damage.rows} rows: {damage.message}", file=sys.stderr)
-        with self.path.open("a", encoding="utf-8") as file:  # one write, so that ranks don't mix
-            file.write(json.dumps(asdict(damage)) + "\n")
+        line = json.dumps(asdict(damage)).encode() + b"\n"
+        with self.path.open("a+b") as file:
+            if size := file.tell():
+                file.seek(size - 1)
+                if file.read() != b"\n":  # half a line of a killed rank
+                    line = b"\n" + line
+            file.write(line)  # one write, so that ranks don't mix
 
     def notes(self) -> list[str]:
         """What the report says of them."""

@@ -96,3 +96,6 @@ def test_half_a_line_of_a_killed_rank_is_no_block(tmp_path):
     with record.path.open("a") as file:
         file.write('{"message": "shard 2')
     assert record.notes() == ["1 blocks of 8 rows were damaged or missing and skipped: shard 1 is damaged"]
+    record(Damage("shard 2 is damaged", 8))
+    assert "2 blocks of 16 rows" in record.notes()[0]
+    assert len(record.path.read_text().splitlines()) == 3
