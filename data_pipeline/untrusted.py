@@ -39,3 +39,8 @@ def one_line(message: str) -> str:
     """A message that quotes what was read: on one line, bounded, without control characters."""
     line = "".join(char if char.isprintable() else "?" for char in " ".join(message.split()))
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
+
+
+def one_field(text: str) -> str:
+    """A text as one field of a tsv: a space where it holds tabs or ends of lines."""
+    return " ".join(text.split())

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from data_pipeline.progress import tracked
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Encoded, encode_dev, encode_texts, label_set
+from data_pipeline.untrusted import one_field
 from data_pipeline.vocabulary import load_vocabulary
 from data_pipeline.whole import write_whole
 from distill.charts import confusion_chart, standalone
@@ -133,6 +134,6 @@ def _write_submission(path: Path, logits: torch.Tensor, labels: list[str], task:
     path.parent.mkdir(exist_ok=True)
     if path.stem in NUMBERED and not all(map(str.isdecimal, labels)):
         labels = list(map(str, range(len(labels))))
-    answers = [answer_of(values, labels, task) for values in logits.tolist()]
+    answers = [one_field(answer_of(values, labels, task)) for values in logits.tolist()]
     lines = [f"{number}\t{answer}" for number, answer in enumerate(answers)]
     write_whole(path, "\n".join(["index\tprediction", *lines]) + "\n")

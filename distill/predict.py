@@ -21,7 +21,7 @@ import numpy as np
 from data_pipeline.model_folder import model_folder
 from data_pipeline.settings import TaskConfig, usable_cores
 from data_pipeline.tasks import ENCODING, Encoded, Examples, encode, line_ends, rows_of
-from data_pipeline.untrusted import bounded_lines
+from data_pipeline.untrusted import bounded_lines, one_field
 from data_pipeline.vocabulary import load_vocabulary
 from distill.model_facts import model_config, usual_length
 from distill.onnx_runtime import FILES, open_session, run_session
@@ -159,7 +159,7 @@ class Writer:
         self.labels = [] if number else self.labels
         if not self.json:
             heading = ["label", *self.labels] if self.labels else ["value"]
-            target.write("\t".join(map(_field, heading)) + "\n")
+            target.write("\t".join(map(one_field, heading)) + "\n")
 
     def write(self, row: list[str], logits: np.ndarray) -> None:
         """One answer."""
@@ -168,7 +168,7 @@ class Writer:
             line = json.dumps({**dict(zip(self.names, row, strict=True)), **found}, ensure_ascii=False)
         else:
             told = next(iter(found.values()))  # the label, the labels, or the number
-            line = "\t".join([_field(_told(told)), *(f"{value:.6f}" for value in values)])
+            line = "\t".join([one_field(_told(told)), *(f"{value:.6f}" for value in values)])
         self.target.write(line + "\n")
 
     def _answer(self, logits: np.ndarray) -> tuple[dict[str, Any], list[float]]:
@@ -191,11 +191,6 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _told(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
-
-
-def _field(text: str) -> str:
-    """A label as one field of a tsv."""
-    return " ".join(text.split())
 
 
 @contextmanager
