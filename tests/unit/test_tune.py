@@ -61,6 +61,7 @@ RANGES = {
     "prediction.objective.layer_map": ["uniform", [1, 2]],
 }
 RATE = "prediction.optimizer.lr"
+RECIPE = Path(__file__).parents[2] / "recipes" / "search_sst2.yaml"
 SHAPE = {"parameters": 1000, "megabytes": 0.1, "flops": 500, "latency_ms": 2.0}
 
 
@@ -991,6 +992,18 @@ def test_the_search_changes_the_worst_and_hears_of_its_old_workers_no_more(tmp_p
     candidates.on_trial_result("a", {"share": 0.5, "accuracy": 0.95, "changes": 1})
     assert changed.measured == [(0.25, 0.9), (0.5, 0.95)]
     assert Record(tmp_path).trials == record.trials
+
+
+def test_a_failed_trial_says_what_to_do_by_the_options_of_a_search(tmp_path):
+    candidates = Candidates(population(), record := at_work(tmp_path, [0.6]), JOBS)
+    candidates.suggest("a")
+    last = "ValueError: the loss is nan; leave such steps out by --resume --engine.skip_non_finite 10"
+    (record.run(record.trials[0]) / "error.txt").write_text(f"Traceback\n{last}\n")
+    candidates.on_trial_complete("a", error=True)
+    options = record.trials[0].reason.partition(" by ")[2].split()
+    config, launch = parse("tune", [f"--config={RECIPE}", *options])
+    assert config.base.engine.skip_non_finite == 10
+    assert launch.resume
 
 
 def test_a_finished_trials_checkpoints_go_at_once_and_those_of_others_stay(tmp_path):
