@@ -20,6 +20,7 @@ from launcher.settings import Launch
 LOOK_EVERY = 10  # seconds from one question to the queue to the next: all users of a cluster share it
 PATIENCE = 30  # questions in a row that may fail
 SCRIPT = Path(__file__).parents[1] / "slurm" / "train.sbatch"
+WARNING = 120  # seconds before a time limit at which SCRIPT lets itself be warned
 
 
 def processes(launch: Launch) -> int:
@@ -109,6 +110,35 @@ def _check(launch: Launch) -> None:
                 f"--sbatch: {option} would keep from the job what it is told by variables; begin it with "
                 "--export=ALL, or unset yours in --environment's file"
             )
+    _refuse_short_time(launch)
+
+
+def _refuse_short_time(launch: Launch) -> None:
+    """Refuse a time limit whose warning comes when a job has hardly begun, each time it begins anew."""
+    setting, time, warning = "--time", launch.time, WARNING
+    for option in launch.sbatch:
+        if found := re.match(r"(?:--time=|-t ?)(.+)", option):
+            setting, time = "--sbatch: the time limit", found[1]
+        if found := re.match(r"--signal=[^@]+(?:@(\d+))?$", option):
+            warning = int(found[1] or 60)
+    if 0 < (limit := _time_limit(time)) <= warning:
+        raise ValueError(
+            f"{setting}: {time} is {limit} s, and {warning} s before its limit a job is told to stop: "
+            "this one when it has hardly begun; give some minutes more (an hour is 60 or 1:00:00)"
+        )
+
+
+def _time_limit(text: str) -> int:
+    """The seconds of a time limit as sbatch takes it; 0 for none, and for what sbatch itself refuses."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)
+    if not found:
+        return 0
+    parts = [int(part) for part in found[2].split(":")]
+    if not found[1] and len(parts) < 3:
+        parts.insert(0, 0)  # without days the first of two is minutes
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    minutes += 60 * (24 * int(found[1] or 0) + hours)
+    return 60 * (minutes + -(-seconds // 60))  # rounded up to whole minutes
 
 
 def state(record: dict[str, str]) -> tuple[str, str]:

@@ -80,6 +80,51 @@ def test_what_would_hide_the_log_is_refused(capsys, option):
     assert cli.main([*words, "--sbatch=[--open-mode=append, --exclusive, --extra=x]"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--time=2"], "--time: 2 is 120 s, and 120 s before"),
+        (["--time=1:30"], "--time: 1:30 is 120 s, and 120 s before"),
+        (["--time=0:02:00"], "--time: 0:02:00 is 120 s, and 120 s before"),
+        (["--time=0-0:1"], "--time: 0-0:1 is 60 s, and 120 s before"),
+        (["--time=60", "--sbatch=[--time=2]"], "--sbatch: the time limit: 2 is 120 s"),
+        (["--sbatch=[-t1]"], "--sbatch: the time limit: 1 is 60 s"),
+        (["--time=10", "--sbatch=[--signal=B:USR1@600]"], "--time: 10 is 600 s, and 600 s before"),
+        (["--time=1", "--sbatch=[--signal=B:USR1]"], "--time: 1 is 60 s, and 60 s before"),
+    ],
+)
+def test_a_time_limit_that_is_over_with_its_warning_is_refused(capsys, options, said):
+    """Such a job would be back in the queue each time that it begins, without end."""
+    assert cli.main(["general", *GENERAL, "--on=slurm", "--dry-run", *options]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"distillery general: error: {said}")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--time=3"],
+        ["--time=2:01"],
+        ["--time=0:2:1"],
+        ["--time=0-1"],
+        ["--time=1-0"],
+        ["--time=0"],
+        ["--time=UNLIMITED"],
+        ["--time=2", "--sbatch=[--time=4:00:00]"],
+        ["--time=2", "--sbatch=[--signal=B:USR1@60]"],
+        ["--sbatch=[--time-min=1]"],
+    ],
+)
+def test_other_time_limits_are_taken(capsys, options):
+    assert cli.main(["general", *GENERAL, "--on=slurm", "--dry-run", *options]) == 0
+
+
+def test_the_script_asks_for_the_warning_that_a_time_limit_is_measured_by():
+    for script in (ROOT / "slurm").glob("*.sbatch"):
+        assert f"#SBATCH --signal=B:USR1@{slurm.WARNING}\n" in script.read_text()
+
+
 def test_a_dry_run_refuses_an_environment_file_that_is_absent(capsys):
     code = cli.main(["general", *GENERAL, "--on", "slurm", "--environment", "nowhere.sh", "--dry-run"])
     assert (code, "--environment: no file nowhere.sh" in capsys.readouterr().err) == (2, True)
