@@ -18,9 +18,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from data_pipeline.columns import ENCODING, line_ends, rows_of
 from data_pipeline.model_folder import model_folder
 from data_pipeline.settings import TaskConfig, usable_cores
-from data_pipeline.tasks import ENCODING, Encoded, Examples, encode, line_ends, rows_of
+from data_pipeline.tasks import Encoded, Examples, encode
 from data_pipeline.untrusted import bounded_lines, one_field
 from data_pipeline.vocabulary import load_vocabulary
 from distill.model_facts import model_config, usual_length

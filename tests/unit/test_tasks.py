@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from data_pipeline import tasks
+from data_pipeline import columns
 from data_pipeline.bucket import Bucket
+from data_pipeline.columns import line_ends, rows_of
 from data_pipeline.outage import Outage
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import (
@@ -27,10 +28,8 @@ from data_pipeline.tasks import (
     encode,
     encode_split,
     label_set,
-    line_ends,
     read_examples,
     read_targets,
-    rows_of,
 )
 from data_pipeline.vocabulary import load_vocabulary
 
@@ -366,7 +365,7 @@ def test_encoding_is_that_of_the_models_own_tokenizer(tmp_path, tiny_tokenizer, 
 def test_a_file_is_read_once_to_be_encoded(tmp_path, tiny_tokenizer, monkeypatch):
     """Behind a URL each time is a download."""
     settings, opened = task(write_tsv(tmp_path / "a.tsv")), []
-    monkeypatch.setattr(tasks, "line_ends", lambda form: opened.append(form) or line_ends(form))
+    monkeypatch.setattr(columns, "line_ends", lambda form: opened.append(form) or line_ends(form))
     encode_split(settings.train, settings, load_vocabulary(tiny_tokenizer), ["0", "1"])
     assert len(opened) == 1
 
