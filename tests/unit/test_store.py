@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,13 @@ def test_http_gives_the_same_rows(server, shards, tmp_path):
     assert len(ranges) == 12  # a block a request, never a whole shard
 
 
+def test_whole_shards_behind_http_are_there_and_have_their_checksums(server):
+    folder = ShardFolder(f"{server.url}/", StoreConfig(cache=None))
+    folder.refuse_missing()  # nothing is looked for on this machine
+    for shard, said in folder.manifest.checksums.items():
+        assert folder.sha256(shard) == said
+
+
 def test_what_is_cached_is_not_fetched_again(server, tmp_path):
     config = StoreConfig(cache=str(tmp_path / "cache"))
     first = rows_of(ShardFolder(server.url, config))
@@ -111,6 +119,21 @@ def test_a_cached_block_that_is_damaged_is_fetched_again(server, tmp_path):
     for path in (tmp_path / "cache").iterdir():
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert rows_of(ShardFolder(server.url, config)) == first
+
+
+def test_a_cached_block_that_can_not_be_read_is_fetched_again(server, tmp_path):
+    config = StoreConfig(cache=str(tmp_path / "cache"))
+    first = rows_of(ShardFolder(server.url, config))
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+        path.mkdir()
+    assert rows_of(ShardFolder(server.url, config)) == first
+
+
+def test_a_cache_below_the_users_home_is_made_there(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows_of(ShardFolder(server.url, StoreConfig(cache="~/not/there/yet")))
+    assert len(list((tmp_path / "not" / "there" / "yet").iterdir())) == 12
 
 
 def test_the_cache_keeps_within_what_the_settings_say(server, tmp_path):
@@ -151,7 +174,19 @@ def test_an_outage_ends_it_naming_the_shard(server):
         folder.block(0)
 
 
-@pytest.mark.parametrize("left", [0, 600, 1200])
+def test_a_store_has_longer_and_longer_to_come_back(server, monkeypatch):
+    waits: list[float] = []
+    folder = ShardFolder(server.url, StoreConfig(retries=10, cache=None))
+    monkeypatch.setattr(store.time, "sleep", waits.append)
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.5)
+    server.failures = 10
+    assert len(folder.block(0)) == 9
+    assert all(now > 1.1 * before for before, now in pairwise(waits[:7]))
+    assert len(waits) == 10
+    assert 200 < sum(waits) < 400
+
+
+@pytest.mark.parametrize("left", [0, 600, 1500])
 def test_what_a_copy_that_was_cut_off_lost_is_damage_and_no_outage(shards, tmp_path, monkeypatch, left):
     """A server refuses a range beyond a file's end by an error of its own."""
     monkeypatch.setattr(store, "FIRST_WAIT", 0.01)
