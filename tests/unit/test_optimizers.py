@@ -1,10 +1,13 @@
 """BERT's Adam against its description, and which parameters decay."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from distill import optimizers
 from distill.optimizers import BertAdam, Lamb, build_optimizer, parameter_groups
 from distill.settings import OptimizerConfig
 
@@ -64,7 +67,8 @@ def test_lamb_does_what_was_published(decay):
     weights = [torch.randn(shape, dtype=torch.float64) for shape in ((3, 4), (5,))]
     weights.append(torch.zeros(2, dtype=torch.float64))  # no size: Adam's own step
     parameters = [nn.Parameter(weight.clone()) for weight in weights]
-    optimizer = Lamb(parameters, lr=0.01, betas=(0.8, 0.9), eps=1e-3, weight_decay=decay)
+    idle = nn.Parameter(torch.ones(2, dtype=torch.float64))  # has no gradient
+    optimizer = Lamb([idle, *parameters], lr=0.01, betas=(0.8, 0.9), eps=1e-3, weight_decay=decay)
     moments = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
     for step in range(1, 5):
         for weight, parameter, mean, square in zip(weights, parameters, *moments, strict=True):
@@ -77,6 +81,7 @@ def test_lamb_does_what_was_published(decay):
         optimizer.step()
     for parameter, expected in zip(parameters, weights, strict=True):
         torch.testing.assert_close(parameter.data, expected)
+    assert idle.tolist() == [1, 1]
 
 
 def test_lamb_continues_from_its_saved_state():
@@ -133,3 +138,18 @@ def test_an_optimizer_takes_its_settings(name, kind):
     chosen = [(g["lr"], g["betas"], g["eps"], g["weight_decay"]) for g in optimizer.param_groups]
     assert chosen == [(0.3, (0.5, 0.6), 0.1, 0.2), (0.3, (0.5, 0.6), 0.1, 0.0)]
     assert [g["clip"] for g in optimizer.param_groups if "clip" in g] == [0.7, 0.7] * (kind is BertAdam)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "own"),
+    [("adamw", "FusedAdam", {"adam_w_mode": True}), ("lamb", "FusedLAMB", {"max_grad_norm": math.inf})],
+)
+def test_apexs_optimizers_take_the_same_settings(monkeypatch, name, kind, own):
+    """LAMB of apex would clip by itself too."""
+    monkeypatch.setattr(
+        optimizers, "apex", lambda module, name: lambda groups, **given: (name, groups, given)
+    )
+    config = OptimizerConfig(name=name, lr=0.3, beta1=0.5, beta2=0.6, eps=0.1, weight_decay=0.2)
+    made, groups, given = build_optimizer(nn.Linear(2, 2), config)
+    assert (made, [group["weight_decay"] for group in groups]) == (kind, [0.2, 0.0])
+    assert given == {"lr": 0.3, "betas": (0.5, 0.6), "eps": 0.1, **own}
