@@ -22,8 +22,8 @@ def mask(
     marked = np.array(ids)
     plain = marked & ~CONTINUES
     ordinary = np.flatnonzero((plain != vocabulary.cls) & (plain != vocabulary.sep))
-    count = min(config.most, round(len(marked) * config.probability), len(ordinary))
-    if config.at_least_one and len(ordinary):
+    count = min(config.most, round(len(marked) * config.probability))
+    if config.at_least_one:
         count = max(count, 1)
     if config.unit == "token":
         chosen = rng.permutation(ordinary)[:count]

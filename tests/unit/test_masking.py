@@ -54,12 +54,53 @@ def test_whole_words_are_masked_whole(vocabulary):
     assert {1, 3, 5} <= seen
 
 
+def test_tokens_of_one_word_are_masked_apart_where_words_are_not_the_unit(vocabulary):
+    ids = ids_of(vocabulary, "the garden was abcdefgh")
+    chosen = [DynamicMasking(MaskingConfig(0.2), vocabulary, 0)(ids, step)[1] for step in range(20)]
+    assert {len(places) for places in chosen} == {round(len(ids) * 0.2)}
+
+
+def test_rows_of_one_step_are_masked_each_in_its_own_places(vocabulary):
+    masking = DynamicMasking(MaskingConfig(0.15, most=1000), vocabulary, 0)
+    rows = [np.arange(5, 60) + shift for shift in range(5)]
+    assert len({tuple(masking(row, 3)[1]) for row in rows}) == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "one", "chosen"),
+    [
+        (2, False, {()}),
+        (3, False, {("abc",)}),
+        (4, False, {("abc",), ("defg",)}),
+        (7, False, {("abc", "defg")}),
+        (2, True, {("abc",), ("defg",), ("hijklmno",)}),
+        (4, True, {("abc",), ("defg",), ("hijklmno",)}),
+        (7, True, {("abc", "defg"), ("hijklmno",)}),
+    ],
+)
+def test_words_that_would_exceed_the_number_are_passed_over(vocabulary, count, one, chosen):
+    """Unless one is wanted; the first word here was cut at the row's edge."""
+    row = "[CLS] ##a ##b ##c d ##e ##f ##g [SEP] h ##i ##j ##k ##l ##m ##n ##o [SEP]"
+    ids = np.array([vocabulary.tokenizer.token_to_id(token) for token in row.split()])
+    words = {"abc": {1, 2, 3}, "defg": {4, 5, 6, 7}, "hijklmno": {*range(9, 17)}}
+    masking = DynamicMasking(MaskingConfig(count / len(ids), 100, one, "word"), vocabulary, 0)
+    seen = set()
+    for step in range(40):
+        places = {*masking(ids, step)[1].tolist()}
+        whole = tuple(word for word, own in words.items() if own <= places)
+        assert sum(map(len, whole)) == len(places)
+        seen.add(whole)
+    assert seen == chosen
+
+
 def test_tokens_that_go_on_with_a_word_are_told_by_the_vocabularys_marks(vocabulary):
     names = [vocabulary.tokenizer.id_to_token(token) for token in continuing(vocabulary)]
     assert sorted(names) == sorted(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
     entries = {"\u0120the": 0, "re": 1, ".": 2, "\u0120on": 3, "#": 4, "##": 5}
     spaced = Tokenizer(models.BPE(entries, [("#", "#")]))
     assert continuing(Vocabulary(spaced, 2, 2, 2, 2, 2, 6, "")) == [1]
+    words = Tokenizer(models.WordLevel({"the": 0, "soup": 1, "?": 2}, unk_token="?"))
+    assert continuing(Vocabulary(words, 2, 2, 2, 2, 2, 3, "")) == []
 
 
 def a_batch(length: int = 9) -> Batch:

@@ -318,8 +318,10 @@ def test_masking_leaves_special_tokens_alone(vocabulary, seed):
 def test_masks_random_tokens_and_kept_ones_are_80_10_10(vocabulary):
     rng = np.random.default_rng(0)
     counts: Counter[str] = Counter()
+    drawn = []
     for _ in range(200):
         row = mask_row(ROW, MaskingConfig(1.0, most=1000), vocabulary, rng)
+        drawn.append({row.ids[place] for place in changed(ROW, row)} - {vocabulary.mask})
         for before, after in zip(ROW.ids, row.ids, strict=True):
             if before not in (CLS, SEP):
                 counts["mask" if after == vocabulary.mask else "kept" if after == before else "random"] += 1
@@ -328,6 +330,7 @@ def test_masks_random_tokens_and_kept_ones_are_80_10_10(vocabulary):
     assert counts["mask"] / total == pytest.approx(0.8, abs=0.01)
     assert counts["kept"] / total == pytest.approx(0.1, abs=0.01)
     assert counts["random"] / total == pytest.approx(0.1, abs=0.01)
+    assert sum(map(len, drawn)) > 0.9 * counts["random"]  # each is drawn for itself
 
 
 def test_a_row_of_special_tokens_alone_has_nothing_to_mask(vocabulary):
