@@ -13,8 +13,19 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from data_pipeline.settings import TaskConfig
 from data_pipeline.tasks import Encoded, encode_split
 from data_pipeline.vocabulary import load_vocabulary
+from distill import measure
 from distill.encoders import build_classifier, model_inputs, read_config
-from distill.measure import agreement, by_class, dev_scores, flops, latencies, predict, size, task_metrics
+from distill.measure import (
+    agreement,
+    by_class,
+    dev_scores,
+    flops,
+    latencies,
+    own_predictions,
+    predict,
+    size,
+    task_metrics,
+)
 from distill.sources import task_batch
 
 LABELS = np.random.default_rng(0).integers(0, 2, 50)
@@ -118,6 +129,20 @@ def test_classes_that_never_occur_have_their_rows():
     assert [found["classes"][name]["support"] for name in "abc"] == [2, 1, 0]
 
 
+def test_of_several_labels_every_class_has_its_row_and_nothing_is_confused():
+    said, labels = torch.tensor([[1.0, -1.0], [2.0, 3.0], [-1.0, -2.0]]), np.array([[1, 0], [0, 1], [0, 1]])
+    found = by_class(said, labels, ["a", "b"])
+    assert [found["classes"][name]["precision"] for name in "ab"] == [0.5, 1.0]
+    assert [found["classes"][name]["recall"] for name in "ab"] == [1.0, 0.5]
+    assert found["averages"]["macro avg"]["recall"] == 0.75
+    assert "confusion" not in found
+
+
+def test_labels_that_are_never_given_nor_said_are_worth_nothing():
+    scores = task_metrics(-torch.ones(4, 2), np.zeros((4, 2), dtype=np.int64), "f1_micro")
+    assert scores == {"accuracy": 1.0, "f1_micro": 0.0, "f1_macro": 0.0}
+
+
 def test_models_agree_on_an_example_where_all_its_labels_are_the_same():
     one, other = torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([[2.0, -3.0], [3.0, -1.0]])
     assert agreement(one, other, several=True) == 0.5
@@ -134,6 +159,20 @@ def test_predictions_are_in_the_datas_order(model, data, batch_size):
     one_by_one = torch.cat([alone(model, data, i) for i in range(len(data))])
     assert one_by_one.std(dim=0).min() > 0.01
     torch.testing.assert_close(predict(model, data, batch_size), one_by_one.float())
+
+
+@pytest.mark.parametrize("batch_size", [3, 30])
+def test_predictions_shared_out_over_ranks_are_those_of_one(model, data, monkeypatch, batch_size):
+    """Rows that are repeated, for the ranks to do as many batches as one another, count once."""
+    data, parts = data.rows(0, 20), []
+    expected = own_predictions(model, data, batch_size)
+    torch.testing.assert_close(predict(model, data, batch_size), expected)
+    monkeypatch.setattr(measure, "world_size", lambda: 3)
+    monkeypatch.setattr(measure, "sum_over_ranks", lambda results: parts.append(results) or sum(parts))
+    for number in range(3):
+        monkeypatch.setattr(measure, "rank", lambda number=number: number)
+        found = predict(model, data, batch_size)
+    torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()
@@ -172,6 +211,24 @@ def test_a_cost_is_that_of_an_example_of_median_length(model, data):
     some = data.rows(0, 9)
     each = sorted(flops(model, some.rows(number, number + 1)) for number in range(9))
     assert each[0] < flops(model, some) == each[4] < each[-1]
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(4, 4), (100, 20)])
+def test_a_latency_is_that_of_batches_of_a_size_over_all_lengths(
+    model, data, monkeypatch, batch_size, rows
+):
+    data, seen = data.rows(0, 20), []
+    moments = iter(0.25 * tick for tick in range(1000))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(moments))
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"]), with_kwargs=True)
+    both = latencies({"one": model, "other": model}, {"one": data, "other": data}, 6, batch_size)
+    assert both == {"one": [250.0] * 6, "other": [250.0] * 6}
+    assert {len(ids) for ids in seen} == {rows}
+    assert all(torch.equal(first, second) for first, second in zip(seen[::2], seen[1::2], strict=True))
+    widths = [ids.shape[1] for ids in seen[-12::2]]
+    order = sorted(data.lengths)
+    assert (widths[0], widths[-1]) == (order[rows - 1], order[-1])
+    assert widths == sorted(widths)
 
 
 @pytest.mark.parametrize("repeats", [1, 3, 20])
