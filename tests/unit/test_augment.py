@@ -39,7 +39,14 @@ from data_pipeline.tasks import Examples, label_set
 from data_pipeline.vocabulary import Vocabulary, copy_tokenizer, load_vocabulary
 from distill import candidates
 from distill.augment import _Judge, _show, masked_candidates
-from distill.candidates import Context, MaskedWords, Neighbours, chinese_words, whole_entries
+from distill.candidates import (
+    Context,
+    MaskedWords,
+    Neighbours,
+    chinese_words,
+    is_maskable,
+    whole_entries,
+)
 from distill.encoders import model_inputs
 from distill.int8 import has_int8
 from distill.read_places import reading
@@ -497,6 +504,41 @@ def test_in_8_bits_candidates_are_near_those_of_fp32_and_no_batch_changes_a_bit(
         rounded.batch_size = size
         found = rounded.best(contexts)
         assert all(np.array_equal(found[c], rounded.best([c])[c]) for c in contexts)
+
+
+def test_a_model_of_an_odd_length_is_given_no_more(model, tmp_path):
+    """Texts are padded to an even width, as far as the model goes."""
+    config = BertConfig.from_pretrained(model, max_position_embeddings=47)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    copy_tokenizer(model, tmp_path)
+    masked = MaskedWords(settings(str(tmp_path)), DEVICE)
+    (found,) = masked_candidates(settings(model), masked, None, ["kitchen " * 60])
+    assert [len(own) > 1 for _, own in found] == [True] * 46 + [False] * 14
+
+
+def test_words_of_one_token_or_of_few_characters_are_masked():
+    assert is_maskable(Word(0, 9, 3, 3), "word")
+    assert not is_maskable(Word(0, 9, 3, 4), "word")
+    lengths = range(1, 7)
+    maskable = [is_maskable(Word(2, 2 + length, 3, 2 + length), "chinese_word") for length in lengths]
+    assert maskable == [length <= 4 for length in lengths]  # candidates of more are too many
+    assert not is_maskable(Word(2, 4, 3, 3), "chinese_word")  # of one token
+
+
+def test_chinese_candidates_are_joined_from_those_of_every_place(model):
+    masked = MaskedWords(settings(model), DEVICE)
+    characters = Tokenizer(models.WordLevel({"东": 0, "北": 1, "京": 2}, unk_token="京"))
+    masked.vocabulary = Vocabulary(characters, 9, 9, 9, 9, 9, 3, "")
+    assert masked.words(np.array([[0, 1], [2, 2]]), "chinese_word") == ["东京", "北京"]
+    masked.top = 1
+    assert masked.words(np.array([[0, 1], [2, 2]]), "chinese_word") == ["北京"]
+
+
+def test_of_fewer_neighbours_than_asked_for_all_are_given(model, tmp_path):
+    (tmp_path / "vectors.txt").write_text("soup 1 0\nstew 1 1\ncab 0 1\n")
+    config = settings(model, vectors=str(tmp_path / "vectors.txt"))
+    found = Neighbours(config, MaskedWords(config, DEVICE)).best(["soup", "cab"])
+    assert found == {"soup": ["cab", "stew"], "cab": ["soup", "stew"]}
 
 
 def test_neighbours_are_the_nearest_by_the_cosine(model, tmp_path):
