@@ -34,7 +34,6 @@ def build_tokenizer(texts: Iterable[str], config: WordsConfig, more: Iterable[st
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     words = list(dict.fromkeys([*words, *more]))[:room]
     tokenizer.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
-    tokenizer.add_special_tokens(SPECIAL)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A:0",
         pair=f"$A:0 {SEPARATOR}:0 $B:1",
