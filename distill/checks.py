@@ -163,9 +163,9 @@ def check_finetune(config: FinetuneConfig, processes: int) -> None:
         raise ValueError("stage.objective.custom_layers: there is no teacher to compare with; leave it out")
     labels = kept_labels(config.task, base)
     check_task(config.task, labels, positions(model), config.stage.batch_size)
-    if shape and shape.path:
+    if shape:
         check_path_head(shape, label_set(config.task, labels))
-    elif config.model and not shape:
+    elif config.model:
         load_vocabulary(config.model)
         check_weights("model", config.model)
         warn_of_outputs(config.model, base, config.task)

@@ -14,7 +14,7 @@ from distill.predict import form_of
 from distill.settings import PredictConfig
 from launcher import cli, jobs, local
 from launcher.settings import parse
-from tests.helpers import tiny_tokens, tree, write_shards
+from tests.helpers import change_manifest, tiny_tokens, tree, write_shards
 from tests.processes import DISTILLERY, typed
 
 Flags = dict[str, object]
@@ -105,6 +105,11 @@ def general(tiny_model, tiny_shards) -> Flags:
 
 
 @pytest.fixture
+def pretrain(tiny_model, tiny_shards) -> Flags:
+    return {"model": tiny_model, "shards": tiny_shards, "stage.batch_size": 16, "processes": 1}
+
+
+@pytest.fixture
 def task_files(tiny_task) -> Flags:
     return {"task.train": tiny_task / "train.tsv", "task.dev": tiny_task / "dev.tsv"}
 
@@ -124,9 +129,68 @@ def evaluate(classifier, task_files) -> Flags:
     return {"models": json.dumps({"teacher": [str(classifier)]}), **task_files}
 
 
-@pytest.mark.parametrize("job", ["pregenerate", "general", "finetune", "task", "evaluate"])
+@pytest.fixture
+def label(task) -> Flags:
+    return {name: value for name, value in task.items() if not name.startswith("student")}
+
+
+@pytest.fixture
+def export(classifier) -> Flags:
+    return {"model": classifier}
+
+
+@pytest.fixture
+def predict(classifier) -> Flags:
+    return {"model": classifier}
+
+
+@pytest.fixture
+def augment(tiny_model, tiny_task) -> Flags:
+    return {"file": tiny_task / "train.tsv", "model": tiny_model, "method": "noise"}
+
+
+@pytest.mark.parametrize(
+    "job", ["pregenerate", "general", "pretrain", "finetune", "task", "label", "augment", "evaluate"]
+)
 def test_what_the_other_tests_spoil_is_good(request, job):
     config, launch = parse(job, argv(request.getfixturevalue(job)))
+    jobs.check(job, config, launch.processes or 1)
+
+
+@pytest.mark.parametrize(
+    ("job", "flags"),
+    [
+        ("general", {"stage.objective.normalise": "all", "pad_to_longest": False}),
+        ("general", {"stage.objective.custom": "{math.sqrt: 1}", "stage.objective.custom_layers": True}),
+        ("pretrain", {"model": "BLANK"}),
+        ("finetune", {"model": "BLANK", "shape.layers": 2, "shape.hidden_size": 24, "shape.heads": 4}),
+        ("finetune", {"model": None, "shape.kind": "cnn"}),
+        ("finetune", {"shape.path": "OTHER"}),
+        ("finetune", {"stage.objective.labels": 0, "stage.objective.custom": "{math.sqrt: 1}"}),
+        ("task", {"student.path": "OTHER", "intermediate.epochs": 0}),
+        ("task", {"teacher.dropout": True}),
+        ("augment", {"teacher": "CLASSIFIER", "confidence": 1}),
+        ("evaluate", {"reference": "teacher"}),
+        ("export", {"opset": 18}),
+        ("export", {"opset": 20}),
+        ("predict", {"input": "-", "output": "LINES.json"}),
+        ("predict", {"input": "LINES.json", "format": "lines", "max_length": 4}),
+        ("predict", {"input": "LINES.json", "format": "jsonl", "output": "OTHER.json", "max_length": 128}),
+    ],
+)
+def test_what_looks_wrong_and_is_not(request, tiny_model, classifier, tmp_path, job, flags):
+    """A folder without weights where random ones are wanted, other words where no layers are compared."""
+    lose_weights(blank := copy(tiny_model, tmp_path / "blank"))
+    config = json.loads((blank / "config.json").read_text(encoding="utf-8"))
+    del config["architectures"]
+    (blank / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    other = other_vocabulary(tiny_model, tmp_path / "other")
+    places = {"BLANK": blank, "OTHER": other, "CLASSIFIER": classifier}
+    for name in ("LINES.json", "OTHER.json"):
+        places[name] = tmp_path / name
+        places[name].write_text("{}")
+    flags = {name: places.get(str(value), value) for name, value in flags.items()}
+    config, launch = parse(job, argv({**request.getfixturevalue(job), **flags}))
     jobs.check(job, config, launch.processes or 1)
 
 
@@ -272,6 +336,78 @@ def test_micro_batches_that_do_not_fill_a_share(refused, general):
 )
 def test_a_setting_that_a_corpus_has_no_use_for(refused, general, flag, value, says):
     refused("general", {**general, flag: value}, says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"teacher.outputs": "x"}, "general distillation runs one teacher; leave ensemble and outputs out"),
+        ({"teacher.ensemble": '{"x": 1}'}, "general distillation runs one teacher"),
+        ({"student.kind": "cnn"}, "general distillation compares layers, which models of whole words"),
+        ({"stage.objective.custom": "{math.sqrt: 1}"}, "stage.objective.custom: there are no logits here"),
+    ],
+)
+def test_what_a_corpus_can_not_teach(refused, general, flags, says):
+    refused("general", {**general, **flags}, says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (student("shape", cls="math.sqrt"), "shape: give layers, hidden_size, heads and intermediate_size"),
+        (student("shape", path="{model}"), "shape: give layers, hidden_size, heads and intermediate_size"),
+        (student("shape", kind="cnn"), "shape: give layers, hidden_size, heads and intermediate_size"),
+        (student("shape", dropout=0.2), "shape.dropout: pretrain takes it from --dropout; leave it out"),
+        (student("shape", heads=5), "shape.heads: 5"),
+        ({"dropout": 1}, "dropout: 1.0; give 0 or more, below 1"),
+        ({"stage.objective.hidden": 1}, "stage.objective.hidden: 1.0; this job takes mlm"),
+        ({"stage.evaluate_every": 1}, "stage.evaluate_every: nothing here is measured on dev"),
+        ({"record.keep": 0}, "record.keep: 0; give 1 or more"),
+        ({"masking.unit": "chinese_word"}, "masking: give unit token or word"),
+        ({"masking.probability": 0}, "a probability between 0 and 1"),
+        ({"masking.probability": 1}, "a probability between 0 and 1"),
+        ({"masking.most": 0}, "and most 1 or more"),
+    ],
+)
+def test_a_pretraining_that_can_not_be(refused, pretrain, tiny_model, flags, says):
+    flags = {name: str(value).format(model=tiny_model) for name, value in flags.items()}
+    refused("pretrain", {**pretrain, **flags}, says)
+
+
+def test_a_pretraining_of_words_or_of_other_words_than_the_rows(refused, pretrain, classifier, tmp_path):
+    words = change_config(copy(classifier, tmp_path / "words"), model_type="distillery_words")
+    refused("pretrain", {**pretrain, "model": words}, "is of whole words; give an encoder such as BERT")
+    other = other_vocabulary(str(classifier), tmp_path / "other")
+    refused("pretrain", {**pretrain, "model": other}, "was made with another vocabulary than that of")
+
+
+def test_weights_that_pretraining_would_not_find(refused, pretrain, tiny_model, tmp_path):
+    folder = copy(tiny_model, tmp_path / "model")
+    lose_weights(folder)
+    says = "holds no weights in safetensors; give "
+    refused("pretrain", {**pretrain, "model": folder}, says, "shape to start from random ones")
+    flags = {**pretrain, "model": folder, **student("shape")}
+    refused("pretrain", {**flags, "shape.start": "teacher"}, says, "random")
+    config, _ = parse("pretrain", argv(flags))
+    jobs.check("pretrain", config, 1)
+
+
+@pytest.mark.parametrize("packed", [{"probability": 0.15}, {"at_least_one": True}])
+@pytest.mark.parametrize("job", ["general", "pretrain"])
+def test_rows_that_were_masked_are_not_masked_anew(
+    request, refused, tiny_model, tiny_shards, tmp_path, job, packed
+):
+    shards = copy(tiny_shards, tmp_path / "shards")
+    change_manifest(shards, packing={"masking": packed})
+    teacher = change_config(copy(tiny_model, tmp_path / "bert"), architectures=["BertForMaskedLM"])
+    flags = {**request.getfixturevalue(job), "shards": shards}
+    flags |= {"teacher.path": teacher, "stage.objective.logits": 1} if job == "general" else {}
+    refused(job, flags, "was masked when it was made", "run pregenerate without packing.masking")
+
+
+def test_a_teacher_of_words_compares_no_layers_over_a_corpus(refused, general, classifier, tmp_path):
+    words = change_config(copy(classifier, tmp_path / "words"), model_type="distillery_words")
+    refused("general", {**general, "teacher.path": words}, "general distillation compares layers")
 
 
 def test_dev_is_not_measured_while_layers_are_compared(refused, task):
@@ -526,6 +662,12 @@ def test_rows_longer_than_the_models_take(refused, general, tiny_model, tmp_path
     teacher = change_config(copy(tiny_model, tmp_path / "teacher"), max_position_embeddings=16)
     flags = {**general, "teacher.path": teacher}
     refused("general", flags, "rows of 32 tokens", "run pregenerate with --packing.max_length 16")
+
+
+def test_rows_longer_than_a_trained_student_takes(refused, general, tiny_model, tmp_path):
+    short = change_config(copy(tiny_model, tmp_path / "short"), max_position_embeddings=16)
+    says = "rows of 32 tokens and the models take 16"
+    refused("general", {**general, "student.path": short}, says)
 
 
 def test_fewer_rows_than_a_batch(refused, general):
@@ -888,6 +1030,88 @@ def test_an_evaluation_of_no_size(refused, evaluate, name):
     refused("evaluate", {**evaluate, name: 0}, f"{name}: 0; give 1 or more")
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"latency_batches": "[]"}, "latency_batches: []; give sizes of 1 or more"),
+        ({"latency_batches": "[8, 0]"}, "latency_batches: [8, 0]; give sizes of 1 or more"),
+        ({"models": '{"mine": []}'}, "models.mine: give a plain name and one folder or more"),
+        ({"submit": '{"a/b": "x.tsv"}'}, "submit.a/b: give a plain name"),
+        ({"task.max_length": 129}, "task.max_length: 129; the model takes 4 to 128"),
+        ({"task.dev": "none.tsv"}, "none.tsv does not exist; give an existing file"),
+    ],
+)
+def test_an_evaluation_that_can_not_be(refused, evaluate, flags, says):
+    refused("evaluate", {**evaluate, **flags}, says)
+
+
+def test_an_evaluation_needs_no_training_file(evaluate):
+    config, _ = parse(
+        "evaluate", argv({**evaluate, "task.train": "none.tsv", "task.labels": '["negative", "positive"]'})
+    )
+    jobs.check("evaluate", config, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"opset": 17}, "opset: 17; give 18 to 20"),
+        ({"opset": 21}, "opset: 21; give 18 to 20"),
+        ({"batch_size": 0}, "batch_size: 0; give 1 or more"),
+        ({"latency_repeats": 0}, "latency_repeats: 0; give 1 or more"),
+        ({"latency_batches": "[0]"}, "latency_batches: [0]; give sizes of 1 or more"),
+        ({"model": "{headless}"}, "has no classification head"),
+        ({"model": "{cut}"}, "lacks its weights"),
+        ({"model": "{mute}"}, "no tokenizer.json"),
+        (
+            {"task.train": "{train}", "task.dev": "none.tsv"},
+            "none.tsv does not exist; give an existing file",
+        ),
+    ],
+)
+def test_an_export_that_can_not_be(refused, classifier, tiny_model, tiny_task, tmp_path, flags, says):
+    lose_weights(cut := copy(classifier, tmp_path / "cut"))
+    (copy(classifier, tmp_path / "mute") / "tokenizer.json").unlink()
+    folders = {
+        "cut": cut,
+        "mute": tmp_path / "mute",
+        "headless": tiny_model,
+        "train": tiny_task / "train.tsv",
+    }
+    flags = {name: str(value).format(**folders) for name, value in flags.items()}
+    refused("export", {"model": classifier, **flags}, says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"batch_size": 0}, "batch_size: 0; give 1 or more"),
+        ({"window": 0}, "window: 0; give 1 or more"),
+        ({"max_length": 3}, "max_length: 3; the model takes 4 to 128"),
+        ({"max_length": 129}, "max_length: 129; the model takes 4 to 128"),
+        ({"model": "{headless}"}, "has no classification head"),
+        ({"model": "{cut}"}, "lacks its weights"),
+        ({"model": "{mute}"}, "no tokenizer.json"),
+        ({"input": "{folder}"}, "is a folder; give a file"),
+        ({"output": "{folder}"}, "can't be written; give a file in a folder that exists"),
+        ({"output": "{input}"}, "is the input; give another file"),
+        ({"output": "{folder}/../{name}/texts.txt"}, "is the input; give another file"),
+    ],
+)
+def test_a_prediction_that_can_not_be(capsys, classifier, tiny_model, tmp_path, flags, says):
+    lose_weights(cut := copy(classifier, tmp_path / "cut"))
+    (copy(classifier, tmp_path / "mute") / "tokenizer.json").unlink()
+    (texts := tmp_path / "texts.txt").write_text("the soup was good\n")
+    places = {"cut": cut, "mute": tmp_path / "mute", "headless": tiny_model, "input": texts}
+    places |= {"folder": tmp_path, "name": tmp_path.name}
+    flags = {name: str(value).format(**places) for name, value in flags.items()}
+    common = {"model": classifier, "input": texts, "output": tmp_path / "out"}
+    before = tree(tmp_path)
+    assert cli.main(["predict", *argv({**common, **flags})]) == 2
+    assert says in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.JSON", "a.csv.gz"])
 def test_texts_in_a_file_that_holds_no_lines(capsys, classifier, tmp_path, name):
     """Its lines would be labelled as if each were a text."""
@@ -1039,6 +1263,41 @@ def test_texts_longer_than_a_further_teacher_takes(refused, task, classifier, tm
     refused(job, {**flags, "task.max_length": 64, "teacher.ensemble": json.dumps({str(short): 1})}, says)
 
 
+@pytest.mark.parametrize(
+    ("pair", "says"), [(False, "single texts, and pairs"), (True, "pairs, and single")]
+)
+@pytest.mark.parametrize("job", ["finetune", "task", "label", "evaluate", "augment"])
+def test_a_model_of_words_for_pairs_or_single_texts_is_for_no_others(
+    request, refused, classifier, tmp_path, job, pair, says
+):
+    words = change_config(copy(classifier, tmp_path / "w"), model_type="distillery_words", pair=pair)
+    setting = {"finetune": "shape.path", "task": "student.path", "label": "teacher.path"}.get(
+        job, "teacher"
+    )
+    flags = {**request.getfixturevalue(job), setting: words}
+    if job == "evaluate":
+        flags = {**request.getfixturevalue(job), "models": json.dumps({"words": [str(words)]})}
+    if job == "augment":
+        flags["confidence"] = 0.9
+    if job == "finetune":
+        flags["stage.optimizer.lr"] = 1e-3
+    if not pair:
+        flags["text_pair" if job == "augment" else "task.text_pair"] = "other"
+    refused(job, {**flags, "intermediate.epochs": 0 if job == "task" else None}, says)
+
+
+def test_texts_longer_than_a_trained_student_takes(refused, task, classifier, tmp_path):
+    short = change_config(copy(classifier, tmp_path / "short"), max_position_embeddings=16)
+    flags = {**task, "task.max_length": 64, "student.path": short}
+    refused("task", flags, "task.max_length: 64; the model takes 4 to 16")
+
+
+@pytest.mark.parametrize("stage", ["intermediate", "prediction"])
+def test_fewer_examples_than_either_steps_batch(refused, task, stage):
+    says = "batch_size: 256 is more than the 200 training examples; give a smaller one"
+    refused("task", {**task, f"{stage}.batch_size": 256}, says)
+
+
 @pytest.mark.parametrize("weight", ["-1.0", ".inf", ".nan"])
 def test_a_weight_that_gives_no_mean(refused, task, classifier, tmp_path, weight):
     other = copy(classifier, tmp_path / "other")
@@ -1097,9 +1356,27 @@ def test_a_teacher_of_words_has_no_8_bit_products(refused, task, classifier, tmp
     refused("task", flags, "teacher.precision: int8 is for transformers")
 
 
-def test_outputs_are_what_label_writes(refused, task):
-    flags = {name: value for name, value in task.items() if name.startswith(("task.", "teacher."))}
-    refused("label", {**flags, "teacher.outputs": "x"}, "the label job writes them; leave it out")
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"teacher.outputs": "x"}, "teacher.outputs: the label job writes them; leave it out"),
+        ({"teacher.dropout": True}, "teacher.dropout: outputs are computed without dropout; leave it out"),
+        ({"batch_size": 0}, "batch_size: 0; give 1 or more"),
+        ({"rows_per_file": 0}, "rows_per_file: 0; give 1 or more"),
+        ({"task.max_length": 129}, "task.max_length: 129;"),
+        ({"task.dev": "none.tsv"}, "none.tsv does not exist"),
+    ],
+)
+def test_a_labelling_that_can_not_be(refused, label, flags, says):
+    refused("label", {**label, **flags}, says)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda folder: (folder / "tokenizer.json").unlink(), lambda folder: lose_weights(folder)]
+)
+def test_a_further_teacher_that_was_not_copied_whole(refused, label, classifier, tmp_path, spoil):
+    spoil(other := copy(classifier, tmp_path / "other"))
+    refused("label", {**label, "teacher.ensemble": json.dumps({str(other): 1})}, f"{other}")
 
 
 @pytest.mark.parametrize(
@@ -1121,8 +1398,50 @@ def test_outputs_are_what_label_writes(refused, task):
         ({"stage.optimizer.lr": ".inf"}, "stage.optimizer.lr: inf; give a number above 0"),
         ({"stage.optimizer.beta1": 1}, "stage.optimizer.beta1: 1.0; give 0 or more, below 1"),
         ({"stage.optimizer.clip": -1}, "stage.optimizer.clip: -1.0; give 0 or more"),
+        ({"stage.optimizer.lr": 0}, "stage.optimizer.lr: 0.0; give a number above 0"),
+        ({"stage.optimizer.beta2": -0.1}, "stage.optimizer.beta2: -0.1; give 0 or more, below 1"),
+        (
+            {"stage.optimizer.name": "bert_adam", "engine.zero": 1},
+            "stage.optimizer: bert_adam runs with engine.zero 0 in fp32 only",
+        ),
+        (
+            {"stage.optimizer.name": "bert_adam", "engine.precision": "bf16"},
+            "stage.optimizer: bert_adam runs with engine.zero 0 in fp32 only",
+        ),
+        (
+            {"stage.optimizer.name": "lamb", "engine.zero": 1},
+            "stage.optimizer: lamb sees whole tensors; give engine.zero 0, or adamw",
+        ),
+        ({"stage.schedule.cycles": 0}, "stage.schedule.cycles: 0; give 1 or more"),
+        ({"stage.schedule.warmup": 1.1}, "stage.schedule.warmup: 1.1; give a share, 0 to 1"),
+        ({"stage.schedule.warmup": -0.1}, "stage.schedule.warmup: -0.1; give a share, 0 to 1"),
+        ({"stage.evaluate_every": 0}, "stage.evaluate_every: 0; give 1 or more, or null"),
+        ({"stage.objective.temperature": 0}, "stage.objective.temperature: 0.0; give above 0"),
+        ({"stage.objective.labels": 0}, "stage.objective: every term is 0; give labels"),
+        (
+            {"stage.objective.custom": "{math.sqrt: 1}", "stage.objective.custom_layers": True},
+            "stage.objective.custom_layers: there is no teacher to compare with; leave it out",
+        ),
+        ({"engine.patience": 1501}, "engine.patience: 1501.0; give 1 to 1500, or 0"),
+        ({"engine.patience": -1}, "engine.patience: -1.0; give 1 to 1500, or 0"),
+        ({"record.log_every": 0}, "record.log_every: 0; give 1 or more"),
+        ({"record.profile": -1}, "record.profile: -1; give a number of steps, 0 for none"),
         ({"dropout": 1.5}, "dropout: 1.5; give 0 or more, below 1"),
         ({"engine.micro_batch_size": 0}, "engine.micro_batch_size: 0 does not divide"),
+        ({"task.labels": '["negative", "positive", "negative"]'}, "give each once"),
+        ({"task.more_dev": '{"train": "x.tsv"}'}, "task.more_dev: train is no name for a file"),
+        ({"task.more_dev": '{"a b": "x.tsv"}'}, "task.more_dev: a b is no name for a file"),
+        (student("shape", layers=5, start="teacher"), "shape.layers: 5 is more than the 4 of"),
+        (
+            {"shape.kind": "cnn", "shape.words.vectors": "x", "shape.words.corpus.files": '["y"]'},
+            "shape.words: give vectors or corpus, not both",
+        ),
+        ({"shape.kind": "cnn", "shape.words.corpus.files": '["none.txt"]'}, "none.txt does not exist"),
+        ({"shape.kind": "cnn", "engine.zero": 3}, "engine.zero: 3 shares out layer by layer"),
+        (
+            {"model": None, "shape.kind": "cnn", "shape.start": "teacher"},
+            "shape.start: teacher is for a new",
+        ),
     ],
 )
 def test_a_task_that_does_not_fit_itself(refused, finetune, flags, says):
@@ -1138,12 +1457,30 @@ def test_files_to_answer_that_are_not_there(refused, evaluate):
     refused("evaluate", {**evaluate, "submit": '{"AX": "ax.tsv"}'}, "ax.tsv does not exist")
 
 
+GRAPH = ("hidden_size", "window", "least", "most", "epochs")
+
+
 def test_a_graph_of_pairs(refused, task_files):
     refused("textgcn", {**task_files, "task.text_pair": "label"}, "textgcn takes single texts of one class")
 
 
-def test_a_graph_that_learns_without_end(refused, task_files):
-    refused("textgcn", {**task_files, "lr": ".inf"}, "lr: inf; give a number above 0")
+@pytest.mark.parametrize("flags", [{"task.kind": "multi_label"}, {"task.more_dev": '{"m": "m.tsv"}'}])
+def test_a_graph_of_other_tasks(refused, task_files, flags):
+    refused("textgcn", {**task_files, **flags}, "textgcn takes single texts of one class each, and one dev")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"lr": ".inf"}, "lr: inf; give a number above 0"),
+        ({"lr": 0}, "lr: 0.0; give a number above 0"),
+        ({"dropout": 1}, "dropout: 1.0; give 0 or more, below 1"),
+        *(({name: 0}, f"{name}: 0; give 1 or more") for name in GRAPH),
+        ({"task.train": "none.tsv"}, "none.tsv does not exist"),
+    ],
+)
+def test_a_graph_that_can_not_be(refused, task_files, flags, says):
+    refused("textgcn", {**task_files, **flags}, says)
 
 
 # --- augment -----------------------------------------------------------------------------------
@@ -1165,13 +1502,51 @@ def test_a_model_whose_8_bit_candidates_would_depend_on_the_batch(refused, tiny_
         ({"vectors": "glove.txt"}, "vectors: read by the method tinybert alone; leave it out"),
         ({"teacher": "{classifier}", "confidence": 1.5}, "confidence: 1.5 is no probability"),
         ({"teacher": "{headless}", "confidence": 0.9}, "has no classification head"),
+        ({"teacher": "{classifier}", "confidence": 0}, "confidence: 0.0 is no probability"),
         ({"teacher": "{regression}", "confidence": 0.9}, "does not choose one label of several"),
+        ({"teacher": "{several}", "confidence": 0.9}, "does not choose one label of several"),
+        ({"teacher": "{cut}", "confidence": 0.9}, "lacks its weights"),
+        ({"teacher": "{mute}", "confidence": 0.9}, "mute: no tokenizer.json"),
+        ({"model": "{mute}"}, "mute: no tokenizer.json"),
+        ({"variants": 0}, "variants: 0; give 1 or more"),
+        ({"batch_size": 0}, "batch_size: 0; give 1 or more"),
+        ({"examples_per_piece": 0}, "examples_per_piece: 0; give 1 or more"),
+        ({"label": "sentence"}, "columns: sentence, sentence, origin; give others"),
+        ({"text": "origin"}, "columns: origin, label, origin; give others"),
+        ({"text_pair": "sentence"}, "columns: sentence, sentence, label, origin; give others"),
+        ({"noise.masked": 1.5}, "noise.masked: 1.5; give a share, 0 to 1"),
+        ({"file": "none.tsv"}, "none.tsv does not exist; give an existing file"),
     ],
 )
-def test_wrong_settings_of_noise(refused, classifier, tiny_model, tiny_task, tmp_path, flags, told):
+def test_wrong_settings_of_noise(refused, augment, classifier, tiny_model, tmp_path, flags, told):
     regression = copy(classifier, tmp_path / "regression")
     change_config(regression, id2label={"0": "LABEL_0"}, problem_type="regression")
+    several = copy(classifier, tmp_path / "several")
+    change_config(several, problem_type="multi_label_classification")
+    lose_weights(cut := copy(classifier, tmp_path / "cut"))
+    (copy(classifier, tmp_path / "mute") / "tokenizer.json").unlink()
     folders = {"classifier": classifier, "headless": tiny_model, "regression": regression}
+    folders |= {"several": several, "cut": cut, "mute": tmp_path / "mute"}
     flags = {name: str(value).format(**folders) for name, value in flags.items()}
-    file = str(tiny_task / "train.tsv")
-    refused("augment", {"file": file, "model": tiny_model, "method": "noise", **flags}, told)
+    refused("augment", {**augment, **flags}, told)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"model": "{headless}"}, "has no masked-language-model head"),
+        ({"replaced": 0}, "replaced: 0.0; give a chance above 0, at most 1"),
+        ({"replaced": 1.1}, "replaced: 1.1; give a chance above 0, at most 1"),
+        ({"candidates": 0}, "candidates: 0; give 1 or more"),
+        ({"candidates": 101}, "candidates: 101; give at most 100"),
+        ({"candidates": 21, "unit": "chinese_word"}, "candidates: 21; give at most 20"),
+        ({"vectors": "x.txt", "unit": "chinese_word"}, "vectors: Chinese words are made of characters"),
+        ({"vectors": "none.txt"}, "none.txt does not exist; give a file of word vectors"),
+        ({"model": "{cut}"}, "lacks its weights"),
+    ],
+)
+def test_wrong_settings_of_candidates(refused, augment, tiny_model, tmp_path, flags, told):
+    bert = change_config(copy(tiny_model, tmp_path / "bert"), architectures=["BertForMaskedLM"])
+    lose_weights(cut := copy(bert, tmp_path / "cut"))
+    flags = {name: str(value).format(headless=tiny_model, cut=cut) for name, value in flags.items()}
+    refused("augment", {**augment, "model": bert, "method": "tinybert", **flags}, told)
