@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import bucket as buckets
-from data_pipeline.bucket import Bucket, below, check_bucket
+from data_pipeline.bucket import Bucket, below, check_bucket, is_bucket
 from data_pipeline.model_folder import model_folder
 from data_pipeline.whole import CHECKSUMS, checksum, write_whole
 from distill import mirror as mirrors
@@ -247,6 +247,35 @@ def test_who_comes_later_writes_and_who_wrote_before_is_refused(node):
     assert f"{STEP.format(2)}/{CHECKSUMS}" not in two.bucket.listed()
 
 
+def test_a_run_that_nobody_claims_any_more_is_not_written(node):
+    one = begun(node("one"))
+    one.bucket.remove("lock")
+    with pytest.raises(ValueError, match=r"is being written by another run \(nobody\); this one ends"):
+        save(one, 1)
+    assert not [name for name in one.bucket.listed() if name.startswith("checkpoints/")]
+
+
+def test_what_ends_a_job_is_told_and_what_it_wrote_is_sent_before(node):
+    one = begun(node("one"))
+    (one.folder / "notes.txt").write_text("x")
+    with pytest.raises(ZeroDivisionError), one.sending():
+        raise ZeroDivisionError
+    assert mirrors.mirroring() is None
+    assert one.bucket.get("notes.txt") == b"x"
+    with one.sending():
+        (one.folder / "notes.txt").write_text("y")
+    assert one.bucket.get("notes.txt") == b"y"
+
+
+def test_nothing_of_an_earlier_run_is_left_where_the_bucket_was_emptied(node):
+    one = begun(node("one"))
+    save(one, 1)
+    for name in one.bucket.listed():
+        one.bucket.remove(name)
+    one.bring_settings()
+    assert tree(one.folder) == {}
+
+
 def test_a_folder_of_something_else_is_refused(node):
     mirror = node("one")
     mirror.bucket.put("holiday.jpg", b"x")
@@ -299,7 +328,9 @@ def test_a_student_in_a_bucket_is_a_model_path(bucket_server, tiny_model, tmp_pa
         ("s3://KEY@bucket/runs", "credentials belong in the environment"),
         ("abfs://box:SECRET@account.dfs.core.windows.net/runs", "credentials belong in the environment"),
         ("abfs://box@account.dfs.core.windows.net/runs?sig=SECRET", "with sig"),
+        ("s3://box/runs?sig=", "with sig"),
         ("s3:///runs", "names no bucket; give s3://BUCKET/FOLDER"),
+        ("s3://box/runs#two", "names no bucket; give s3://BUCKET/FOLDER"),
     ],
 )
 def test_a_url_that_would_be_a_secret_or_no_place_is_refused(url, message):
@@ -307,6 +338,47 @@ def test_a_url_that_would_be_a_secret_or_no_place_is_refused(url, message):
         check_bucket("--storage", url)
     assert "SECRET" not in str(refusal.value)
     assert "KEY" not in str(refusal.value)
+
+
+def test_a_url_may_say_where_its_bucket_is():
+    for option in sorted(buckets.OPTIONS):
+        check_bucket("--storage", f"s3://box/runs?{option}=x")
+    check_bucket("--storage", "abfs://box@account.dfs.core.windows.net/runs")
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [("s3://box", True), ("gs://box/a", True), ("abfss://box", True), ("s3:/box", False), ("s3", False)],
+)
+def test_a_place_in_a_bucket_is_told_by_its_beginning(path, found):
+    assert is_bucket(path) is found
+    assert not is_bucket(path.replace(path[:2], "http"))
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "..", "../x", "a/../../x", "a/./x", "a//x", ""])
+def test_a_folder_that_names_files_elsewhere_is_damaged(name):
+    """As a bucket's owner could, to write outside the run folder."""
+    assert buckets._record(b'{"a": "0", "b/c": "1"}') == {"a": "0", "b/c": "1"}
+    with pytest.raises(buckets.Damaged, match="names no files of the folder"):
+        buckets._record(json.dumps({"a": "0", name: "1"}).encode())
+
+
+@pytest.mark.parametrize("text", [b"{}", b"[]", b"5", b"{", b"\xff"])
+def test_a_record_of_nothing_is_damaged(text):
+    with pytest.raises(buckets.Damaged):
+        buckets._record(text)
+
+
+def test_a_folder_is_the_same_where_it_has_these_files_and_no_others(tmp_path):
+    (tmp_path / "nested").mkdir()
+    for name in ("a", "nested/b"):
+        (tmp_path / name).write_text(name)
+    record = {name: checksum(tmp_path / name) for name in ("a", "nested/b")}
+    (tmp_path / CHECKSUMS).write_text("{}")
+    assert buckets._is_same(tmp_path, record)
+    assert not buckets._is_same(tmp_path, {"a": record["a"]})
+    assert not buckets._is_same(tmp_path, record | {"c": "0"})
+    assert not buckets._is_same(tmp_path, record | {"a": "0"})
 
 
 def test_a_bucket_that_does_not_answer_is_one_line_without_secrets(bucket_server, monkeypatch):
