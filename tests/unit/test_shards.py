@@ -243,6 +243,43 @@ class Bomb:
         return (pytest.fail, ("a pickle was loaded",))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pad": -1},
+        {"pad": 1 << 20},
+        {"seed": "0"},
+        {"documents": 1.5},
+        {"vocabulary": 7},
+        {"vocabulary_size": 1 << 33},
+        {"max_length": 0},
+        {"max_length": 1 << 40},  # for which a reader would take all memory
+        {"packing": []},
+        {"variants": True},
+        {"checksums": {"a.tar": 1}},
+        {"rows": 1},
+        {"blocks": 3},
+    ],
+)
+def test_a_manifest_of_impossible_values_is_damaged_whatever_its_checksum(shards, changes):
+    change_manifest(shards, **changes)
+    with pytest.raises(ValueError, match="is damaged; run pregenerate again"):
+        ShardFolder(str(shards))
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, 5), (1, -1), (2, None), (3, 1.0), (4, 0), (5, 9)])
+def test_a_block_of_impossible_values_is_damaged_whatever_its_checksum(shards, place, value):
+    """Shard, offset, size, checksum, rows and variant."""
+    blocks = json.loads((shards / MANIFEST).read_text())["blocks"]
+    rows = sum(block[4] for block in blocks)
+    if place == 4:
+        rows -= blocks[1][4]
+    blocks[1][place] = value
+    change_manifest(shards, blocks=blocks, rows=rows)
+    with pytest.raises(ValueError, match="is damaged; run pregenerate again"):
+        ShardFolder(str(shards))
+
+
 # --- random damage ---------------------------------------------------------------------------
 
 
