@@ -225,7 +225,7 @@ def test_a_latency_is_that_of_batches_of_a_size_over_all_lengths(
     assert both == {"one": [250.0] * 6, "other": [250.0] * 6}
     assert {len(ids) for ids in seen} == {rows}
     assert all(torch.equal(first, second) for first, second in zip(seen[::2], seen[1::2], strict=True))
-    widths = [ids.shape[1] for ids in seen[-12::2]]
+    widths = [ids.shape[1] for ids in seen[-24::4]]  # both models, twice a batch
     order = sorted(data.lengths)
     assert (widths[0], widths[-1]) == (order[rows - 1], order[-1])
     assert widths == sorted(widths)
