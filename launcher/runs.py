@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def refuse_other_run(folder: Path, config: Any, resume: bool) -> None:
         raise ValueError(
             f"--run: {folder} holds another run; give a new folder, or --resume to continue it"
         )
-    if changed := _changed(_kept(stored.read_text(encoding="utf-8")), _kept(to_yaml(config))):
+    before = _with_defaults(yaml.safe_load(stored.read_text(encoding="utf-8")), config)
+    if changed := _changed(_kept(before), _kept(yaml.safe_load(to_yaml(config)))):
         raise ValueError(
             f"--resume: the settings differ from {stored}: {', '.join(changed[:5])}; leave them out, or "
             "give a new --run"
@@ -57,9 +58,17 @@ def _changed(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now else [name.removeprefix(".") or "all"]
 
 
-def _kept(recipe: str) -> Any:
+def _with_defaults(stored: Any, config: Any) -> Any:
+    """Stored settings, and the defaults of those that an earlier release had not."""
+    if not (isinstance(stored, dict) and is_dataclass(config)):
+        return stored
+    filled = {name: _with_defaults(value, getattr(config, name, None)) for name, value in stored.items()}
+    added = [each for each in fields(config) if each.name not in stored and each.default is not MISSING]
+    return filled | {each.name: each.default for each in added}
+
+
+def _kept(settings: Any) -> Any:
     """The settings that a resumed run must keep: all but those of how the work is done."""
-    settings = yaml.safe_load(recipe)
     if not isinstance(settings, dict):
         return settings
     if isinstance(base := settings.get("base"), dict):  # of a search

@@ -481,6 +481,20 @@ def test_resuming_with_the_work_shared_out_otherwise(other_run, general):
         runs.refuse_other_run(other_run, again, resume=True)
 
 
+def test_resuming_a_run_of_a_release_that_had_fewer_settings(other_run, general):
+    from launcher import runs
+
+    stored = other_run / "config.yaml"
+    text = stored.read_text(encoding="utf-8")
+    assert "pad_to_longest: true\n" in text
+    stored.write_text(text.replace("pad_to_longest: true\n", ""), encoding="utf-8")
+    config, _ = parse("general", argv({**general, "seed": 7}))
+    runs.refuse_other_run(other_run, config, resume=True)
+    config.pad_to_longest = False
+    with pytest.raises(ValueError, match=r"settings differ from \S+: pad_to_longest; leave them out"):
+        runs.refuse_other_run(other_run, config, resume=True)
+
+
 @pytest.mark.usefixtures("other_run")
 def test_resuming_another_job(refused, finetune):
     refused("finetune", {**finetune, "resume": True}, "holds a run of the job general; give another --run")
