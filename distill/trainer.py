@@ -305,8 +305,8 @@ class Trainer:
         if len(self.skipped) >= most or error.step in self.skipped:
             others = f" (left out before: {most})" if most else ""
             raise ValueError(
-                f"{self.name}: {error}{others}; lower optimizer.lr and start anew, or mend the data, or "
-                f"leave such steps out by --resume --engine.skip_non_finite {most + 10}"
+                f"{self.name}: {error}{others}; lower optimizer.lr and start anew, mend the data, or leave "
+                f"such steps out by engine.skip_non_finite: --resume --engine.skip_non_finite {most + 10}"
             ) from None
         left_out = {*self.skipped, error.step}
         if rank() == 0:

@@ -343,6 +343,6 @@ class Candidates(Searcher):
 
 
 def _last_line(path: Path) -> str:
-    """The end of a traceback: what was wrong, and what to do by the names that a search's options have."""
+    """The end of a traceback: what was wrong, without how a run by itself would be resumed: no trial is."""
     lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
-    return lines[-1].replace(" --engine.", " --base.engine.")[:500] if lines else "its process was lost"
+    return lines[-1].partition(": --resume")[0][:500] if lines else "its process was lost"
