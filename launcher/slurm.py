@@ -123,8 +123,8 @@ def _refuse_short_time(launch: Launch) -> None:
             warning = int(found[1] or 60)
     if 0 < (limit := _time_limit(time)) <= warning:
         raise ValueError(
-            f"{setting}: {time} is {limit} s, and {warning} s before its limit a job is told to stop: "
-            "this one when it has hardly begun; give some minutes more (an hour is 60 or 1:00:00)"
+            f"{setting}: {time} is {limit} s to Slurm, and {warning} s before its limit a job is told to "
+            "stop: this one when it has hardly begun; give some minutes more (an hour is 60 or 1:00:00)"
         )
 
 

@@ -83,14 +83,14 @@ def test_what_would_hide_the_log_is_refused(capsys, option):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--time=2"], "--time: 2 is 120 s, and 120 s before"),
-        (["--time=1:30"], "--time: 1:30 is 120 s, and 120 s before"),
-        (["--time=0:02:00"], "--time: 0:02:00 is 120 s, and 120 s before"),
-        (["--time=0-0:1"], "--time: 0-0:1 is 60 s, and 120 s before"),
+        (["--time=2"], "--time: 2 is 120 s to Slurm, and 120 s before"),
+        (["--time=1:30"], "--time: 1:30 is 120 s to Slurm, and 120 s before"),
+        (["--time=0:02:00"], "--time: 0:02:00 is 120 s to Slurm, and 120 s before"),
+        (["--time=0-0:1"], "--time: 0-0:1 is 60 s to Slurm, and 120 s before"),
         (["--time=60", "--sbatch=[--time=2]"], "--sbatch: the time limit: 2 is 120 s"),
         (["--sbatch=[-t1]"], "--sbatch: the time limit: 1 is 60 s"),
-        (["--time=10", "--sbatch=[--signal=B:USR1@600]"], "--time: 10 is 600 s, and 600 s before"),
-        (["--time=1", "--sbatch=[--signal=B:USR1]"], "--time: 1 is 60 s, and 60 s before"),
+        (["--time=10", "--sbatch=[--signal=B:USR1@600]"], "--time: 10 is 600 s to Slurm, and 600 s before"),
+        (["--time=1", "--sbatch=[--signal=B:USR1]"], "--time: 1 is 60 s to Slurm, and 60 s before"),
     ],
 )
 def test_a_time_limit_that_is_over_with_its_warning_is_refused(capsys, options, said):
