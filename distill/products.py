@@ -160,9 +160,11 @@ class FastLinear(nn.Linear):
         trained = weight.requires_grad or (
             torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
         )
-        if trained or not self._is_plain(input):
+        plain = self._is_plain(input)
+        if trained or not plain:
             self.packed = None
-            return _Product.apply(input, weight, bias) if self._is_plain(input) else super().forward(input)
+            some = plain and input.numel() >= BLOCK * input.shape[-1]  # fewer rows go by MKL anyway
+            return _Product.apply(input, weight, bias) if some else super().forward(input)
         self.packed = self.packed or _Packed()
         rows = input.reshape(-1, input.shape[-1])
         count = len(rows)

@@ -131,7 +131,7 @@ class BiLstmMax(_Encoder):
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         outputs, _ = self.lstm(x, mask)
-        return _max_over_time(functional.relu(self.dense(outputs)), mask)
+        return functional.relu(_max_over_time(self.dense(outputs), mask))
 
     def head(self, features: Tensor) -> Tensor:
         return features
@@ -166,9 +166,8 @@ class _Convolutions(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         # Room for the widest kernel to begin at every real position: padding then changes nothing.
         x = functional.pad((x * mask[..., None]).mT, (0, self.longest - 1))  # (batch, width, length + ...)
-        length = mask.shape[1]
-        outputs = [functional.relu(conv(x)[..., :length]).mT for conv in self.convolutions]
-        return torch.cat([_max_over_time(output, mask) for output in outputs], dim=-1)
+        maxima = [_max_over_time(convolution(x).mT, mask) for convolution in self.convolutions]
+        return functional.relu(torch.cat(maxima, dim=-1))  # of the maxima alone: it keeps the order
 
 
 class Cnn(_Encoder):
@@ -306,8 +305,9 @@ class _Norm(nn.Module):
 
 
 def _max_over_time(x: Tensor, mask: Tensor) -> Tensor:
-    """The maximum of (batch, length, width) over real positions."""
-    return x.masked_fill(mask[..., None] == 0, float("-inf")).amax(dim=1)
+    """The maximum of (batch, length or more, width) over real positions."""
+    padding = functional.pad(mask, (0, x.shape[1] - mask.shape[1])) == 0
+    return x.masked_fill(padding[..., None], float("-inf")).amax(dim=1)
 
 
 ENCODERS: dict[str, Any] = {
