@@ -102,51 +102,57 @@ def noisy_variants(
         tries: Variants drawn.
         key: Seed of the draws.
     """
+    if not words:
+        return []
     rng = np.random.default_rng(key)
+    noises = rng.random((tries, len(words)))
+    changes = _changes(noises < config.masked + config.replaced, config, rng)
+    choices = rng.random((tries, len(words))).tolist()
+    ngrams = _ngrams(len(words), config, tries, rng)
+    options = [by_tag.get(word.tag, []) for word in words]
+    pieces = _pieces(text, words)
     found: dict[str, None] = {}
-    for _ in range(tries if words else 0):
-        found[_noisy(text, words, by_tag, mask, config, rng)] = None
+    for noise, places, choice, ngram in zip(noises.tolist(), changes, choices, ngrams, strict=True):
+        own = pieces.copy()
+        for place in places:
+            if noise[place] < config.masked:
+                own[2 * place + 1] = mask
+            elif options[place]:
+                own[2 * place + 1] = options[place][int(choice[place] * len(options[place]))]
+        if ngram and config.ngrams == "mask":
+            own[2 * ngram.start + 1 : 2 * ngram.stop : 2] = [mask] * len(ngram)
+        elif ngram and len(ngram) < len(words):
+            own = own[2 * ngram.start + 1 : 2 * ngram.stop]
+        found["".join(own)] = None
     found.pop(text, None)
     return list(found)
 
 
-def _noisy(
-    text: str,
-    words: list[Tagged],
-    by_tag: dict[str, list[str]],
-    mask: str,
-    config: NoiseConfig,
-    rng: np.random.Generator,
-) -> str:
-    own = [text[word.begin : word.end] for word in words]
-    draws = rng.random(len(words))
-    allowed = int(config.most * len(words))
-    for place in rng.permutation(len(words)):
-        if draws[place] >= config.masked + config.replaced or not allowed:
-            continue
-        allowed -= 1
-        options = by_tag.get(words[place].tag, [])
-        if draws[place] < config.masked:
-            own[place] = mask
-        elif options:
-            own[place] = options[rng.integers(len(options))]
-    kept = range(len(words))
-    if rng.random() < config.ngram:
-        length = min(int(rng.integers(1, config.longest + 1)), len(words))
-        begin = int(rng.integers(len(words) - length + 1))
-        ngram = range(begin, begin + length)
-        if config.ngrams == "keep":
-            kept = ngram
-        else:
-            own = [mask if place in ngram else word for place, word in enumerate(own)]
-    return _joined(text, words, own, kept)
+def _pieces(text: str, words: list[Tagged]) -> list[str]:
+    """The words of a text at odd places, what stands before, between and after them at even ones."""
+    ends = [0, *(word.end for word in words)]
+    begins = [*(word.begin for word in words), len(text)]
+    between = [text[end:begin] for end, begin in zip(ends, begins, strict=True)]
+    pieces = [""] * (2 * len(words) + 1)
+    pieces[::2], pieces[1::2] = between, [text[word.begin : word.end] for word in words]
+    return pieces
 
 
-def _joined(text: str, words: list[Tagged], own: list[str], kept: range) -> str:
-    """The kept words with what stands between them; where all are kept, also with what stands around."""
-    parts = [own[kept[0]]]
-    for place in kept[1:]:
-        parts += [text[words[place - 1].end : words[place].begin], own[place]]
-    if len(kept) < len(words):
-        return "".join(parts)
-    return text[: words[0].begin] + "".join(parts) + text[words[-1].end :]
+def _changes(noisy: np.ndarray, config: NoiseConfig, rng: np.random.Generator) -> list[list[int]]:
+    """The words that each variant masks or replaces: those of `noisy` (tries, words), or some, drawn."""
+    allowed = int(config.most * noisy.shape[1])
+    places = np.nonzero(noisy)[1].tolist()
+    ends = noisy.sum(axis=1).cumsum().tolist()
+    rows = [places[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [row if len(row) <= allowed else rng.permutation(row)[:allowed].tolist() for row in rows]
+
+
+def _ngrams(words: int, config: NoiseConfig, tries: int, rng: np.random.Generator) -> list[range | None]:
+    """The n-gram that each variant draws, as places of words; None where it draws none."""
+    drawn = rng.random(tries) < config.ngram
+    lengths = np.minimum(rng.integers(1, config.longest + 1, tries), words)
+    begins = rng.integers(words - lengths + 1)
+    return [
+        range(begin, begin + length) if draws else None
+        for draws, begin, length in zip(drawn, begins.tolist(), lengths.tolist(), strict=True)
+    ]

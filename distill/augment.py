@@ -140,7 +140,7 @@ def masked_candidates(
 def _by_noise(config: AugmentConfig, examples: Examples, device: torch.device) -> Variants:
     """Tang et al.'s method."""
     tag = tagger(config.noise, config.unit)
-    by_tag = words_by_tag([*examples.firsts, *examples.seconds], tag)
+    by_tag = words_by_tag([*examples.firsts, *examples.seconds], tag) if config.noise.replaced else {}
     vocabulary = load_vocabulary(config.model)
     mask = name_of(vocabulary, vocabulary.mask)
 
@@ -174,7 +174,7 @@ class _Judge:
         data = encode(Examples(firsts, seconds, []), self.task, self.vocabulary)
         sure = own_predictions(self.model, data, self.BATCH).softmax(-1).amax(-1).tolist()
         judged = ({**row, files.SURE: value} for row, value in zip(rows, sure, strict=True))
-        return [json.dumps(row, ensure_ascii=False) for row in judged]
+        return [files.encoded(row) for row in judged]
 
 
 METHODS = {"tinybert": _by_model, "noise": _by_noise}
