@@ -1,12 +1,13 @@
-"""Benchmark `step`: steps of general and of task distillation, ours against the original TinyBERT loops.
+"""Benchmark `step`: steps of general and of task distillation: ours, the original TinyBERT's, TextBrewer's.
 
     python -m benchmarks.step --reference DIR [--json FILE] [--rounds N] [--batch 32] [--length 128]
 
-DIR is a checkout of huawei-noah/Pretrained-Language-Model or its folder TinyBERT; without it ours
-runs alone. Both sides train the same shape on the same ids from random weights: a BERT-base
-teacher (12 layers, 768 wide) and a student of 4 layers, 312 wide. Each side lives in a process of
-its own, so that its peak memory is its own, and the two take turns, a step each. The task's
-sequences are as long as SST-2's (benchmarks/step_task.py).
+DIR is a checkout of huawei-noah/Pretrained-Language-Model or its folder TinyBERT; without it the
+original is left out, as TextBrewer is where it is not installed (benchmarks/step_textbrewer.py). All
+sides train the same shape on the same ids from random weights: a BERT-base teacher (12 layers, 768
+wide) and a student of 4 layers, 312 wide. Each side lives in a process of its own, so that its peak
+memory is its own, and they take turns, a step each. The task's sequences are as long as SST-2's
+(benchmarks/step_task.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,12 @@ if TYPE_CHECKING:  # torch is for the children: the parent only waits and must w
 
 SCHEDULED_STEPS = 100_000  # of the learning-rate schedule; no run gets so far
 UNUSED = ("boto3", "botocore", "botocore.exceptions", "requests", "tqdm")
+# The sides that ours is compared with: their names in a sentence, and the figures of ours to theirs,
+# of speed and of peak memory.
+OTHERS = {
+    "original": ("the original", "general_speedup", "general_memory_ratio"),
+    "textbrewer": ("TextBrewer", "textbrewer_speedup", "textbrewer_memory_ratio"),
+}
 NOTE = (
     "A step is the student's and teacher's forward, the loss, backward and the update; "
     "medians of {rounds} steps each, in turns.\n"
@@ -74,7 +81,8 @@ class Settings:
     """What is measured.
 
     Args:
-        reference: The original's folder TinyBERT; None measures ours alone.
+        reference: The original's folder TinyBERT; None leaves it out.
+        textbrewer: Whether TextBrewer is measured too.
         rounds: Steps of each side that count; one before them warms up.
         batch: Sequences of a step.
         length: Tokens of a sequence; none is padding.
@@ -86,6 +94,7 @@ class Settings:
     """
 
     reference: Path | None = None
+    textbrewer: bool = False
     rounds: int = 7
     batch: int = 32
     length: int = 128
@@ -105,16 +114,22 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    from benchmarks import step_task, step_textbrewer  # they are made of parts of this module
+
+    left_out = step_textbrewer.left_out()
+    settings = replace(settings, textbrewer=not left_out)
     samples, memory = measure_general(settings)
     figures = summarise(samples, memory, settings.batch)
     show(figures, settings)
-    from benchmarks import step_task  # it is made of parts of this module
-
     task_samples = step_task.measure_task(settings)
     task_figures = step_task.summarise(task_samples, settings.batch)
     step_task.show(task_figures, settings)
+    if left_out:
+        print(left_out)
     if options.json:
-        write_record(Path(options.json), "step", arguments, figures | task_figures, samples | task_samples)
+        figures, samples = figures | task_figures, samples | task_samples
+        packages = ("textbrewer",) if settings.textbrewer else ()
+        write_record(Path(options.json), "step", arguments, figures, samples, packages)
     return 0
 
 
@@ -122,11 +137,20 @@ def measure_general(settings: Settings) -> tuple[dict[str, list[float]], dict[st
     """Seconds of the steps of general distillation, and memory in MB by figure."""
     with tempfile.TemporaryDirectory() as scratch:
         in_own_process(save_teacher, Path(scratch) / "teacher", settings)
-        sides: dict[str, Steps] = {}
-        if settings.reference:
-            sides["original"] = partial(original, settings)
-        sides["ours"] = partial(ours, settings, Path(scratch))
-        return measure(sides, settings.rounds)
+        return measure(sides_of(settings, Path(scratch)), settings.rounds)
+
+
+def sides_of(settings: Settings, folder: Path) -> dict[str, Steps]:
+    """The sides that are measured; ours last, for those after it would run in its environment."""
+    from benchmarks import step_textbrewer
+
+    sides: dict[str, Steps] = {}
+    if settings.reference:
+        sides["original"] = partial(original, settings)
+    if settings.textbrewer:
+        sides["textbrewer"] = partial(step_textbrewer.general, settings, folder)
+    sides["ours"] = partial(ours, settings, folder)
+    return sides
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,7 +197,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 # --------------------------------------------------------------------------------- the same input
 def tokens(step: int, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and segments of a step, (batch, length) each: the same for both sides."""
+    """Ids, mask and segments of a step, (batch, length) each: the same for all sides."""
     import torch
 
     generator = torch.Generator().manual_seed(step)
@@ -372,37 +396,43 @@ def save_teacher(folder: Path, settings: Settings, kind: str = "BertModel") -> N
 
 # ----------------------------------------------------------------------------------- what it says
 def summarise(samples: dict[str, list[float]], memory: dict[str, float], batch: int) -> dict[str, float]:
-    """The figures; ratios only where the original was measured too."""
-    speed = {
-        f"{name.removesuffix('_seconds')}_sequences_per_s": round(batch / median(seconds), 3)
-        for name, seconds in samples.items()
-    }
-    figures = {**speed, **{name: round(mb, 1) for name, mb in memory.items()}}
-    if "original_seconds" not in samples:
-        return figures
-    speedup = median(samples["original_seconds"]) / median(samples["ours_seconds"])
-    ratio = memory["ours_peak_mb"] / memory["original_peak_mb"]
-    return {"general_speedup": round(speedup, 3), "general_memory_ratio": round(ratio, 3), **figures}
+    """The figures; ratios only to the sides that were measured too."""
+    figures: dict[str, float] = {}
+    for side, (_, speedup, ratio) in OTHERS.items():
+        if f"{side}_seconds" in samples:
+            times = median(samples[f"{side}_seconds"]) / median(samples["ours_seconds"])
+            figures[speedup] = round(times, 3)
+            figures[ratio] = round(memory["ours_peak_mb"] / memory[f"{side}_peak_mb"], 3)
+    for name, seconds in samples.items():
+        figures[f"{name.removesuffix('_seconds')}_sequences_per_s"] = round(batch / median(seconds), 3)
+    return {**figures, **{name: round(mb, 1) for name, mb in memory.items()}}
 
 
 def show(figures: dict[str, float], settings: Settings) -> None:
     """Print the figures as a table, a row for each side."""
-    sides = [name for name in ("original", "ours") if f"{name}_peak_mb" in figures]
+    from benchmarks import step_textbrewer
+
+    sides = [name for name in (*OTHERS, "ours") if f"{name}_peak_mb" in figures]
     columns = ("sequences_per_s", "peak_mb", "growth_mb")
     rows = [(name, *(f"{figures[f'{name}_{column}']:,.1f}" for column in columns)) for name in sides]
+    note = NOTE.format(
+        rounds=settings.rounds, precision=settings.teacher_precision, dropout=settings.student_dropout
+    )
     print_table(
         f"One step of general distillation, {settings.batch} x {settings.length} tokens",
         ("", "sequences/s", "peak MB", "growth MB"),
         rows,
-        NOTE.format(
-            rounds=settings.rounds, precision=settings.teacher_precision, dropout=settings.student_dropout
-        ),
+        f"{note}\n{step_textbrewer.NOTE}" if "textbrewer" in sides else note,
     )
-    if "general_speedup" in figures:
-        speedup, ratio = figures["general_speedup"], figures["general_memory_ratio"]
-        print(f"Ours: {speedup:.2f} times the original's sequences/s, {ratio:.2f} of its peak memory")
-    else:
-        print("Ours alone: for the comparison, --reference DIR names a checkout of the original")
+    for called, speedup, ratio in OTHERS.values():
+        if speedup in figures:
+            print(
+                f"Ours: {figures[speedup]:.2f} times {called}'s sequences/s, "
+                f"{figures[ratio]:.2f} of its peak memory"
+            )
+    if "original" not in sides:
+        alone = "Ours alone" if sides == ["ours"] else "Without the original"
+        print(f"{alone}: for the comparison, --reference DIR names a checkout of the original")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The original pads every sentence to 64 tokens, its own setting for SST-2, and runs the teacher and all
 that attention losses need in both steps. Ours pads a batch to its longest sentence, batches being of
-like lengths. `task_speedup` compares the time of one intermediate and one prediction step.
+like lengths. `task_speedup` and `textbrewer_task_speedup` compare the time of one intermediate and one
+prediction step.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from benchmarks.step import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from data_pipeline.tasks import Encoded
 
 STAGES = ("intermediate", "prediction")
@@ -37,10 +40,15 @@ PADDED = 64  # the original's max_seq_length for SST-2
 # Tokens of SST-2's training sentences ([CLS] and [SEP] counted) at every twentieth of them.
 QUANTILES = (3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 11, 13, 14, 16, 18, 20, 23, 27, 33, 63)
 EXAMPLES = 3200
-TURN = 8  # steps of ours in a turn: their lengths differ
+TURN = 8  # steps of a turn where their lengths differ: all but the original's
+# The sides that ours is compared with: their names in a sentence, and the figure of ours to theirs.
+OTHERS = {
+    "original": ("the original", "task_speedup"),
+    "textbrewer": ("TextBrewer", "textbrewer_task_speedup"),
+}
 NOTE = (
     "Medians of {rounds} turns; a turn of ours is the mean of {turn} steps, since its batches differ in "
-    "length.\nTeacher and student as above, with two classes; both sides run the teacher in each step."
+    "length.\nTeacher and student as above, with two classes; all sides run the teacher in each step."
 )
 
 
@@ -51,27 +59,37 @@ def measure_task(settings: Settings) -> dict[str, list[float]]:
         folder = Path(scratch)
         in_own_process(save_teacher, folder / "teacher", settings, "BertForSequenceClassification")
         for stage in STAGES:
-            sides: dict[str, Steps] = {}
-            if settings.reference:
-                sides["original"] = partial(original, settings, stage)
-            sides["ours"] = partial(ours, settings, stage, folder)
-            seconds, _ = measure(sides, settings.rounds)
+            seconds, _ = measure(sides_of(settings, stage, folder), settings.rounds)
             for name, values in seconds.items():
                 side = name.removesuffix("_seconds")
-                steps = TURN if side == "ours" else 1
+                steps = 1 if side == "original" else TURN
                 samples[f"{side}_{stage}_seconds"] = [value / steps for value in values]
     return samples
 
 
+def sides_of(settings: Settings, stage: str, folder: Path) -> dict[str, Steps]:
+    """The sides of a stage that are measured; ours last, as in general distillation."""
+    from benchmarks import step_textbrewer  # it is made of parts of this module
+
+    sides: dict[str, Steps] = {}
+    if settings.reference:
+        sides["original"] = partial(original, settings, stage)
+    if settings.textbrewer:
+        sides["textbrewer"] = partial(step_textbrewer.task, settings, stage, folder)
+    sides["ours"] = partial(ours, settings, stage, folder)
+    return sides
+
+
 def summarise(samples: dict[str, list[float]], batch: int) -> dict[str, float]:
-    """The figures; ratios only where the original was measured too."""
+    """The figures; ratios only to the sides that were measured too."""
     figures: dict[str, float] = {}
     medians = {name: median(values) for name, values in samples.items()}
-    if "original_prediction_seconds" in samples:
-        totals = [
-            sum(medians[f"{side}_{stage}_seconds"] for stage in STAGES) for side in ("original", "ours")
-        ]
-        figures["task_speedup"] = round(totals[0] / totals[1], 3)
+    for other, (_, speedup) in OTHERS.items():
+        if f"{other}_prediction_seconds" in samples:
+            totals = [
+                sum(medians[f"{side}_{stage}_seconds"] for stage in STAGES) for side in (other, "ours")
+            ]
+            figures[speedup] = round(totals[0] / totals[1], 3)
     for name, seconds in medians.items():
         figures[f"{name.removesuffix('_seconds')}_sequences_per_s"] = round(batch / seconds, 3)
     return figures
@@ -79,17 +97,21 @@ def summarise(samples: dict[str, list[float]], batch: int) -> dict[str, float]:
 
 def show(figures: dict[str, float], settings: Settings) -> None:
     """Print the figures as a table, a row for each side."""
+    from benchmarks import step_textbrewer
+
     names = [f"{stage}_sequences_per_s" for stage in STAGES]
-    sides = [side for side in ("original", "ours") if f"{side}_{names[0]}" in figures]
+    sides = [side for side in (*OTHERS, "ours") if f"{side}_{names[0]}" in figures]
     rows = [(side, *(f"{figures[f'{side}_{name}']:,.1f}" for name in names)) for side in sides]
+    note = f"{NOTE}\n{step_textbrewer.NOTE_OF_TASK}" if "textbrewer" in sides else NOTE
     print_table(
         f"One step of task distillation, batches of {settings.batch}, lengths as SST-2's",
         ("", "intermediate, sequences/s", "prediction, sequences/s"),
         rows,
-        NOTE.format(rounds=settings.rounds, turn=TURN),
+        note.format(rounds=settings.rounds, turn=TURN),
     )
-    if "task_speedup" in figures:
-        print(f"Ours: {figures['task_speedup']:.2f} times the original's speed over both stages")
+    for called, speedup in OTHERS.values():
+        if speedup in figures:
+            print(f"Ours: {figures[speedup]:.2f} times {called}'s speed over both stages")
 
 
 def examples(settings: Settings) -> Encoded:
@@ -148,15 +170,22 @@ def original(settings: Settings, stage: str) -> Iterator[None]:
 
 def _padded(data: Encoded, step: int, batch: int) -> tuple[Any, Any, Any]:
     """A random batch of the original's: ids, segments, mask, (batch, 64) each."""
-    import numpy as np
     import torch
 
     ids = torch.zeros((batch, PADDED), dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, example in enumerate(np.random.default_rng(step).choice(len(data), batch, replace=False)):
-        sentence = torch.from_numpy(data.ids[example])
+    for row, sentence in enumerate(picked(data, step, batch)):
         ids[row, : len(sentence)], mask[row, : len(sentence)] = sentence, 1
     return ids, torch.zeros_like(ids), mask
+
+
+def picked(data: Encoded, step: int, batch: int) -> list[Tensor]:
+    """The sentences of a random batch, the original's and TextBrewer's."""
+    import numpy as np
+    import torch
+
+    numbers = np.random.default_rng(step).choice(len(data), batch, replace=False)
+    return [torch.from_numpy(data.ids[number]) for number in numbers]
 
 
 # ------------------------------------------------------------------------------------------- ours
