@@ -28,7 +28,7 @@ SCRIPT = "augment_data.py"
 TRIES = 20
 PROCESSES = 2
 NOTE = (
-    "Medians of {rounds} runs, in turns, of {rows:,} sentences, 20 tries each; rows/s leaves out start-up.\n"
+    "Medians of {rounds} runs, in turns, of {rows:,} sentences, 20 tries; rows/s leave out start-up.\n"
     "The original drops what repeats among a sentence's variants; ours what repeats in the whole file. "
     "It writes pieces that a killed run resumes from, and the same rows on any number of processes.\n"
     "Peak memory is the largest of all processes of a side together."
