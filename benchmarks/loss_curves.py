@@ -98,7 +98,7 @@ def measure(corpus: Path, steps: int, batch: int, folder: Path) -> dict[str, lis
     epochs = (steps + 0.5) * batch / summary["sequences"]  # half a step more, for it is rounded down
     curves = {}
     for name, more in CURVES.items():
-        target = folder / name.replace(" ", "_").replace("'", "")
+        target = folder / _key(name)
         run(
             *("general", "--config", str(RECIPE), "--shards", str(shards / "shards"), "--run", str(target)),
             *("--stage.batch_size", str(batch), "--stage.epochs", repr(epochs), "--processes", "1"),
@@ -106,6 +106,11 @@ def measure(corpus: Path, steps: int, batch: int, folder: Path) -> dict[str, lis
         )
         curves[name] = read(target / "metrics.jsonl")
     return curves
+
+
+def _key(name: str) -> str:
+    """A curve's name, as figures and folders have it."""
+    return name.replace(" ", "_").replace("'", "")
 
 
 def run(*command: str) -> None:
@@ -132,13 +137,14 @@ def summarise(curves: Mapping[str, list[tuple[float, float]]]) -> dict[str, floa
     figures: dict[str, float] = {}
     plain = [loss for _, loss in curves["plain"]]
     for name, curve in curves.items():
-        figures[f"{name}_last_loss"] = round(curve[-1][1], 4)
+        key = _key(name)
+        figures[f"{key}_last_loss"] = round(curve[-1][1], 4)
         if name != "plain":
             off = [100 * (loss / other - 1) for (_, loss), other in zip(curve, plain, strict=True)]
             sizes = list(map(abs, off[len(off) // 10 :]))
-            figures[f"{name}_median_percent"] = round(median(sizes), 3)
-            figures[f"{name}_largest_percent"] = round(max(sizes), 3)
-            figures[f"{name}_last_percent"] = round(off[-1], 3)
+            figures[f"{key}_median_percent"] = round(median(sizes), 3)
+            figures[f"{key}_largest_percent"] = round(max(sizes), 3)
+            figures[f"{key}_last_percent"] = round(off[-1], 3)
     return figures
 
 
@@ -149,9 +155,9 @@ def show(
     rows = []
     for name in curves:
         keys = ("median", "largest", "last")
-        off = (figures.get(f"{name}_{key}_percent") for key in keys)
+        off = (figures.get(f"{_key(name)}_{key}_percent") for key in keys)
         shown = ("" if value is None else f"{value:.2f}" for value in off)
-        rows.append((name, f"{figures[f'{name}_last_loss']:.3f}", *shown))
+        rows.append((name, f"{figures[f'{_key(name)}_last_loss']:.3f}", *shown))
     note = NOTE.format(steps=steps, batch=batch, every=every(steps))
     print_table("Loss", ("", "at the end", "median %", "largest %", "at the end %"), rows, note)
 
