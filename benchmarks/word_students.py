@@ -92,7 +92,16 @@ STUDENTS = {
     "cnn": Student("iclassifier", batch=128, padded=100, frozen=True),
     "densenet_cnn": Student("iclassifier", batch=128, padded=100, frozen=True),
     "densenet_dsa": Student("iclassifier", batch=128, padded=100, frozen=True),
-    "bilstm_max": Student("KnowledgeDistillation", 64, 50, False, 2.0, 1.0, 21128, TNEWS),
+    "bilstm_max": Student(
+        "KnowledgeDistillation",
+        batch=64,
+        padded=50,
+        frozen=False,
+        logits_weight=2.0,
+        labels_weight=1.0,
+        vocabulary=21128,
+        lengths=TNEWS,
+    ),
 }
 
 
@@ -282,9 +291,8 @@ def _iclassifier(name: str, folder: Path, scratch: Path, device: torch.device) -
     import numpy
     import torch
 
-    numpy.save(
-        scratch / "vectors.npy", numpy.random.default_rng(0).normal(0, 0.3, (14816, 300)).astype("f4")
-    )
+    vectors = numpy.random.default_rng(0).normal(0, 0.3, (STUDENTS[name].vocabulary, WIDTH))
+    numpy.save(scratch / "vectors.npy", vectors.astype("float32"))
     (models,) = import_reference(folder, ["model"], ())
     file, kind = {
         "cnn": ("config-glove-cnn.json", "TextGloveCNN"),
