@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -130,12 +131,8 @@ def noisy_variants(
 
 def _pieces(text: str, words: list[Tagged]) -> list[str]:
     """The words of a text at odd places, what stands before, between and after them at even ones."""
-    ends = [0, *(word.end for word in words)]
-    begins = [*(word.begin for word in words), len(text)]
-    between = [text[end:begin] for end, begin in zip(ends, begins, strict=True)]
-    pieces = [""] * (2 * len(words) + 1)
-    pieces[::2], pieces[1::2] = between, [text[word.begin : word.end] for word in words]
-    return pieces
+    cuts = [0, *(place for word in words for place in word[:2]), len(text)]
+    return [text[begin:end] for begin, end in pairwise(cuts)]
 
 
 def _changes(noisy: np.ndarray, config: NoiseConfig, rng: np.random.Generator) -> list[list[int]]:
