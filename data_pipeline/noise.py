@@ -37,6 +37,8 @@ def tagger(config: NoiseConfig, unit: str) -> Tagger:
     if unit == "chinese_word":
         _need("jieba", "jieba")
         return jieba_tags
+    if config.tagger == "textblob" and not config.replaced:
+        return untagged_words
     if config.tagger == "textblob":
         _need("textblob", "textblob")
         return textblob_tags
@@ -52,16 +54,21 @@ def _need(module: str, name: str) -> None:
         raise ValueError(f"noise: the method needs {name}; pip install it, or set noise.tagger")
 
 
+def untagged_words(text: str) -> list[Tagged]:
+    """Words as in the Penn Treebank, where no part of speech matters."""
+    return [Tagged(*match.span(), "") for match in re.finditer(WORD, text)]
+
+
 def textblob_tags(text: str) -> list[Tagged]:
     """Words as in the Penn Treebank, tagged by the Pattern lexicon."""
     from textblob.en.taggers import PatternTagger
 
-    spans = [match.span() for match in re.finditer(WORD, text)]
-    words = [text[begin:end] for begin, end in spans]
+    spans = untagged_words(text)
+    words = [text[word.begin : word.end] for word in spans]
     tags = [tag for _, tag in PatternTagger().tag(" ".join(words), tokenize=False)]
     if len(tags) != len(spans):  # the lexicon splits some by itself
-        tags = [""] * len(spans)
-    return [Tagged(begin, end, tag) for (begin, end), tag in zip(spans, tags, strict=True)]
+        return spans
+    return [word._replace(tag=tag) for word, tag in zip(spans, tags, strict=True)]
 
 
 def jieba_tags(text: str) -> list[Tagged]:

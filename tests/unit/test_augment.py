@@ -33,7 +33,15 @@ from data_pipeline.augment import (
     words_of,
     write_piece,
 )
-from data_pipeline.noise import Tagged, jieba_tags, noisy_variants, tagger, textblob_tags, words_by_tag
+from data_pipeline.noise import (
+    Tagged,
+    jieba_tags,
+    noisy_variants,
+    tagger,
+    textblob_tags,
+    untagged_words,
+    words_by_tag,
+)
 from data_pipeline.settings import AugmentConfig, NoiseConfig, TaskConfig
 from data_pipeline.tasks import Examples, label_set
 from data_pipeline.vocabulary import Vocabulary, copy_tokenizer, load_vocabulary
@@ -280,6 +288,14 @@ def test_taggers_find_words_where_they_are(tag):
     assert all(before.end <= after.begin for before, after in pairwise(found))
     covered = "".join(text[word.begin : word.end] for word in found)
     assert covered == "".join(text.split())
+
+
+def test_no_word_is_tagged_where_none_is_replaced():
+    assert tagger(NoiseConfig(replaced=0), "word") is untagged_words
+    assert tagger(NoiseConfig(), "word") is textblob_tags
+    tagged = textblob_tags(TEXT)
+    assert {word.tag for word in tagged} > {"NN", "JJ"}
+    assert untagged_words(TEXT) == [word._replace(tag="") for word in tagged]
 
 
 # spaCy in a few lines, with the names that are relied on: words and spaces, tagged by their length.
