@@ -24,7 +24,6 @@ from data_pipeline.vocabulary import load_vocabulary
 from distill.candidates import MaskedWords, Neighbours, is_maskable, name_of
 from distill.encoders import Teacher
 from distill.engine import barrier, rank, start_processes, sum_over_ranks, world_size
-from distill.measure import own_predictions
 from distill.model_facts import model_config, usual_length
 from distill.outputs import examples_fingerprint, teacher_fingerprint
 from distill.preemption import Stopped, asked
@@ -160,6 +159,9 @@ class _Judge:
 
     def __init__(self, config: AugmentConfig, device: torch.device):
         assert config.teacher
+        from distill.measure import own_predictions  # with SciPy and scikit-learn, which no other run needs
+
+        self.predict = own_predictions
         self.config = config
         self.vocabulary = load_vocabulary(config.teacher)
         length = usual_length(config.teacher, model_config(config.teacher, "teacher"))
@@ -172,7 +174,7 @@ class _Judge:
         columns = self.config.text, self.config.text_pair
         firsts, seconds = ([row[name] for row in rows] if name else [] for name in columns)
         data = encode(Examples(firsts, seconds, []), self.task, self.vocabulary)
-        sure = own_predictions(self.model, data, self.BATCH).softmax(-1).amax(-1).tolist()
+        sure = self.predict(self.model, data, self.BATCH).softmax(-1).amax(-1).tolist()
         judged = ({**row, files.SURE: value} for row, value in zip(rows, sure, strict=True))
         return [files.encoded(row) for row in judged]
 
