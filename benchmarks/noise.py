@@ -4,17 +4,19 @@
 
 FILE is a .tsv with the column `sentence`, such as SST-2's train.tsv; DIR a checkout of dsindex/iclassifier,
 whose script is distil-bilstm's with a cap on the words that change. Each side is a command, `distillery
-augment --method noise` and the script, in turns, on a tenth of the rows and on all: what the others take
-is the rate without imports and start. Neither uses a tagger, which would be a package of others: words are
+augment --method noise` and the script, in turns, on a few rows, which is its start-up, and on all: what
+the others take is the rate without it. Neither uses a tagger, which would be a package of others: words are
 masked, alone and in n-grams, and none is replaced (`--noise.replaced 0`, `--no_analyzer`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +28,17 @@ from benchmarks.record import print_table, take_turns, write_record
 
 SCRIPT = "augment_data.py"
 TRIES = 20
-PROCESSES = 2
+PROCESSES = os.cpu_count() or 1  # those of the original's --parallel, which has no number of its own
+FEW = 10
 NOTE = (
-    "Medians of {rounds} runs, in turns, of {rows:,} sentences, 20 tries; rows/s leave out start-up.\n"
-    "The original drops what repeats among a sentence's variants; ours what repeats in the whole file. "
+    "Medians of {rounds} runs, in turns, of {rows:,} sentences, 20 tries; start-up is a run on {few}, "
+    "which rows/s leave out.\n"
+    "Parallel is {processes} processes. The original drops what repeats among a sentence's variants; ours "
+    "what repeats in the whole file. "
     "It writes pieces that a killed run resumes from, and the same rows on any number of processes.\n"
-    "Peak memory is the largest of all processes of a side together."
+    "Repeated are variants that are a sentence, or another variant, of the file. "
+    "Peak memory (2^20 bytes) is the largest of all processes of a side together; "
+    "it grows by the last column for 1,000 sentences."
 )
 
 
@@ -65,6 +72,7 @@ class Seen(NamedTuple):
     seconds: float
     peak_mb: float
     rows: int
+    repeated: int
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = _settings(options)
         sentences = settings.sentences()
-        if len(sentences) < 10:
-            raise ValueError(f"--data {settings.data}: {len(sentences)} rows; give 10 or more")
+        if len(sentences) <= FEW:
+            raise ValueError(f"--data {settings.data}: {len(sentences)} rows; give more than {FEW}")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -143,10 +151,10 @@ def sides(settings: Settings) -> dict[str, Callable[[Path, Path], list[str]]]:
 
 
 def measure(settings: Settings, sentences: list[str]) -> dict[str, list[float]]:
-    """Seconds of every side on a tenth of the sentences and on all, its peak of memory in MB, its rows."""
-    samples: dict[str, list[float]] = {}
+    """Seconds of every side on a few sentences and on all, its peak of memory in MB, its rows."""
+    samples: dict[str, list[float]] = {"sentences": [len(sentences)]}
     with tempfile.TemporaryDirectory() as scratch:
-        for size, part in (("few", sentences[: len(sentences) // 10]), ("all", sentences)):
+        for size, part in (("few", sentences[:FEW]), ("all", sentences)):
             data = Path(scratch) / f"{size}.tsv"
             rows = "".join(f"{sentence}\n" for sentence in part)
             data.write_text(f"sentence\n{rows}", encoding="utf-8")
@@ -178,22 +186,44 @@ def _run(name: str, command: Callable[[Path, Path], list[str]], data: Path) -> S
     with tempfile.TemporaryDirectory(dir=data.parent) as own:
         out = Path(own) / "out"
         run = run_command(name, command(data, out), Path(own) / "log.txt")
-        with (out / "augmented.jsonl" if out.is_dir() else out).open("rb") as lines:
-            return Seen(run.seconds, run.peak_mb, sum(1 for _ in lines))
+        sentences = [as_compared(line) for line in data.read_text(encoding="utf-8").splitlines()[1:]]
+        rows, repeated = _count(written(out), sentences)
+        return Seen(run.seconds, run.peak_mb, rows, repeated)
+
+
+def written(out: Path) -> Iterator[str]:
+    """The texts that a side wrote."""
+    if out.is_dir():
+        with (out / "augmented.jsonl").open(encoding="utf-8") as lines:
+            yield from (as_compared(json.loads(line)["sentence"]) for line in lines)
+    else:
+        with out.open(encoding="utf-8") as lines:
+            yield from (as_compared(line.rpartition("\t")[0]) for line in lines)
+
+
+def as_compared(text: str) -> str:
+    """A text without what the original doesn't keep: its spacing and its capitals."""
+    return " ".join(text.split()).lower()
+
+
+def _count(texts: Iterator[str], sentences: list[str]) -> tuple[int, int]:
+    """How many rows there are, and how many of the variants repeat a sentence or another variant."""
+    originals, rows = {*sentences}, 0
+    new: set[str] = set()
+    for text in texts:
+        rows += 1
+        if text not in originals:
+            new.add(text)
+    return rows, rows - len(sentences) - len(new)
 
 
 # ----------------------------------------------------------------------------------- what it says
 def summarise(samples: Mapping[str, list[float]]) -> dict[str, float]:
-    """Seconds, rows a second beyond start-up, memory; ratios where the original was measured too."""
-    medians = {name: median(values) for name, values in samples.items()}
+    """Every side's figures; ratios where the original was measured too."""
     figures: dict[str, float] = {}
     for key in filter(lambda key: key.endswith("_all_seconds"), samples):
         name = key.removesuffix("_all_seconds")
-        rows = medians[f"{name}_all_rows"] - medians[f"{name}_few_rows"]
-        figures[f"{name}_seconds"] = round(medians[key], 3)
-        figures[f"{name}_rows_per_s"] = round(rows / (medians[key] - medians[f"{name}_few_seconds"]), 1)
-        figures[f"{name}_peak_mb"] = round(medians[f"{name}_all_peak_mb"], 1)
-        figures[f"{name}_rows"] = medians[f"{name}_all_rows"]
+        figures |= {f"{name}_{column}": value for column, value in _side(samples, name).items()}
         other = name.replace("ours", "original")
         if other != name and f"{other}_seconds" in figures:
             kind = name.removeprefix("ours")
@@ -201,16 +231,45 @@ def summarise(samples: Mapping[str, list[float]]) -> dict[str, float]:
     return figures
 
 
+def _side(samples: Mapping[str, list[float]], name: str) -> dict[str, float]:
+    """Seconds, of which start-up, rows a second beyond it, repeated variants, memory and its growth."""
+    few, whole = (
+        {column: median(samples[f"{name}_{size}_{column}"]) for column in Seen._fields}
+        for size in ("few", "all")
+    )
+    (sentences,) = samples["sentences"]
+    more = {column: whole[column] - few[column] for column in Seen._fields}
+    return {
+        "seconds": round(whole["seconds"], 3),
+        "start_s": round(few["seconds"], 3),
+        "rows_per_s": round(more["rows"] / more["seconds"], 1),
+        "rows": whole["rows"],
+        "repeated_share": round(whole["repeated"] / max(1, whole["rows"] - sentences), 5),
+        "peak_mb": round(whole["peak_mb"], 1),
+        "growth_mb": round(1000 * more["peak_mb"] / (sentences - FEW), 3),
+    }
+
+
+COLUMNS = {
+    "seconds": ("seconds", ",.1f"),
+    "start_s": ("start-up, s", ".1f"),
+    "rows_per_s": ("rows/s", ",.0f"),
+    "rows": ("rows", ",.0f"),
+    "repeated_share": ("repeated", ".2%"),
+    "peak_mb": ("peak MB", ",.0f"),
+    "growth_mb": ("growth, MB", ".2f"),
+}
+
+
 def show(figures: Mapping[str, float], settings: Settings, sentences: int) -> None:
     """Print the figures as a table, a row for each side."""
     rows = []
     for name in sides(settings):
-        columns = (("seconds", ",.1f"), ("rows_per_s", ",.0f"), ("peak_mb", ",.0f"), ("rows", ",.0f"))
         ratio = figures.get(f"speedup{name.removeprefix('ours')}") if name.startswith("ours") else None
-        values = [format(figures[f"{name}_{column}"], spec) for column, spec in columns]
+        values = [format(figures[f"{name}_{column}"], spec) for column, (_, spec) in COLUMNS.items()]
         rows.append((name.replace("_", ", "), *values, "" if ratio is None else f"{ratio:.2f}"))
-    heading = ("", "seconds", "rows/s", "peak MB", "rows", "times the original")
-    note = NOTE.format(rounds=settings.rounds, rows=sentences)
+    heading = ("", *(head for head, _ in COLUMNS.values()), "times the original")
+    note = NOTE.format(rounds=settings.rounds, rows=sentences, few=FEW, processes=PROCESSES)
     print_table("Noisy variants, no tagger", heading, rows, note)
     if not settings.reference:
         print("Ours alone: for the comparison, --reference DIR names a checkout of iclassifier")
