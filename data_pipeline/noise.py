@@ -113,10 +113,16 @@ def noisy_variants(
     if not words:
         return []
     rng = np.random.default_rng(key)
+    most = int(config.most * len(words))
     noises = rng.random((tries, len(words)))
-    changes = _changes(noises < config.masked + config.replaced, config, rng)
+    changes = _changes(noises < config.masked + config.replaced, most, rng)
     choices = rng.random((tries, len(words))).tolist()
     ngrams = _ngrams(len(words), config, tries, rng)
+    if config.ngrams == "mask":  # one that would change too many words is left out, as in iclassifier
+        ngrams = [
+            ngram if ngram and len({*ngram, *places}) <= most else None
+            for ngram, places in zip(ngrams, changes, strict=True)
+        ]
     options = [by_tag.get(word.tag, []) for word in words]
     pieces = _pieces(text, words)
     found: dict[str, None] = {}
@@ -142,13 +148,12 @@ def _pieces(text: str, words: list[Tagged]) -> list[str]:
     return [text[begin:end] for begin, end in pairwise(cuts)]
 
 
-def _changes(noisy: np.ndarray, config: NoiseConfig, rng: np.random.Generator) -> list[list[int]]:
-    """The words that each variant masks or replaces: those of `noisy` (tries, words), or some, drawn."""
-    allowed = int(config.most * noisy.shape[1])
+def _changes(noisy: np.ndarray, most: int, rng: np.random.Generator) -> list[list[int]]:
+    """The words that each variant masks or replaces: those of `noisy` (tries, words), or `most`, drawn."""
     places = np.nonzero(noisy)[1].tolist()
     ends = noisy.sum(axis=1).cumsum().tolist()
     rows = [places[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-    return [row if len(row) <= allowed else rng.permutation(row)[:allowed].tolist() for row in rows]
+    return [row if len(row) <= most else rng.permutation(row)[:most].tolist() for row in rows]
 
 
 def _ngrams(words: int, config: NoiseConfig, tries: int, rng: np.random.Generator) -> list[range | None]:

@@ -242,6 +242,18 @@ def test_no_more_words_change_than_may():
         assert sum(own != word for own, word in zip(LETTERS.split(), words, strict=True)) <= 5
 
 
+def test_no_more_words_change_than_may_with_an_ngram_masked():
+    """One that would change too many is left out, whole; shorter ones are not."""
+    config = NoiseConfig(masked=0.2, replaced=0.1, ngram=1, longest=5, ngrams="mask", most=0.25)
+    counts = [
+        sum(own != word for own, word in zip(LETTERS.split(), words, strict=True))
+        for words in noise(config)
+    ]
+    assert max(counts) == 5
+    alone = noise(NoiseConfig(masked=0, replaced=0, ngram=1, longest=5, ngrams="mask", most=0.15))
+    assert {words.count("[MASK]") for words in alone} == {1, 2, 3}
+
+
 @pytest.mark.parametrize("kind", ["keep", "mask"])
 def test_an_ngram_is_kept_or_masked(kind):
     found = noise(NoiseConfig(masked=0, replaced=0, ngram=1, longest=3, ngrams=kind))
@@ -270,7 +282,7 @@ def test_noise_leaves_what_stands_between_words_and_around_them():
         ("keep", {"A", "b", "c", "A, b", "b-c"}),
         ("mask", {"(#, b-c)", "(A, #-c)", "(A, b-#)", "(#, #-c)", "(A, #-#)", "(#, #-#)"}),
     ):
-        config = NoiseConfig(masked=0, replaced=0, ngram=1, longest=3, ngrams=ngrams)
+        config = NoiseConfig(masked=0, replaced=0, ngram=1, longest=3, ngrams=ngrams, most=1.0)
         assert {*noisy_variants("(A, b-c)", tagged, {}, "#", config, 200, [0])} == expected
     assert words_by_tag(["(A, b-c)"], lambda text: tagged) == {"": ["a", "b", "c"]}
 
