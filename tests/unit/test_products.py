@@ -49,14 +49,26 @@ def test_values_and_gradients_are_those_of_float64(either, shape, bias):
         torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=1e-4)
 
 
-def test_what_is_frozen_gets_no_gradient(monkeypatch):
+ROWS = pytest.mark.parametrize("rows", [3, products.BLOCK + 6])  # torch's own way, and oneDNN's
+
+
+@ROWS
+def test_what_is_frozen_gets_no_gradient(monkeypatch, rows):
     monkeypatch.setattr(products, "by_onednn", lambda: True)
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
     speed_up_products(model)
     model[0].requires_grad_(False)
-    model(torch.randn(3, 4)).sum().backward()
+    model(torch.randn(rows, 4)).sum().backward()
     assert model[0].weight.grad is None
     assert model[1].weight.grad is not None
+
+
+@pytest.mark.parametrize(("rows", "name"), [(3, "Addmm"), (products.BLOCK, "_Product")])
+def test_few_rows_go_torchs_own_way(monkeypatch, rows, name):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    layer = nn.Linear(4, 6)
+    speed_up_products(layer)
+    assert name in layer(torch.randn(rows, 4)).grad_fn.name()
 
 
 @EXACT
@@ -121,22 +133,24 @@ class Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_gradients_pass_through_what_is_frozen(monkeypatch):
+@ROWS
+def test_gradients_pass_through_what_is_frozen(monkeypatch, rows):
     monkeypatch.setattr(products, "by_onednn", lambda: True)
-    layer, inputs = nn.Linear(4, 3).requires_grad_(False), torch.randn(2, 4, requires_grad=True)
+    layer, inputs = nn.Linear(4, 3).requires_grad_(False), torch.randn(rows, 4, requires_grad=True)
     speed_up_products(layer)
     layer(inputs).sum().backward()
-    torch.testing.assert_close(inputs.grad, layer.weight.sum(dim=0).expand(2, 4))
+    torch.testing.assert_close(inputs.grad, layer.weight.sum(dim=0).expand(rows, 4))
 
 
-def test_a_bias_alone_learns(monkeypatch):
+@ROWS
+def test_a_bias_alone_learns(monkeypatch, rows):
     monkeypatch.setattr(products, "by_onednn", lambda: True)
     layer, plain = nn.Linear(4, 3), nn.Linear(4, 3)
     for each in (layer, plain):
         each.weight.requires_grad_(False)
     speed_up_products(layer)
-    layer(torch.ones(2, 4)).sum().backward()
-    assert layer.bias.grad.tolist() == [2.0] * 3
+    layer(torch.ones(rows, 4)).sum().backward()
+    assert layer.bias.grad.tolist() == [float(rows)] * 3
 
 
 def test_another_weight_at_the_same_address_is_seen(monkeypatch):
@@ -223,7 +237,7 @@ def test_names_weights_and_other_kinds_stay(monkeypatch):
 
 def test_other_dtypes_go_the_plain_way(monkeypatch):
     monkeypatch.setattr(products, "by_onednn", lambda: True)
-    layer, inputs = nn.Linear(8, 3).bfloat16(), torch.randn(2, 8).bfloat16()
+    layer, inputs = nn.Linear(8, 3).bfloat16(), torch.randn(products.BLOCK, 8).bfloat16()
     expected = layer(inputs)
     speed_up_products(layer)
     assert torch.equal(layer(inputs), expected)
