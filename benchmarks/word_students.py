@@ -41,7 +41,7 @@ Work = Literal["train", "read"]
 LABELS = ["negative", "positive"]
 WIDTH = 300  # of the word vectors
 EXAMPLES = 6400
-TURN = {"train": 4, "read": 200}  # steps or texts of a turn: their lengths differ
+TURN: dict[Work, int] = {"train": 4, "read": 200}  # steps or texts of a turn: their lengths differ
 # Words of SST-2's training phrases, and characters of TNEWS-5's titles, at every twentieth of them.
 SST2 = (1, 1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8, 9, 11, 12, 14, 16, 19, 22, 28, 55)
 TNEWS = (3, 10, 12, 14, 15, 17, 17, 19, 20, 21, 22, 23, 25, 26, 27, 28, 29, 30, 31, 33, 98)
@@ -171,9 +171,8 @@ def measure_students(settings: Settings) -> tuple[dict[str, list[float]], dict[s
     """Seconds of a step of training and of reading a text, and the peak of memory, by figure."""
     samples: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
-    works: tuple[Work, ...] = ("train", "read")
     for name in settings.students:
-        for work in works:
+        for work in TURN:
             with tempfile.TemporaryDirectory() as scratch:
                 sides: dict[str, Steps] = {"ours": partial(ours, name, work, Path(scratch))}
                 if folder := _original_folder(settings, name):

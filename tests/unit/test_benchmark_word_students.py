@@ -119,9 +119,11 @@ def test_an_original_gets_batches_of_its_size_padded_its_way(checkouts, tmp_path
     shapes = sys.modules["mean"].SEEN
     assert len(shapes) == 2 * TURN["train"]
     assert {shape[0] for shape in shapes} == {batch[0]}
-    assert {shape[1] for shape in shapes} == {batch[1]} or batch[1] is None
-    if batch[1] is None:  # like lengths: some batches are short, some long
-        assert len({shape[1] for shape in shapes}) > 1
+    widths = {shape[1] for shape in shapes}
+    if batch[1]:
+        assert widths == {batch[1]}
+    else:  # like lengths: some batches are short, some long
+        assert len(widths) > 1
 
 
 def test_an_original_reads_one_text_after_another(checkouts, tmp_path):
@@ -151,8 +153,18 @@ def test_ours_trains_and_reads(tmp_path, monkeypatch, name):
     assert data.teacher is not None
     assert max(map(len, data.ids)) <= (small.padded or 55)
     assert trainer.objective.student.embeddings.weight.requires_grad is not small.frozen
-    for work in ("train", "read"):
-        assert len(list(islice(ours(name, work, tmp_path / work), 3))) == 3
+    monkeypatch.setattr(word_students, "build_trainer", lambda *_: (trainer, data))
+    model, read = trainer.objective.student, []
+    model.register_forward_hook(lambda _, inputs, __: read.append(len(inputs[0]) if inputs else 0))
+    for work, changes in (("train", True), ("read", False)):
+        side = ours(name, work, tmp_path / work)
+        next(side)
+        before = model.classifier.weight.detach().clone()
+        read.clear()
+        next(side)
+        assert len(read) == TURN[work]
+        assert torch.equal(before, model.classifier.weight) is not changes
+    assert set(read) == {1}
 
 
 def test_stages_have_the_weights_of_the_originals():
