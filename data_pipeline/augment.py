@@ -25,7 +25,7 @@ from data_pipeline.tasks import Examples, read_examples
 from data_pipeline.untrusted import bounded_lines, parse_json
 from data_pipeline.whole import whole_file, write_whole
 
-encoded = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each row
+as_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each row
 SURE = "teacher's probability"  # of a row in a piece, where a teacher judges
 
 
@@ -124,7 +124,7 @@ def row(config: AugmentConfig, first: str, second: str | None, label: str | None
         fields[config.text_pair] = second
     if config.label:
         fields[config.label] = label
-    return encoded({**fields, "origin": origin})
+    return as_json({**fields, "origin": origin})
 
 
 def original_rows(config: AugmentConfig, examples: Examples) -> Iterator[str]:
@@ -176,7 +176,7 @@ def join(folder: Path, config: AugmentConfig, examples: Examples, pieces: int) -
                 if fields.pop(SURE) < config.confidence:
                     unsure += 1
                     continue
-                line = encoded(fields) + "\n"
+                line = as_json(fields) + "\n"
             if (key := _hash(fields)) in known:
                 duplicates += 1
                 continue

@@ -37,9 +37,9 @@ def tagger(config: NoiseConfig, unit: str) -> Tagger:
     if unit == "chinese_word":
         _need("jieba", "jieba")
         return jieba_tags
-    if config.tagger == "textblob" and not config.replaced:
-        return untagged_words
     if config.tagger == "textblob":
+        if not config.replaced:
+            return untagged_words
         _need("textblob", "textblob")
         return textblob_tags
     _need(SPACY_MODEL, f"spacy and its model {SPACY_MODEL}")

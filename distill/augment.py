@@ -176,7 +176,7 @@ class _Judge:
         data = encode(Examples(firsts, seconds, []), self.task, self.vocabulary)
         sure = self.predict(self.model, data, self.BATCH).softmax(-1).amax(-1).tolist()
         judged = ({**row, files.SURE: value} for row, value in zip(rows, sure, strict=True))
-        return [files.encoded(row) for row in judged]
+        return [files.as_json(row) for row in judged]
 
 
 METHODS = {"tinybert": _by_model, "noise": _by_noise}
