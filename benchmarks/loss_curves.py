@@ -2,11 +2,11 @@
 
     python -m benchmarks.loss_curves --corpus FILE [--steps 500] [--batch 8] [--svg FILE] [--json FILE]
 
-FILE is a .txt corpus. `distillery general` trains a student of 4 layers, 312 wide, as often as there are
-curves below, on the same rows: by its defaults, where the teacher runs in bf16 or int8 if the CPU has the
-units for it; with the teacher in fp32; the same with another seed, which says what is noise; and by the
-defaults from the teacher's own weights. On a CPU the precision of the teacher is all that the fast path
-changes of the arithmetic: the rest is computed in fp32 either way, in another order.
+FILE is a .txt corpus. `distillery general` trains a student of 4 layers, 312 wide, once for each curve:
+with the teacher in fp32 (plain); by its defaults, where the teacher runs in bf16 or int8 if the CPU has
+units for it (fast); from the teacher's own weights by its defaults. They read the same rows. The plain one
+with another seed, which begins with other weights and reads other rows, says what is noise. On a CPU the
+teacher's precision is all that is not fp32 by default.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from statistics import median
 
 from benchmarks.pregenerate import ROOT, TOKENIZER
 from benchmarks.record import print_table, write_record
-from distill.charts import DASHES, Line, line_chart
+from distill.charts import Line, line_chart, stroke
 
 RECIPE = ROOT / "recipes" / "general_4x312.yaml"
 CURVES: dict[str, list[str]] = {
@@ -175,10 +175,9 @@ def draw(curves: Mapping[str, list[tuple[float, float]]], steps: int, batch: int
 
 def _entry(line: Line) -> str:
     """A line of the legend."""
-    y, dash = 36 + 16 * line.style, DASHES[line.style]
+    y = 36 + 16 * line.style
     return (
-        f'<path class="line{line.style}" stroke-dasharray="{dash}" d="M280 {y}h24"/>'
-        f'<text x="310" y="{y + 4}">{escape(line.name)}</text>'
+        f'<path {stroke(line.style)} d="M280 {y}h24"/><text x="310" y="{y + 4}">{escape(line.name)}</text>'
     )
 
 

@@ -120,7 +120,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 # ------------------------------------------------------------------------------------- measuring
-def ours(data: Path, out: Path, processes: int) -> list[str]:
+def ours(processes: int, data: Path, out: Path) -> list[str]:
     """The user's command; its rows are in `out`/augmented.jsonl."""
     return [
         *(sys.executable, "-m", "launcher.cli", "augment", "--method", "noise", "--file", str(data)),
@@ -129,7 +129,7 @@ def ours(data: Path, out: Path, processes: int) -> list[str]:
     ]
 
 
-def original(data: Path, out: Path, more: list[str], *, script: Path) -> list[str]:
+def original(script: Path, more: list[str], data: Path, out: Path) -> list[str]:
     """The original's command, which reads no header; its rows are in `out`."""
     plain = data.with_suffix(".rows")
     return [
@@ -143,11 +143,9 @@ def sides(settings: Settings) -> dict[str, Callable[[Path, Path], list[str]]]:
     found: dict[str, Callable[[Path, Path], list[str]]] = {}
     if settings.reference:
         script = settings.reference / SCRIPT
-        found["original"] = lambda data, out: original(data, out, [], script=script)
-        found["original_parallel"] = lambda data, out: original(data, out, ["--parallel"], script=script)
-    found["ours"] = lambda data, out: ours(data, out, 1)
-    found["ours_parallel"] = lambda data, out: ours(data, out, PROCESSES)
-    return found
+        found["original"] = partial(original, script, [])
+        found["original_parallel"] = partial(original, script, ["--parallel"])
+    return {**found, "ours": partial(ours, 1), "ours_parallel": partial(ours, PROCESSES)}
 
 
 def measure(settings: Settings, sentences: list[str]) -> dict[str, list[float]]:

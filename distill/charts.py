@@ -242,7 +242,7 @@ def legend(lines: Sequence[Line]) -> str:
     """The names of lines, each beside a piece of its stroke."""
     items = "".join(
         f'<li><svg viewBox="0 0 30 10" width="30" height="10" aria-hidden="true">'
-        f'<path {_stroke(line.style)} d="M0 5H30"/></svg>{escape(line.name)}</li>'
+        f'<path {stroke(line.style)} d="M0 5H30"/></svg>{escape(line.name)}</li>'
         for line in lines
     )
     return f'<ul class="legend">{items}</ul>'
@@ -299,7 +299,8 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
     return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _stroke(style: int) -> str:
+def stroke(style: int) -> str:
+    """The attributes of a path that make it a line of this style."""
     dash = DASHES[style % len(DASHES)]
     return f'class="line{style % COLOURS}"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
@@ -310,7 +311,7 @@ def _curve(line: Line, at: Sequence[Point]) -> str:
     kind = f'class="dot{line.style % COLOURS}" r="2.5"'
     dots = [f'<circle {kind} cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in at if len(at) <= 24]
     name = f"<title>{escape(line.name)}</title>"
-    return f'<path {_stroke(line.style)} d="M{path}">{name}</path>{"".join(dots)}'
+    return f'<path {stroke(line.style)} d="M{path}">{name}</path>{"".join(dots)}'
 
 
 def _label(name: str, dot: Box, taken: list[Box], frame: Frame) -> str:
