@@ -2,11 +2,12 @@
 
     python -m benchmarks.loss_curves --corpus FILE [--steps 500] [--batch 8] [--svg FILE] [--json FILE]
 
-FILE is a .txt corpus. `distillery general` trains a student of 4 layers, 312 wide, once for each curve:
-with the teacher in fp32 (plain); by its defaults, where the teacher runs in bf16 or int8 if the CPU has
-units for it (fast); from the teacher's own weights by its defaults. They read the same rows. The plain one
-with another seed, which begins with other weights and reads other rows, says what is noise. On a CPU the
-teacher's precision is all that is not fp32 by default.
+FILE is a .txt corpus of two documents or more, which are made into sentence pairs. `distillery general`
+trains a student of 4 layers, 312 wide, once for each curve: with the teacher in fp32 (plain); by its
+defaults, where the teacher runs in bf16 or int8 if the CPU has units for it (fast); from the teacher's own
+weights by its defaults. They read the same rows. The plain one with another seed, which begins with other
+weights and reads other rows, says what is noise. On a CPU the teacher's precision is all that is not fp32
+by default.
 """
 
 from __future__ import annotations

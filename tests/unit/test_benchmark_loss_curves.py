@@ -65,7 +65,8 @@ def test_the_command_draws_curves_of_real_runs(tmp_path):
     """Each has as many points as steps, and another seed's differ."""
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(
-        "".join(f"This is sentence {place} of some .\n" for place in range(800)), encoding="utf-8"
+        "".join(f"This is sentence {place} of some .\n" + "\n" * (place % 8 == 7) for place in range(800)),
+        encoding="utf-8",
     )
     arguments = ["--corpus", str(corpus), "--steps", "10", "--batch", "2"]
     assert loss_curves.main([*arguments, "--svg", f"{tmp_path}/a.svg", "--json", f"{tmp_path}/a.json"]) == 0
